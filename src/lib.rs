@@ -1,0 +1,23 @@
+//! leasehold: a coordination-aware process supervisor. The map of the house is in `ARCHITECTURE.md`.
+//!
+//! ```text
+//!  6  main.rs  cli/                argv in, exit code out
+//!  5  driver/  keeper/             the two loops
+//!  4  sys/  http/  logs/           shells that do not know each other
+//!  3  engine/                      pure state machines
+//!  2  config/                      text -> checked settings
+//!  1  id  time  exit  wire         words everyone uses
+//! ```
+
+pub mod cli;
+pub mod config;
+pub mod driver;
+pub mod engine;
+pub mod exit;
+pub mod http;
+pub mod id;
+pub mod keeper;
+pub mod logs;
+pub mod sys;
+pub mod time;
+pub mod wire;

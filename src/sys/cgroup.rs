@@ -1,0 +1,298 @@
+//! cgroup2 leaves: one *new* directory per generation, killed and seen empty as a whole.
+//!
+//! No controller is needed for that (cgroups(7), `cgroup.kill` since Linux 5.14). The child joins by writing itself to
+//! `cgroup.procs` before its exec; CLONE_INTO_CGROUP is not used, because a kernel exists on which it kills the child at birth once
+//! either cgroup was killed before.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    id::{Generation, Revision},
+    wire::{Containment, RowKey},
+};
+
+/// The directory below which workers get their leaves.
+#[derive(Debug)]
+pub struct Tree {
+    workers: PathBuf,
+    remove: Option<PathBuf>,
+    kind: Containment,
+}
+
+impl Tree {
+    /// The best tree to be had, created and ready, or none where this user may not make one.
+    ///
+    /// Below a systemd unit with `Delegate=yes` that is `workers/` in the unit, and we move to `main/` beside it; as root elsewhere
+    /// it is `leasehold-HASH/` at the root of the hierarchy, where HASH is made from `run_dir`.
+    pub fn find(run_dir: &Path) -> Option<Self> {
+        let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
+        Self::in_unit(&mount).or_else(|| Self::at_root(&mount, run_dir))
+    }
+
+    fn in_unit(mount: &Path) -> Option<Self> {
+        let by_systemd = std::env::var("SYSTEMD_EXEC_PID")
+            .is_ok_and(|pid| pid == std::process::id().to_string());
+        if !by_systemd {
+            return None;
+        }
+        let unit = own_cgroup(mount)?;
+        let unit = if unit.ends_with("main") {
+            unit.parent()?.to_owned()
+        } else {
+            unit
+        };
+        if !is_delegated(&unit) {
+            return None;
+        }
+        let (main, workers) = (unit.join("main"), unit.join("workers"));
+        make(&main).ok()?;
+        make(&workers).ok()?;
+        fs::write(main.join("cgroup.procs"), "0").ok()?;
+        pass_controllers(&unit);
+        pass_controllers(&workers);
+        Some(Self {
+            workers,
+            remove: None,
+            kind: Containment::Unit,
+        })
+    }
+
+    fn at_root(mount: &Path, run_dir: &Path) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let name = format!(
+            "leasehold-{:016x}",
+            Revision::of(run_dir.as_os_str().as_encoded_bytes()).0
+        );
+        let base = mount.join(name);
+        make(&base).ok()?;
+        // A hierarchy that is mounted read-only, or shows someone else's root, fails here and not at the first spawn.
+        let probe = base.join("probe");
+        make(&probe).ok()?;
+        fs::remove_dir(&probe).ok()?;
+        pass_controllers(&base);
+        Some(Self {
+            workers: base.clone(),
+            remove: Some(base),
+            kind: Containment::Cgroup,
+        })
+    }
+
+    /// How strong it is.
+    pub fn kind(&self) -> Containment {
+        self.kind
+    }
+
+    /// Where the leaves are.
+    pub fn path(&self) -> &Path {
+        &self.workers
+    }
+
+    /// A fresh leaf.
+    pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
+        let path = self.workers.join(name);
+        fs::create_dir(&path)?;
+        Ok(Leaf { path })
+    }
+
+    /// Leaves that an earlier run left behind.
+    pub fn leftovers(&self) -> Vec<Leaf> {
+        let entries = fs::read_dir(&self.workers).into_iter().flatten().flatten();
+        entries
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .map(|e| Leaf { path: e.path() })
+            .collect()
+    }
+
+    /// Removes the directory we made at the root of the hierarchy; fails while a leaf is in it.
+    pub fn remove(&self) -> io::Result<()> {
+        self.remove.as_ref().map_or(Ok(()), fs::remove_dir)
+    }
+}
+
+/// The leaf of one generation: `web.3.17`.
+pub fn leaf_name(key: &RowKey, generation: Generation) -> String {
+    format!("{}.{generation}", key.to_string().replace('/', "."))
+}
+
+/// One generation's cgroup.
+#[derive(Debug)]
+pub struct Leaf {
+    path: PathBuf,
+}
+
+impl Leaf {
+    /// A leaf by its path, as told by the keeper.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a limit (`memory.max`), if the controller is there; false if it is not.
+    pub fn limit(&self, file: &str, value: &str) -> io::Result<bool> {
+        match fs::write(self.path.join(file), value) {
+            Ok(()) => Ok(true),
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    || e.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// `cgroup.procs`, through which a child joins.
+    pub fn procs(&self) -> io::Result<OwnedFd> {
+        Ok(fs::File::options()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))?
+            .into())
+    }
+
+    /// SIGKILL to every process in it, forks in flight included.
+    pub fn kill(&self) -> io::Result<()> {
+        match fs::write(self.path.join("cgroup.kill"), "1") {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.path.exists() => {
+                self.kill_one_by_one()
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Before Linux 5.14: until a pass finds nobody.
+    fn kill_one_by_one(&self) -> io::Result<()> {
+        loop {
+            let members = fs::read_to_string(self.path.join("cgroup.procs"))?;
+            let pids: Vec<i32> = members
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .collect();
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids {
+                super::child::signal_pid(pid, libc::SIGKILL)?;
+            }
+        }
+    }
+
+    /// Is a process in it or below it? A leaf that is gone is empty.
+    pub fn populated(&self) -> io::Result<bool> {
+        match fs::read_to_string(self.path.join("cgroup.events")) {
+            Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Something that polls as priority data whenever `populated` changes.
+    pub fn watch(&self) -> io::Result<Watch> {
+        let mut file = fs::File::open(self.path.join("cgroup.events"))?;
+        // The kernel compares with what was last read through this descriptor.
+        io::Read::read(&mut file, &mut [0; 64])?;
+        Ok(Watch(file.into()))
+    }
+
+    /// Removes it and what a worker made below it, deepest first.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+/// An open `cgroup.events`.
+#[derive(Debug)]
+pub struct Watch(OwnedFd);
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
+}
+
+/// The first cgroup2 mount of a mountinfo table (proc_pid_mountinfo(5)) that shows its hierarchy's root.
+fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut fields = head.split(' ').skip(3);
+        let (root, mount) = (fields.next()?, fields.next()?);
+        (tail.starts_with("cgroup2 ") && root == "/")
+            .then(|| PathBuf::from(mount.replace("\\040", " ")))
+    })
+}
+
+fn own_cgroup(mount: &Path) -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(mount.join(path))
+}
+
+/// systemd marks what it gave away (systemd's CGROUP_DELEGATION document).
+fn is_delegated(unit: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0_u8; 4];
+        rustix::fs::getxattr(unit, *name, &mut value).is_ok_and(|n| value.get(..n) == Some(b"1"))
+    })
+}
+
+/// Offers every controller we have to the level below; one that is refused is simply not there for limits.
+fn pass_controllers(path: &Path) {
+    let available = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+    for controller in available
+        .split_whitespace()
+        .filter(|c| ["cpu", "memory", "pids", "io"].contains(c))
+    {
+        let _ = fs::write(
+            path.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_cgroup2_beside_version_1() {
+        let table = "30 23 0:26 / /sys/fs/cgroup/pids rw shared:9 - cgroup cgroup rw,pids\n\
+                     31 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            mount_point(table),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+        assert_eq!(
+            mount_point("31 23 0:27 /docker/x /sys/fs/cgroup rw - cgroup2 none rw\n"),
+            None
+        );
+    }
+}

@@ -1,0 +1,177 @@
+//! A direct child, held by pidfd: no pid is ever signalled that may belong to a stranger.
+#![expect(
+    unsafe_code,
+    reason = "waitid with a pid in its answer, and signals by number, have no safe wrapper"
+)]
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid,
+};
+
+use crate::wire::ExitStatus;
+
+/// A child that has not been reaped yet. Readable (epoll) once it has ended.
+#[derive(Debug)]
+pub struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal to the leader. A leader that has ended already is not an error.
+    pub fn signal(&self, number: i32) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal(number)?) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Sends a signal to the process group it leads. Safe only while the child is unreaped: that keeps the number ours.
+    pub fn signal_group(&self, number: i32) -> io::Result<()> {
+        match rustix::process::kill_process_group(pid(self.pid)?, signal(number)?) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// How it ended, or none if it runs; leaves it unreaped (`WNOWAIT`), so that its group can still be signalled.
+    pub fn peek(&self) -> io::Result<Option<ExitStatus>> {
+        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT)
+    }
+
+    /// Reaps it if it has ended.
+    pub fn reap(&self) -> io::Result<Option<ExitStatus>> {
+        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    }
+
+    /// Was it just stopped by a signal? Consumes the report.
+    pub fn take_stopped(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        matches!(
+            waitid(WaitId::PidFd(self.pidfd.as_fd()), options),
+            Ok(Some(_))
+        )
+    }
+
+    fn wait(&self, options: WaitIdOptions) -> io::Result<Option<ExitStatus>> {
+        loop {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Ok(found) => return Ok(found.map(|status| exit_status(&status))),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => ExitStatus::Code(code),
+        (None, Some(number)) => ExitStatus::Signal {
+            number,
+            core: status.dumped(),
+        },
+        (None, None) => ExitStatus::Code(0),
+    }
+}
+
+/// Waits for a child that is certain to end at once: it never got as far as its program.
+pub(crate) fn reap_now(child: &Child) {
+    while let Err(rustix::io::Errno::INTR) =
+        waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)
+    {}
+}
+
+/// A dead child of which nobody holds a pidfd: an orphan that came to us as subreaper.
+pub enum Zombie {
+    /// Reaped; this was its pid.
+    Reaped(i32),
+    /// A zombie with this pid is one of ours and still wanted; it hides those behind it from this call.
+    Ours(i32),
+    /// No zombie is waiting.
+    None,
+}
+
+/// Looks at one dead child of any kind and reaps it unless `ours` claims it.
+pub fn reap_orphan(ours: impl Fn(i32) -> bool) -> Zombie {
+    match peek_any() {
+        None => Zombie::None,
+        Some(pid) if ours(pid) => Zombie::Ours(pid),
+        Some(pid) => {
+            reap_pid(pid);
+            Zombie::Reaped(pid)
+        }
+    }
+}
+
+/// Reaps a dead child by pid; nothing happens if it is not a dead child of ours.
+pub fn reap_pid(number: i32) {
+    if let Ok(pid) = pid(number) {
+        let _ = waitid(
+            WaitId::Pid(pid),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
+    }
+}
+
+/// The pid of some dead child, left unreaped. rustix's `waitid` does not tell the pid.
+fn peek_any() -> Option<i32> {
+    // SAFETY: siginfo_t is plain data for which all zeroes is a value; si_pid stays 0 if no child is dead (POSIX).
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid, exclusive siginfo_t for the duration of the call; P_ALL ignores the id.
+    let done = unsafe {
+        libc::waitid(
+            libc::P_ALL,
+            0,
+            &raw mut info,
+            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
+        )
+    };
+    // SAFETY: after a successful waitid the fields of a SIGCHLD siginfo are the ones set, si_pid among them.
+    let pid = unsafe { info.si_pid() };
+    (done == 0 && pid > 0).then_some(pid)
+}
+
+/// Sends a signal by pid: only for a process that was just proven to be ours and that we cannot hold by pidfd.
+pub fn signal_pid(number: i32, signal_number: i32) -> io::Result<()> {
+    match rustix::process::kill_process(pid(number)?, signal(signal_number)?) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn pid(number: i32) -> io::Result<Pid> {
+    if number <= 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Pid::from_raw(number).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+fn signal(number: i32) -> io::Result<Signal> {
+    if !(1..=64).contains(&number) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the number is a signal of Linux (1 to 64), and it is only sent, never given a handler, which is what the
+    // numbers that libc keeps to itself must be guarded from.
+    Ok(unsafe { Signal::from_raw_unchecked(number) })
+}

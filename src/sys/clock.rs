@@ -1,0 +1,25 @@
+//! The two clocks: BOOTTIME for everything that decides, the wall for people.
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::time::Moment;
+
+/// CLOCK_BOOTTIME: it counts through suspend and nobody can set it.
+pub fn now() -> Moment {
+    let t = clock_gettime(ClockId::Boottime);
+    Moment((t.tv_sec as u64) * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// The wall clock as it is now. It may jump: only for people and for expiry dates they wrote.
+pub fn wall() -> jiff::Timestamp {
+    let t = clock_gettime(ClockId::Realtime);
+    jiff::Timestamp::new(t.tv_sec, t.tv_nsec as i32).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}
+
+/// What the wall clock, as it is set now, would have shown at `moment`.
+pub fn wall_at(moment: Moment) -> jiff::Timestamp {
+    let ago = now().0 as i64 - moment.0 as i64;
+    wall()
+        .checked_sub(jiff::SignedDuration::from_nanos(ago))
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}

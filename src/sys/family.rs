@@ -1,0 +1,244 @@
+//! Who belongs to a worker where there is no cgroup: its process group, its session, whoever carries its environment,
+//! and their children. One pass over `/proc` serves any number of workers.
+//!
+//! Not covered, and documented: a process that leaves the session *and* drops the environment *and* outlives its parent.
+
+use std::{collections::BTreeMap, fs};
+
+use crate::{id::Generation, wire::RowKey};
+
+/// A worker whose family is looked for.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Its row.
+    pub key: RowKey,
+    /// Its generation.
+    pub generation: Generation,
+    /// The leader's pid, which numbers its group and session.
+    pub pid: i32,
+    /// When the leader started, in clock ticks: nobody older belongs to it.
+    pub start_ticks: u64,
+}
+
+/// One line of `/proc/PID/stat`, as far as it matters here (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// State letter.
+    pub state: u8,
+    /// Parent.
+    pub ppid: i32,
+    /// Process group.
+    pub group: i32,
+    /// Session.
+    pub session: i32,
+    /// Start, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl Stat {
+    /// Reads it; none if the process is gone.
+    pub fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The command's name may hold anything, so fields are counted from the last `)`.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let close = memchr::memrchr(b')', line)?;
+        let rest = std::str::from_utf8(line.get(close + 2..)?).ok()?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some(Self {
+            state: *fields.first()?.as_bytes().first()?,
+            ppid: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok()?,
+            start_ticks: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    fn is_dead(self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+}
+
+/// What one pass found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Living members: index into the heads, pid. The leader itself is not among them.
+    pub members: Vec<(usize, i32)>,
+    /// Dead children of `parent`, orphans that came to us.
+    pub zombies: Vec<i32>,
+}
+
+/// Looks for the families of `heads`. `cookie` is this run's `LEASEHOLD_RUN`; `parent` is the keeper.
+pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
+    let by_leader: BTreeMap<i32, usize> = heads
+        .iter()
+        .enumerate()
+        .map(|(n, head)| (head.pid, n))
+        .collect();
+    let marks: BTreeMap<Vec<u8>, usize> = heads
+        .iter()
+        .enumerate()
+        .map(|(n, head)| (mark(head), n))
+        .collect();
+    let oldest = heads.iter().map(|head| head.start_ticks).min().unwrap_or(0);
+    let table = process_table();
+    let mut found = Found::default();
+    let mut belongs: BTreeMap<i32, usize> = BTreeMap::new();
+    for (&pid, stat) in &table {
+        if stat.is_dead() {
+            if stat.ppid == parent && !by_leader.contains_key(&pid) {
+                found.zombies.push(pid);
+            }
+            continue;
+        }
+        let head = by_leader
+            .get(&stat.group)
+            .or_else(|| by_leader.get(&stat.session))
+            .copied();
+        let head = head.or_else(|| {
+            if stat.start_ticks < oldest {
+                None
+            } else {
+                by_environment(pid, cookie, &marks)
+            }
+        });
+        if let Some(n) = head.filter(|&n| stat.start_ticks >= heads[n].start_ticks) {
+            belongs.insert(pid, n);
+        }
+    }
+    add_descendants(&table, &by_leader, &mut belongs);
+    found.members = belongs
+        .into_iter()
+        .filter(|(pid, _)| !by_leader.contains_key(pid))
+        .map(|(pid, n)| (n, pid))
+        .collect();
+    found
+}
+
+/// Living processes, other than us and `spare`, that carry one of these cookies: provable leftovers of an earlier run.
+pub fn with_cookie(cookie: &str, spare: &[i32]) -> Vec<i32> {
+    let needle = format!("LEASEHOLD_RUN={cookie}");
+    let carries = |pid: i32| {
+        environment(pid).is_some_and(|env| env.split(|b| *b == 0).any(|v| v == needle.as_bytes()))
+    };
+    let table = process_table();
+    table
+        .iter()
+        .filter(|(pid, stat)| !stat.is_dead() && !spare.contains(pid) && carries(**pid))
+        .map(|(pid, _)| *pid)
+        .collect()
+}
+
+/// The text by which a worker's environment is known: set last, in this order, by every spawn.
+pub fn marks_of(key: &RowKey, generation: Generation) -> [String; 3] {
+    let (worker, task) = match key {
+        RowKey::Slot(worker) => (Some(worker), None),
+        RowKey::Task(worker, kind) => (Some(worker), Some(kind)),
+        RowKey::Node | RowKey::Fleet(_) => (None, None),
+    };
+    let fleet = worker.map_or_else(String::new, |w| w.fleet.to_string());
+    let slot = worker.map_or_else(String::new, |w| w.slot.to_string());
+    let kind = task.map_or_else(String::new, |kind| format!(":{}", kind.word()));
+    [
+        format!("LEASEHOLD_FLEET={fleet}"),
+        format!("LEASEHOLD_SLOT={slot}"),
+        format!("LEASEHOLD_GENERATION={generation}{kind}"),
+    ]
+}
+
+fn mark(head: &Head) -> Vec<u8> {
+    marks_of(&head.key, head.generation).join("\0").into_bytes()
+}
+
+fn by_environment(pid: i32, cookie: &str, marks: &BTreeMap<Vec<u8>, usize>) -> Option<usize> {
+    let env = environment(pid)?;
+    let mut variables: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
+    for variable in env.split(|b| *b == 0) {
+        if let Some(at) =
+            memchr::memchr(b'=', variable).filter(|_| variable.starts_with(b"LEASEHOLD_"))
+        {
+            variables.insert(&variable[..at], variable);
+        }
+    }
+    let run = variables.get(b"LEASEHOLD_RUN".as_slice())?;
+    if run.strip_prefix(b"LEASEHOLD_RUN=") != Some(cookie.as_bytes()) {
+        return None;
+    }
+    let names: [&[u8]; 3] = [
+        b"LEASEHOLD_FLEET",
+        b"LEASEHOLD_SLOT",
+        b"LEASEHOLD_GENERATION",
+    ];
+    let parts: Option<Vec<&[u8]>> = names
+        .iter()
+        .map(|name| variables.get(name).copied())
+        .collect();
+    marks.get(&parts?.join(&0)).copied()
+}
+
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/environ")).ok()
+}
+
+/// Children of members are members, whatever they did to their environment, while their parent lives.
+fn add_descendants(
+    table: &BTreeMap<i32, Stat>,
+    leaders: &BTreeMap<i32, usize>,
+    belongs: &mut BTreeMap<i32, usize>,
+) {
+    loop {
+        let more: Vec<(i32, usize)> = table
+            .iter()
+            .filter(|(pid, stat)| !stat.is_dead() && !belongs.contains_key(pid))
+            .filter_map(|(pid, stat)| {
+                let living_leader = leaders
+                    .get(&stat.ppid)
+                    .filter(|_| table.contains_key(&stat.ppid));
+                Some((*pid, *belongs.get(&stat.ppid).or(living_leader)?))
+            })
+            .collect();
+        if more.is_empty() {
+            return;
+        }
+        belongs.extend(more);
+    }
+}
+
+fn process_table() -> BTreeMap<i32, Stat> {
+    let pids = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| Some((pid, Stat::read(pid)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_survives_a_hostile_command_name() {
+        let line = b"77 (a) R 1) b) S 5 6 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 4242 0 0";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(
+            stat,
+            Stat {
+                state: b'S',
+                ppid: 5,
+                group: 6,
+                session: 7,
+                start_ticks: 4242
+            }
+        );
+        assert_eq!(Stat::parse(b"77 (x"), None);
+    }
+
+    #[test]
+    fn we_have_a_stat() {
+        let me = Stat::read(std::process::id() as i32).unwrap();
+        assert!(me.start_ticks > 0 && !me.is_dead());
+    }
+}

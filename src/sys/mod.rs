@@ -1,0 +1,34 @@
+//! What the kernel is asked for, in our nouns. Nothing here decides anything.
+//!
+//! | module | noun |
+//! | --- | --- |
+//! | `clock` | now, on CLOCK_BOOTTIME; the wall clock for people |
+//! | `spawn` | an order becomes a process, or a step and an errno (all of the crate's process-making `unsafe`) |
+//! | `child` | a pidfd: signal it, look at its end, reap it |
+//! | `cgroup` | a leaf per generation: created, killed, seen empty, removed |
+//! | `family` | who belongs to a worker where there is no cgroup: group, session, cookie |
+//! | `packet` | one message with descriptors over SOCK_SEQPACKET |
+//! | `memfd` | bytes that outlive their writer |
+//! | `pipe` | a log pipe: tee, splice, reopen |
+//! | `lock` | the instance lock |
+//! | `sd` | systemd's notify socket |
+//! | `notify` | the workers' notify socket |
+//! | `listen` | bound sockets |
+//! | `host` | users, limits, hostname, boot |
+//! | `surroundings` | what a configuration may ask of this machine |
+
+pub mod cgroup;
+pub mod child;
+pub mod clock;
+pub mod family;
+pub mod host;
+pub mod listen;
+pub mod lock;
+pub mod memfd;
+pub mod notify;
+pub mod packet;
+pub mod pipe;
+pub mod poll;
+pub mod sd;
+pub mod spawn;
+pub mod surroundings;

@@ -1,0 +1,585 @@
+//! An order becomes a process of its own group, or a step and an errno.
+//!
+//! `clone(CLONE_VM | CLONE_VFORK | CLONE_PIDFD)` through libc: the child borrows our memory until its exec, so the cost does not
+//! grow with ours, and it leaves the failing step in that memory, so no error pipe is needed. libc's `clone` rather than
+//! clone3: it needs no assembly of ours, works where an old container filter forbids clone3, and what clone3 adds
+//! (CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP) is either not enough or a trap (docs/adr/0001).
+//!
+//! With `CLONE_FILES` and `close_range(CLOSE_RANGE_UNSHARE)` as the child's first step only the first 64 descriptors are ever
+//! copied, so the cost does not grow with our open files either. What the child is to inherit is staged there first.
+#![expect(
+    unsafe_code,
+    reason = "the child of a vfork-like clone may use raw system calls only"
+)]
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use crate::{
+    sys::child::{self, Child},
+    wire::{Credentials, PASS_MAX, SpawnStep},
+};
+
+/// Descriptors below this are the spawner's: 3 up are the child's, [`STAGE`] up carry what it inherits.
+const RESERVED: c_int = 64;
+/// First descriptor of the staging area.
+const STAGE: c_int = 32;
+/// The staging area holds stdio, the cgroup and the binary besides what is passed.
+const _: () = assert!(PASS_MAX + 5 <= (RESERVED - STAGE) as usize);
+/// The child's stack until its exec; it calls nothing deep.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// What to execute.
+pub enum Program<'a> {
+    /// By path, relative to the working directory.
+    Path(&'a CStr),
+    /// By descriptor (execveat(2) with AT_EMPTY_PATH): the supervisor's own binary.
+    Descriptor(BorrowedFd<'a>),
+}
+
+/// Everything about the child-to-be, with nothing left to look up.
+pub struct Order<'a> {
+    /// What to execute.
+    pub program: Program<'a>,
+    /// Its arguments.
+    pub argv: &'a [CString],
+    /// Its whole environment.
+    pub env: &'a [CString],
+    /// Append `LISTEN_PID` with the child's pid.
+    pub listen_pid: bool,
+    /// stdin; /dev/null if none.
+    pub stdin: Option<BorrowedFd<'a>>,
+    /// stdout; /dev/null if none.
+    pub stdout: Option<BorrowedFd<'a>>,
+    /// stderr; /dev/null if none.
+    pub stderr: Option<BorrowedFd<'a>>,
+    /// These become 3, 4, ….
+    pub pass: &'a [BorrowedFd<'a>],
+    /// `cgroup.procs` of its leaf, open for writing.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// A session of its own, not only a group.
+    pub session: bool,
+    /// Working directory.
+    pub cwd: Option<&'a CStr>,
+    /// User and groups.
+    pub user: Option<&'a Credentials>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// `(resource, soft, hard)`.
+    pub rlimits: &'a [(u32, u64, u64)],
+    /// Nice value.
+    pub nice: Option<i32>,
+    /// CPUs; empty: all.
+    pub affinity: &'a [u32],
+    /// Set no_new_privs.
+    pub no_new_privs: bool,
+    /// Put oom_score_adj back to 0: ours is lower.
+    pub reset_oom_score: bool,
+    /// Die with the thread that spawns.
+    pub die_with_parent: bool,
+}
+
+/// Why there is no child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpawnFailure {
+    /// The step that failed.
+    pub step: SpawnStep,
+    /// Its errno.
+    pub errno: i32,
+}
+
+/// Makes processes. One per process, used from one thread that never ends: parent-death signals fire when the spawning
+/// *thread* ends (prctl(2)).
+pub struct Spawner {
+    stack: Stack,
+    null: OwnedFd,
+    share_files: bool,
+    keeper: i32,
+}
+
+impl Spawner {
+    /// Reserves descriptors 3 to 63. Call it before anything else is opened; everything that we were started with above stderr
+    /// becomes close-on-exec.
+    pub fn new() -> io::Result<Self> {
+        let null = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        let null = rustix::io::fcntl_dupfd_cloexec(&null, RESERVED)?;
+        mark_cloexec_from(3);
+        for number in 3..RESERVED {
+            // SAFETY: F_GETFD and dup3 touch no memory; a number that is taken is left to its owner.
+            unsafe {
+                if libc::fcntl(number, libc::F_GETFD) == -1 {
+                    libc::dup3(null.as_raw_fd(), number, libc::O_CLOEXEC);
+                }
+            }
+        }
+        Ok(Self {
+            stack: Stack::new()?,
+            null,
+            share_files: close_range_works(),
+            keeper: std::process::id() as i32,
+        })
+    }
+
+    /// Spawns; returns once the child has executed its program, or with the step at which it failed.
+    pub fn spawn(&mut self, order: &Order<'_>) -> Result<Child, SpawnFailure> {
+        if order.pass.len() > PASS_MAX {
+            return Err(SpawnFailure {
+                step: SpawnStep::Prepare,
+                errno: libc::EMFILE,
+            });
+        }
+        let staged = Staged::new(self.null.as_fd(), order)?;
+        let argv = pointers(order.argv);
+        let mut listen_pid = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0";
+        let mut env = pointers(order.env);
+        if order.listen_pid {
+            env.insert(env.len() - 1, listen_pid.as_ptr().cast());
+        }
+        let mut plan = Plan {
+            program: match order.program {
+                Program::Path(path) => path.as_ptr(),
+                Program::Descriptor(_) => ptr::null(),
+            },
+            argv: argv.as_ptr(),
+            env: env.as_ptr(),
+            listen_pid: if order.listen_pid {
+                listen_pid.as_mut_ptr()
+            } else {
+                ptr::null_mut()
+            },
+            staged: &staged,
+            order,
+            affinity: cpu_mask(order.affinity),
+            keeper: self.keeper,
+            unshare: self.share_files,
+            step: SpawnStep::Clone,
+            errno: 0,
+            executing: false,
+        };
+        let child = self.clone_child(&mut plan)?;
+        // SAFETY: the child has executed or ended (CLONE_VFORK), so nobody else writes `plan`; volatile because the compiler
+        // did not see the child write it.
+        let (step, errno, executing) = unsafe {
+            (
+                ptr::read_volatile(&raw const plan.step),
+                ptr::read_volatile(&raw const plan.errno),
+                ptr::read_volatile(&raw const plan.executing),
+            )
+        };
+        if executing && errno == 0 {
+            return Ok(child);
+        }
+        child::reap_now(&child);
+        let step = if errno == 0 {
+            SpawnStep::KilledAtBirth
+        } else {
+            step
+        };
+        Err(SpawnFailure { step, errno })
+    }
+
+    fn clone_child(&self, plan: &mut Plan<'_>) -> Result<Child, SpawnFailure> {
+        let failed = |e: i32| SpawnFailure {
+            step: SpawnStep::Clone,
+            errno: e,
+        };
+        let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+        if self.share_files {
+            flags |= libc::CLONE_FILES;
+        }
+        let mut pidfd: c_int = -1;
+        let blocked = BlockedSignals::all();
+        // SAFETY: the stack is ours, mapped, 16-byte aligned at its top and used by one child at a time: CLONE_VFORK suspends
+        // this thread until the child has executed or exited, which also keeps `plan` and everything it points to alive.
+        // All signals are blocked, so no handler of ours can run in the child; `run` makes raw system calls only. The
+        // pidfd is written to `pidfd`, which clone(2) takes as its first variadic argument.
+        let pid = unsafe {
+            libc::clone(
+                run,
+                self.stack.top(),
+                flags,
+                ptr::from_mut(plan).cast::<c_void>(),
+                &raw mut pidfd,
+            )
+        };
+        let error = io::Error::last_os_error();
+        drop(blocked);
+        if pid < 0 {
+            return Err(failed(error.raw_os_error().unwrap_or(libc::EIO)));
+        }
+        // SAFETY: clone succeeded with CLONE_PIDFD, so `pidfd` is a fresh descriptor that nobody else owns.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Child::new(pid, pidfd))
+    }
+}
+
+/// What the child reads, and the three fields it writes.
+struct Plan<'a> {
+    program: *const c_char,
+    argv: *const *const c_char,
+    env: *const *const c_char,
+    listen_pid: *mut u8,
+    staged: &'a Staged<'a>,
+    order: &'a Order<'a>,
+    affinity: [u64; 16],
+    keeper: i32,
+    unshare: bool,
+    step: SpawnStep,
+    errno: i32,
+    executing: bool,
+}
+
+/// The child's life until its exec. No allocation, no lock, no libc call that is more than a system call.
+extern "C" fn run(plan: *mut c_void) -> c_int {
+    // SAFETY: `clone_child` passes a live, exclusive Plan; our parent sleeps until we are gone.
+    let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    if let Err((step, errno)) = child_steps(plan) {
+        plan.step = step;
+        plan.errno = errno;
+    }
+    // SAFETY: _exit runs no handlers and does not return.
+    unsafe { libc::_exit(127) }
+}
+
+/// A raw system call, its failure as errno. libc's wrappers of setresuid and friends are not used: they signal all *threads*
+/// of the process whose memory we borrow.
+macro_rules! sys {
+    ($number:expr $(, $argument:expr)*) => {{
+        // SAFETY: arguments are integers or pointers into memory that outlives the call; see each use.
+        let result = unsafe { libc::syscall($number $(, $argument)*) };
+        if result < 0 {
+            // SAFETY: errno is thread-local; the thread that shares it with us is suspended.
+            Err(unsafe { *libc::__errno_location() })
+        } else {
+            Ok(result)
+        }
+    }};
+}
+
+fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
+    let order = plan.order;
+    let staged = plan.staged;
+    let at = |step: SpawnStep| move |errno: i32| (step, errno);
+    if plan.unshare {
+        sys!(
+            libc::SYS_close_range,
+            RESERVED,
+            u32::MAX,
+            libc::CLOSE_RANGE_UNSHARE
+        )
+        .map_err(at(SpawnStep::Descriptors))?;
+    }
+    if let Some(cgroup) = staged.cgroup {
+        sys!(libc::SYS_write, cgroup, c"0".as_ptr(), 1).map_err(at(SpawnStep::JoinCgroup))?;
+    }
+    for (target, source) in staged.targets() {
+        sys!(libc::SYS_dup3, source, target, 0).map_err(at(SpawnStep::Descriptors))?;
+    }
+    default_dispositions();
+    if order.session {
+        sys!(libc::SYS_setsid).map_err(at(SpawnStep::Group))?;
+    } else {
+        sys!(libc::SYS_setpgid, 0, 0).map_err(at(SpawnStep::Group))?;
+    }
+    if let Some(mask) = order.umask {
+        let _ = sys!(libc::SYS_umask, mask);
+    }
+    for &(resource, soft, hard) in order.rlimits {
+        let limit = [soft, hard];
+        sys!(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            limit.as_ptr(),
+            ptr::null::<u64>()
+        )
+        .map_err(at(SpawnStep::Limits))?;
+    }
+    if let Some(nice) = order.nice {
+        sys!(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice).map_err(at(SpawnStep::Nice))?;
+    }
+    if !order.affinity.is_empty() {
+        let bytes = size_of_val(&plan.affinity);
+        sys!(
+            libc::SYS_sched_setaffinity,
+            0,
+            bytes,
+            plan.affinity.as_ptr()
+        )
+        .map_err(at(SpawnStep::Affinity))?;
+    }
+    if order.reset_oom_score {
+        let path = c"/proc/self/oom_score_adj";
+        let file = sys!(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC
+        )
+        .map_err(at(SpawnStep::OomScore))?;
+        sys!(libc::SYS_write, file, c"0".as_ptr(), 1).map_err(at(SpawnStep::OomScore))?;
+    }
+    if let Some(user) = order.user {
+        sys!(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr())
+            .map_err(at(SpawnStep::User))?;
+        sys!(libc::SYS_setresgid, user.gid, user.gid, user.gid).map_err(at(SpawnStep::User))?;
+        sys!(libc::SYS_setresuid, user.uid, user.uid, user.uid).map_err(at(SpawnStep::User))?;
+    }
+    if order.no_new_privs {
+        sys!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            .map_err(at(SpawnStep::NoNewPrivs))?;
+    }
+    if order.die_with_parent {
+        // After setresuid, which clears it; and our parent may have died before it was armed.
+        sys!(
+            libc::SYS_prctl,
+            libc::PR_SET_PDEATHSIG,
+            libc::SIGKILL,
+            0,
+            0,
+            0
+        )
+        .map_err(at(SpawnStep::ParentDeath))?;
+        if sys!(libc::SYS_getppid) != Ok(i64::from(plan.keeper)) {
+            return Err((SpawnStep::ParentDeath, libc::ESRCH));
+        }
+    }
+    if let Some(cwd) = order.cwd {
+        sys!(libc::SYS_chdir, cwd.as_ptr()).map_err(at(SpawnStep::WorkingDir))?;
+    }
+    if !plan.listen_pid.is_null() {
+        let pid = sys!(libc::SYS_getpid).map_err(at(SpawnStep::Prepare))?;
+        write_decimal(plan.listen_pid, pid);
+    }
+    let empty = 0_u64;
+    sys!(
+        libc::SYS_rt_sigprocmask,
+        libc::SIG_SETMASK,
+        &raw const empty,
+        ptr::null::<u64>(),
+        8
+    )
+    .map_err(at(SpawnStep::Exec))?;
+    plan.executing = true;
+    match staged.program {
+        None => sys!(libc::SYS_execve, plan.program, plan.argv, plan.env),
+        Some(fd) => sys!(
+            libc::SYS_execveat,
+            fd,
+            c"".as_ptr(),
+            plan.argv,
+            plan.env,
+            libc::AT_EMPTY_PATH
+        ),
+    }
+    .map_err(at(SpawnStep::Exec))?;
+    Ok(())
+}
+
+/// SIG_DFL for all 64: *ignored* signals survive exec, and Rust's runtime ignores SIGPIPE.
+fn default_dispositions() {
+    // struct kernel_sigaction: handler, flags, restorer, mask; zeroes are SIG_DFL with nothing set.
+    let default = [0_u64; 4];
+    for number in 1..=64_i64 {
+        // SIGKILL and SIGSTOP answer EINVAL.
+        let _ = sys!(
+            libc::SYS_rt_sigaction,
+            number,
+            default.as_ptr(),
+            ptr::null::<u64>(),
+            8
+        );
+    }
+}
+
+/// Writes `number` after the `LISTEN_PID=` that `out` begins with.
+fn write_decimal(out: *mut u8, number: i64) {
+    let mut digits = [0_u8; 10];
+    let mut rest = number.unsigned_abs();
+    let mut length = 0;
+    while length < digits.len() && (rest > 0 || length == 0) {
+        digits[length] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        length += 1;
+    }
+    for (place, digit) in digits[..length].iter().rev().enumerate() {
+        // SAFETY: the buffer has 12 bytes behind its 11-byte head, at most 10 are written, the last stays NUL.
+        unsafe { out.add(11 + place).write(*digit) };
+    }
+}
+
+/// Copies of what the child inherits, in the range that it keeps when it unshares the descriptor table. Dropped as soon
+/// as the child has them: a copy left behind would keep a pipe from its end of file.
+struct Staged<'a> {
+    null: BorrowedFd<'a>,
+    used: c_int,
+    stdio: [c_int; 3],
+    first_pass: c_int,
+    pass: usize,
+    cgroup: Option<c_int>,
+    program: Option<c_int>,
+}
+
+impl<'a> Staged<'a> {
+    fn new(null: BorrowedFd<'a>, order: &Order<'_>) -> Result<Self, SpawnFailure> {
+        let mut staged = Self {
+            null,
+            used: STAGE,
+            stdio: [0; 3],
+            first_pass: 0,
+            pass: order.pass.len(),
+            cgroup: None,
+            program: None,
+        };
+        for (place, source) in [order.stdin, order.stdout, order.stderr]
+            .into_iter()
+            .enumerate()
+        {
+            staged.stdio[place] = staged.put(source.unwrap_or(null))?;
+        }
+        if let Some(fd) = order.cgroup {
+            staged.cgroup = Some(staged.put(fd)?);
+        }
+        if let Program::Descriptor(fd) = order.program {
+            staged.program = Some(staged.put(fd)?);
+        }
+        staged.first_pass = staged.used;
+        for fd in order.pass {
+            staged.put(*fd)?;
+        }
+        Ok(staged)
+    }
+
+    fn put(&mut self, source: BorrowedFd<'_>) -> Result<c_int, SpawnFailure> {
+        let place = self.used;
+        // SAFETY: dup3 touches no memory; `place` lies in the range that `Spawner::new` reserved for exactly this.
+        let done = unsafe { libc::dup3(source.as_raw_fd(), place, libc::O_CLOEXEC) };
+        if done < 0 {
+            let errno = io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EIO);
+            return Err(SpawnFailure {
+                step: SpawnStep::Descriptors,
+                errno,
+            });
+        }
+        self.used += 1;
+        Ok(place)
+    }
+
+    /// `(descriptor in the program, staged copy)`.
+    fn targets(&self) -> impl Iterator<Item = (c_int, c_int)> + '_ {
+        let stdio = (0..3).zip(self.stdio);
+        let pass = (0..self.pass as c_int).map(|n| (3 + n, self.first_pass + n));
+        stdio.chain(pass)
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        for place in STAGE..self.used {
+            // SAFETY: dup3 touches no memory; it puts the reserved descriptor back to /dev/null.
+            unsafe { libc::dup3(self.null.as_raw_fd(), place, libc::O_CLOEXEC) };
+        }
+    }
+}
+
+/// All signals blocked for this thread until dropped.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn all() -> Self {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: both sets are valid for writing; sigfillset initialises the first, pthread_sigmask the second.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            Self(before.assume_init())
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set was filled in by `all`.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// The child's stack, with a page below it that nobody may touch.
+struct Stack {
+    base: *mut c_void,
+}
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        // SAFETY: a fresh private anonymous mapping; its lowest page is made inaccessible before use.
+        unsafe {
+            let base = libc::mmap(
+                ptr::null_mut(),
+                STACK_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            );
+            if base == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            libc::mprotect(base, 4096, libc::PROT_NONE);
+            Ok(Self { base })
+        }
+    }
+
+    fn top(&self) -> *mut c_void {
+        // SAFETY: one past the end of the mapping, page-aligned; stacks grow down from here.
+        unsafe { self.base.add(STACK_BYTES) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and no child uses it: `spawn` returns only after the child has left it.
+        unsafe { libc::munmap(self.base, STACK_BYTES) };
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([ptr::null()])
+        .collect()
+}
+
+fn cpu_mask(cpus: &[u32]) -> [u64; 16] {
+    let mut mask = [0; 16];
+    for &cpu in cpus {
+        if let Some(word) = mask.get_mut(cpu as usize / 64) {
+            *word |= 1 << (cpu % 64);
+        }
+    }
+    mask
+}
+
+/// close_range(2) came with Linux 5.9; without it every child copies our table, and close-on-exec does the rest.
+fn close_range_works() -> bool {
+    // SAFETY: an empty range at the far end of the number space; no descriptor is touched.
+    unsafe { libc::syscall(libc::SYS_close_range, u32::MAX - 1, u32::MAX - 1, 0) == 0 }
+}
+
+/// What we inherited from whoever started us must not reach the workers.
+fn mark_cloexec_from(first: c_int) {
+    for number in first..1024 {
+        // SAFETY: fcntl with F_SETFD touches no memory; numbers that are not open answer EBADF.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}

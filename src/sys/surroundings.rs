@@ -1,0 +1,73 @@
+//! The real world, as a configuration may ask about it.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{config::Surroundings, sys::host, wire::Credentials};
+
+/// This machine.
+pub struct ThisMachine;
+
+impl Surroundings for ThisMachine {
+    fn variable(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        fs::read_to_string(path)
+    }
+
+    fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
+        let (head, tail) = pattern.split_once('*').unwrap_or((pattern, ""));
+        let fits = |name: &str| {
+            name.len() >= head.len() + tail.len() && name.starts_with(head) && name.ends_with(tail)
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(fits) {
+                found.push(entry.path());
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn credentials(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        groups: Option<&[String]>,
+    ) -> Result<Credentials, String> {
+        host::credentials(user, group, groups)
+    }
+
+    fn home(&self, user: &str) -> Option<(String, String)> {
+        host::home(user)
+    }
+
+    fn is_executable(&self, path: &Path) -> bool {
+        fs::metadata(path)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    }
+
+    fn hostname(&self) -> String {
+        host::hostname()
+    }
+
+    fn is_root(&self) -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn nofile_hard(&self) -> u64 {
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .map_or(1024, |(_, hard)| hard)
+    }
+
+    fn cpus(&self) -> u32 {
+        std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+    }
+}

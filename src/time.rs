@@ -1,0 +1,151 @@
+//! Moments and durations. Nothing here can read a clock: that is `sys::clock`'s trade.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// An instant on CLOCK_BOOTTIME in nanoseconds: it counts through suspend, never jumps with the wall clock,
+/// and means the same to every process of this boot.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// The instant `span` later; saturates.
+    #[must_use]
+    pub fn after(self, span: Span) -> Self {
+        Self(self.0.saturating_add(span.as_nanos()))
+    }
+
+    /// How long `self` lies after `earlier`; zero if it does not.
+    pub fn since(self, earlier: Self) -> Span {
+        Span::nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// How long until `later`; zero if it has passed.
+    pub fn until(self, later: Self) -> Span {
+        later.since(self)
+    }
+}
+
+impl fmt::Debug for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "@{}.{:06}",
+            self.0 / 1_000_000_000,
+            self.0 / 1_000 % 1_000_000
+        )
+    }
+}
+
+/// A length of time in whole nanoseconds. `std::time::Duration` with serde as one integer.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Span(u64);
+
+impl Span {
+    /// No time at all.
+    pub const ZERO: Self = Self(0);
+    /// What "never" and "infinity" mean in a configuration: 292 years.
+    pub const FOREVER: Self = Self(i64::MAX as u64);
+
+    /// `n` nanoseconds.
+    pub const fn nanos(n: u64) -> Self {
+        Self(n)
+    }
+
+    /// `n` microseconds; saturates.
+    pub const fn micros(n: u64) -> Self {
+        Self(n.saturating_mul(1_000))
+    }
+
+    /// `n` milliseconds; saturates.
+    pub const fn millis(n: u64) -> Self {
+        Self(n.saturating_mul(1_000_000))
+    }
+
+    /// `n` seconds; saturates.
+    pub const fn secs(n: u64) -> Self {
+        Self(n.saturating_mul(1_000_000_000))
+    }
+
+    /// In nanoseconds.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// In whole milliseconds, rounded down.
+    pub const fn as_millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
+    /// Is it the endless span?
+    pub fn is_forever(self) -> bool {
+        self >= Self::FOREVER
+    }
+
+    /// The sum; saturates.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        Self::from_nanos(span.0)
+    }
+}
+
+/// The shortest exact way to write it in a configuration: `1h30m`, `250ms`, `infinity`.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_forever() {
+            return f.write_str("infinity");
+        }
+        if self.0 == 0 {
+            return f.write_str("0s");
+        }
+        let units = [
+            (86_400_000_000_000, "d"),
+            (3_600_000_000_000, "h"),
+            (60_000_000_000, "m"),
+            (1_000_000_000, "s"),
+            (1_000_000, "ms"),
+            (1_000, "us"),
+            (1, "ns"),
+        ];
+        let mut rest = self.0;
+        for (size, unit) in units {
+            if rest >= size {
+                write!(f, "{}{unit}", rest / size)?;
+                rest %= size;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_saturate_instead_of_wrapping() {
+        assert_eq!(Moment(u64::MAX - 1).after(Span::secs(5)), Moment(u64::MAX));
+        assert_eq!(Moment(5).since(Moment(9)), Span::ZERO);
+        assert_eq!(Moment(5).until(Moment(9)), Span::nanos(4));
+    }
+
+    #[test]
+    fn spans_read_as_they_are_typed() {
+        assert_eq!(Span::millis(90_250).to_string(), "1m30s250ms");
+        assert_eq!(Span::ZERO.to_string(), "0s");
+        assert_eq!(Span::FOREVER.to_string(), "infinity");
+    }
+}
