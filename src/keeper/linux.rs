@@ -1,0 +1,472 @@
+//! The real kernel behind [`Kernel`]: seats with a pidfd and a cgroup leaf, or a family found by scanning.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use crate::{
+    id::Generation,
+    keeper::core::Kernel,
+    sys::{
+        cgroup::{Leaf, Tree, Watch, leaf_name},
+        child::{self, Child, Zombie},
+        clock, family, pipe,
+        poll::{EventFlags, Poll},
+        spawn::{Order, Program, Spawner},
+    },
+    time::{Moment, Span},
+    wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
+};
+
+/// Tokens below this are the loop's own.
+pub(super) const FIRST_TOKEN: u64 = 16;
+/// Orphans are looked for at most this often: the search is O(children).
+const ORPHANS_EVERY: Span = Span::millis(100);
+/// A family whose members were killed is looked at again after this, if no death of a child wakes us first.
+const FAMILY_AGAIN: Span = Span::millis(100);
+
+/// What happened to a seat.
+pub(super) enum SeatNews {
+    /// The leader ended.
+    LeaderEnded(RowKey, ExitStatus),
+    /// Nothing is left of it.
+    Empty(RowKey),
+}
+
+/// What belongs to one living (or clearing) generation.
+struct Seat {
+    generation: Generation,
+    child: Child,
+    start_ticks: u64,
+    token: u64,
+    leaf: Option<Leaf>,
+    watch: Option<Watch>,
+    ended: bool,
+    kill: bool,
+}
+
+/// Everything of the kernel's that the keeper has its hands on.
+pub(super) struct Linux {
+    pub(super) poll: Poll,
+    pub(super) held: BTreeMap<String, OwnedFd>,
+    spawner: Spawner,
+    tree: Option<Tree>,
+    seats: BTreeMap<RowKey, Seat>,
+    tokens: BTreeMap<u64, RowKey>,
+    next_token: u64,
+    cookie: String,
+    nofile: (u64, u64),
+    reset_oom_score: bool,
+    orphans_at: Option<Moment>,
+    families_at: Option<Moment>,
+    families_not_before: Moment,
+    stubborn: Vec<Leaf>,
+}
+
+impl Linux {
+    pub(super) fn new(
+        spawner: Spawner,
+        tree: Option<Tree>,
+        cookie: String,
+        nofile: (u64, u64),
+    ) -> io::Result<Self> {
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        Ok(Self {
+            poll: Poll::new()?,
+            held: BTreeMap::new(),
+            spawner,
+            tree,
+            seats: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: FIRST_TOKEN,
+            cookie,
+            nofile,
+            reset_oom_score: score.trim().parse().is_ok_and(|n: i32| n < 0),
+            orphans_at: None,
+            families_at: None,
+            families_not_before: Moment(0),
+            stubborn: Vec::new(),
+        })
+    }
+
+    pub(super) fn containment(&self) -> Containment {
+        self.tree.as_ref().map_or(Containment::Group, Tree::kind)
+    }
+
+    pub(super) fn cgroup(&self) -> Option<String> {
+        self.tree
+            .as_ref()
+            .map(|tree| tree.path().display().to_string())
+    }
+
+    /// Starts the supervisor from its binary's descriptor; `link` becomes its descriptor 3.
+    pub(super) fn spawn_supervisor(
+        &mut self,
+        binary: BorrowedFd<'_>,
+        argv: &[CString],
+        env: &[CString],
+        link: BorrowedFd<'_>,
+    ) -> Result<Child, crate::sys::spawn::SpawnFailure> {
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        self.spawner.spawn(&Order {
+            program: Program::Descriptor(binary),
+            argv,
+            env,
+            listen_pid: false,
+            stdin: None,
+            stdout: Some(stdout.as_fd()),
+            stderr: Some(stderr.as_fd()),
+            pass: &[link],
+            cgroup: None,
+            session: false,
+            cwd: None,
+            user: None,
+            umask: None,
+            rlimits: &[],
+            nice: None,
+            affinity: &[],
+            no_new_privs: false,
+            reset_oom_score: false,
+            die_with_parent: false,
+        })
+    }
+
+    /// When [`Linux::tick`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        [self.orphans_at, self.families_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A child of ours changed state: perhaps an orphan, perhaps the last of a family.
+    pub(super) fn child_changed(&mut self, now: Moment) {
+        self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
+        if self.clearing_families().next().is_some() {
+            self.families_at = Some(self.families_not_before.max(now));
+        }
+    }
+
+    /// What an event on `token` means.
+    pub(super) fn event(&mut self, token: u64) -> Option<SeatNews> {
+        let key = self.tokens.get(&token)?.clone();
+        let seat = self.seats.get(&key)?;
+        if !seat.ended {
+            return self.look_at_leader(key);
+        }
+        (!seat.leaf.as_ref()?.populated().unwrap_or(true)).then_some(SeatNews::Empty(key))
+    }
+
+    fn look_at_leader(&mut self, key: RowKey) -> Option<SeatNews> {
+        let seat = self.seats.get_mut(&key)?;
+        let status = seat.child.peek().ok().flatten()?;
+        seat.ended = true;
+        let _ = self.poll.remove(&seat.child);
+        Some(SeatNews::LeaderEnded(key, status))
+    }
+
+    /// After the leader's end was recorded and the rest killed: empty already, or watched until it is.
+    pub(super) fn clear(&mut self, key: &RowKey) -> Option<SeatNews> {
+        let now = clock::now();
+        let seat = self.seats.get_mut(key)?;
+        let Some(leaf) = &seat.leaf else {
+            self.families_at = Some(self.families_not_before.max(now));
+            return None;
+        };
+        // The watch comes before the look: a change in between wakes us.
+        if let Ok(watch) = leaf.watch()
+            && leaf.populated().unwrap_or(true)
+        {
+            let _ = self
+                .poll
+                .add(&watch, seat.token, EventFlags::PRI | EventFlags::ERR);
+            seat.watch = Some(watch);
+            return None;
+        }
+        Some(SeatNews::Empty(key.clone()))
+    }
+
+    /// Does what is due: orphans, families.
+    pub(super) fn tick(&mut self, now: Moment) -> Vec<SeatNews> {
+        if self.orphans_at.is_some_and(|at| at <= now) {
+            self.orphans_at = None;
+            self.reap_orphans();
+            self.stubborn.retain(|leaf| leaf.remove().is_err());
+        }
+        if self.families_at.is_some_and(|at| at <= now) {
+            self.families_at = None;
+            return self.search_families(now);
+        }
+        Vec::new()
+    }
+
+    fn reap_orphans(&mut self) {
+        loop {
+            let ours = |pid: i32| self.seats.values().any(|seat| seat.child.pid() == pid);
+            match child::reap_orphan(ours) {
+                Zombie::Reaped(_) => {}
+                Zombie::None => return,
+                Zombie::Ours(_) => break,
+            }
+        }
+        // A leader that is kept unreaped hides the others from waitid: find them by name.
+        let me = std::process::id() as i32;
+        for pid in family::search(&[], &self.cookie, me).zombies {
+            if !self.seats.values().any(|seat| seat.child.pid() == pid) {
+                child::reap_pid(pid);
+            }
+        }
+    }
+
+    fn clearing_families(&self) -> impl Iterator<Item = (&RowKey, &Seat)> {
+        self.seats
+            .iter()
+            .filter(|(_, seat)| seat.leaf.is_none() && (seat.ended || seat.kill))
+    }
+
+    /// One pass over /proc for all families that are ending: kills who is left, tells which are empty.
+    fn search_families(&mut self, now: Moment) -> Vec<SeatNews> {
+        let heads: Vec<family::Head> = self
+            .clearing_families()
+            .map(|(key, seat)| family::Head {
+                key: key.clone(),
+                generation: seat.generation,
+                pid: seat.child.pid(),
+                start_ticks: seat.start_ticks,
+            })
+            .collect();
+        if heads.is_empty() {
+            return Vec::new();
+        }
+        let found = family::search(&heads, &self.cookie, std::process::id() as i32);
+        for &(_, pid) in &found.members {
+            let _ = child::signal_pid(pid, libc::SIGKILL);
+        }
+        // The search costs what the machine has processes: leave half of the time to everything else.
+        let after = clock::now();
+        self.families_not_before = after.after(after.since(now));
+        if !found.members.is_empty() {
+            self.families_at = Some(self.families_not_before.max(after.after(FAMILY_AGAIN)));
+        }
+        let is_left = |n: usize| found.members.iter().any(|(head, _)| *head == n);
+        let ended = |key: &RowKey| self.seats.get(key).is_some_and(|seat| seat.ended);
+        let empty = heads
+            .iter()
+            .enumerate()
+            .filter(|(n, head)| !is_left(*n) && ended(&head.key));
+        empty
+            .map(|(_, head)| SeatNews::Empty(head.key.clone()))
+            .collect()
+    }
+
+    /// Removes the cgroup directory; the last thing a keeper does.
+    pub(super) fn dismantle(&mut self) {
+        self.stubborn.retain(|leaf| leaf.remove().is_err());
+        if let Some(tree) = &self.tree {
+            let _ = tree.remove();
+        }
+    }
+
+    fn make_leaf(
+        &self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> io::Result<Option<Leaf>> {
+        let Some(tree) = &self.tree else {
+            return Ok(None);
+        };
+        let leaf = tree.leaf(&leaf_name(key, generation))?;
+        for (file, value) in &spec.cgroup_limits {
+            leaf.limit(file, value)?;
+        }
+        Ok(Some(leaf))
+    }
+
+    fn start(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+        leaf: Option<&Leaf>,
+    ) -> Result<Child, SpawnFailed> {
+        let prepare = |_| SpawnFailed(SpawnStep::Prepare, libc::EINVAL);
+        let program = CString::new(spec.program.as_str()).map_err(prepare)?;
+        let argv = c_strings(spec.argv.iter().cloned()).map_err(prepare)?;
+        let marks = family::marks_of(key, generation)
+            .into_iter()
+            .chain([format!("LEASEHOLD_RUN={}", self.cookie)]);
+        let env = c_strings(spec.env.iter().cloned().chain(marks)).map_err(prepare)?;
+        let cwd = spec
+            .cwd
+            .as_deref()
+            .map(CString::new)
+            .transpose()
+            .map_err(prepare)?;
+        let writer = |name: &Option<String>| -> Result<Option<OwnedFd>, SpawnFailed> {
+            let Some(name) = name else { return Ok(None) };
+            let pipe = self
+                .held
+                .get(name)
+                .ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
+            pipe::writer(pipe)
+                .map(Some)
+                .map_err(|e| SpawnFailed(SpawnStep::Descriptors, errno(&e)))
+        };
+        let stdout = writer(&spec.stdout)?;
+        let separate = spec.stderr != spec.stdout;
+        let stderr = if separate {
+            writer(&spec.stderr)?
+        } else {
+            None
+        };
+        let merged = if separate { &stderr } else { &stdout };
+        let pass: Option<Vec<BorrowedFd<'_>>> = spec
+            .pass
+            .iter()
+            .map(|name| self.held.get(name).map(AsFd::as_fd))
+            .collect();
+        let pass = pass.ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
+        let cgroup = leaf
+            .map(Leaf::procs)
+            .transpose()
+            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
+        let mut rlimits = spec.rlimits.clone();
+        if !rlimits
+            .iter()
+            .any(|(resource, ..)| *resource == libc::RLIMIT_NOFILE)
+        {
+            rlimits.push((libc::RLIMIT_NOFILE, self.nofile.0, self.nofile.1));
+        }
+        let order = Order {
+            program: Program::Path(&program),
+            argv: &argv,
+            env: &env,
+            listen_pid: !spec.pass.is_empty(),
+            stdin: None,
+            stdout: stdout.as_ref().map(AsFd::as_fd),
+            stderr: merged.as_ref().map(AsFd::as_fd),
+            pass: &pass,
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            session: spec.session,
+            cwd: cwd.as_deref(),
+            user: spec.user.as_ref(),
+            umask: spec.umask,
+            rlimits: &rlimits,
+            nice: spec.nice,
+            affinity: &spec.affinity,
+            no_new_privs: spec.no_new_privs,
+            reset_oom_score: self.reset_oom_score,
+            die_with_parent: true,
+        };
+        self.spawner
+            .spawn(&order)
+            .map_err(|failure| SpawnFailed(failure.step, failure.errno))
+    }
+}
+
+struct SpawnFailed(SpawnStep, i32);
+
+impl Kernel for Linux {
+    fn spawn(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<Alive, ExitStatus> {
+        let leaf = self
+            .make_leaf(key, generation, spec)
+            .map_err(|e| ExitStatus::SpawnFailed {
+                step: SpawnStep::Cgroup,
+                errno: errno(&e),
+            })?;
+        let child = self.start(key, generation, spec, leaf.as_ref()).map_err(
+            |SpawnFailed(step, errno)| {
+                if let Some(leaf) = &leaf {
+                    let _ = leaf.remove();
+                }
+                ExitStatus::SpawnFailed { step, errno }
+            },
+        )?;
+        let start_ticks = family::Stat::read(child.pid()).map_or(0, |stat| stat.start_ticks);
+        let alive = Alive {
+            pid: child.pid(),
+            start_ticks,
+            since: clock::now(),
+            containment: self.containment(),
+        };
+        let token = self.next_token;
+        self.next_token += 1;
+        let _ = self.poll.add(&child, token, EventFlags::IN);
+        self.tokens.insert(token, key.clone());
+        let seat = Seat {
+            generation,
+            child,
+            start_ticks,
+            token,
+            leaf,
+            watch: None,
+            ended: false,
+            kill: false,
+        };
+        let before = self.seats.insert(key.clone(), seat);
+        debug_assert!(before.is_none(), "{key} was spawned on top of another");
+        Ok(alive)
+    }
+
+    fn signal(&mut self, key: &RowKey, number: i32, to: Target) {
+        let Some(seat) = self.seats.get(key) else {
+            return;
+        };
+        let _ = match to {
+            Target::Leader => seat.child.signal(number),
+            Target::Group => seat.child.signal_group(number),
+        };
+    }
+
+    fn kill(&mut self, key: &RowKey) {
+        let Some(seat) = self.seats.get_mut(key) else {
+            return;
+        };
+        seat.kill = true;
+        match &seat.leaf {
+            Some(leaf) => {
+                let _ = leaf.kill();
+            }
+            None => {
+                let _ = seat.child.signal_group(libc::SIGKILL);
+                let _ = seat.child.signal(libc::SIGKILL);
+                self.families_at = Some(self.families_not_before.max(clock::now()));
+            }
+        }
+    }
+
+    fn release(&mut self, key: &RowKey) {
+        let Some(seat) = self.seats.remove(key) else {
+            return;
+        };
+        self.tokens.remove(&seat.token);
+        if let Some(watch) = &seat.watch {
+            let _ = self.poll.remove(watch);
+        }
+        let _ = seat.child.reap();
+        if let Some(leaf) = seat.leaf
+            && leaf.remove().is_err()
+        {
+            self.stubborn.push(leaf);
+            self.orphans_at
+                .get_or_insert(clock::now().after(ORPHANS_EVERY));
+        }
+    }
+}
+
+fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>, std::ffi::NulError> {
+    texts.map(CString::new).collect()
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

@@ -1,0 +1,496 @@
+//! The keeper: parent of everything. It spawns on request, reaps, kills, holds descriptors and rows, and starts the supervisor again
+//! when that dies. It has no network, no configuration, no policy and no async.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `core` | rows and what is done to them (pure; the simulation runs it) |
+//! | `revival` | when to start and when to give up on the supervisor (pure) |
+//! | `linux` | the kernel behind `core` |
+//! | `link` | the wire to one supervisor |
+//! | `signals` | what was sent to us, and by whom |
+//! | `watchdog` | systemd's watchdog, pinged from a thread of its own |
+//! | `leftovers` | what an earlier run left behind |
+
+pub mod core;
+mod leftovers;
+mod link;
+mod linux;
+pub mod revival;
+mod signals;
+mod watchdog;
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use crate::{
+    keeper::{
+        core::{Core, Request},
+        link::Link,
+        linux::{Linux, SeatNews},
+        revival::{Revival, Step},
+        signals::{Asking, Signals},
+    },
+    sys::{
+        cgroup::Tree,
+        child::Child,
+        clock, host,
+        lock::{InstanceLock, LockError},
+        packet,
+        poll::EventFlags,
+        sd::NotifySocket,
+        spawn::Spawner,
+    },
+    time::{Moment, Span},
+    wire::{self, News, Op, Stopping, Welcome},
+};
+
+pub use leftovers::LeftoverError;
+
+const SIGNALS: u64 = 1;
+const LINK: u64 = 2;
+const SUPERVISOR: u64 = 3;
+
+/// What the keeper is told when it starts; everything else is the supervisor's.
+pub struct Settings {
+    /// Holds the instance lock and `run.json`; exists.
+    pub run_dir: PathBuf,
+    /// The supervisor's arguments, without the program's name.
+    pub supervisor_args: Vec<CString>,
+    /// Contain workers by process group even where cgroups could be made.
+    pub no_cgroup: bool,
+}
+
+/// Why the keeper could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Another one runs, or the lock file cannot be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// An earlier run is still in the way.
+    #[error(transparent)]
+    Leftovers(#[from] LeftoverError),
+    /// The kernel refused something it needs.
+    #[error("{what}")]
+    Kernel {
+        /// Reads after "failed to".
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Runs until everything is stopped; returns the exit code. Call it on the main thread, before any other thread exists.
+pub fn run(settings: Settings) -> Result<u8, KeeperError> {
+    let needs = |what| move |source| KeeperError::Kernel { what, source };
+    let spawner = Spawner::new().map_err(needs("reserve descriptors"))?;
+    let nofile = host::raise_nofile();
+    let lock = InstanceLock::take(&settings.run_dir.join("lock"))?;
+    let signals = Signals::new().map_err(needs("catch signals"))?;
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+        .map_err(|e| needs("become the reaper of orphans (PR_SET_CHILD_SUBREAPER)")(e.into()))?;
+    let binary = std::fs::File::open("/proc/self/exe").map_err(needs(
+        "open our own binary (/proc/self/exe; is /proc mounted?)",
+    ))?;
+    let cookie = host::cookie().map_err(needs("get random bits"))?;
+    let tree = if settings.no_cgroup {
+        None
+    } else {
+        Tree::find(&settings.run_dir)
+    };
+    let ended = leftovers::begin(&settings.run_dir, &cookie, tree.as_ref())?;
+    if ended > 0 {
+        say(&format!(
+            "ended {ended} processes that an earlier run had left behind"
+        ));
+    }
+    let notify = NotifySocket::from_env().map_err(needs("connect to $NOTIFY_SOCKET"))?;
+    watchdog::start().map_err(needs("start the watchdog thread"))?;
+    let linux = Linux::new(spawner, tree, cookie.clone(), nofile)
+        .map_err(needs("create an epoll instance"))?;
+    linux
+        .poll
+        .add(&signals, SIGNALS, EventFlags::IN)
+        .map_err(needs("watch for signals"))?;
+    let now = clock::now();
+    let mut keeper = Keeper {
+        core: Core::new(),
+        linux,
+        revival: Revival::new(now),
+        supervisor: None,
+        link: None,
+        signals,
+        notify,
+        binary: binary.into(),
+        args: settings.supervisor_args,
+        env: supervisor_env(&cookie),
+        cookie,
+        started: now,
+        incarnation: 0,
+        exit: None,
+        killed_at: None,
+    };
+    let code = keeper.run().map_err(needs("wait for events"))?;
+    keeper.linux.dismantle();
+    leftovers::finish(&settings.run_dir);
+    drop(lock);
+    Ok(code)
+}
+
+struct Keeper {
+    core: Core,
+    linux: Linux,
+    revival: Revival,
+    supervisor: Option<Child>,
+    link: Option<Link>,
+    signals: Signals,
+    notify: Option<NotifySocket>,
+    binary: OwnedFd,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    cookie: String,
+    started: Moment,
+    incarnation: u64,
+    exit: Option<u8>,
+    killed_at: Option<Moment>,
+}
+
+impl Keeper {
+    fn run(&mut self) -> io::Result<u8> {
+        loop {
+            let now = clock::now();
+            self.look_after_supervisor(now);
+            self.core.tick(now, &mut self.linux);
+            let news = self.linux.tick(now);
+            self.seats_changed(news);
+            if self.core.asked().stopping == Stopping::Kill || !self.revival.is_up() {
+                self.core.drain_alone(now, &mut self.linux);
+            }
+            self.pump();
+            if let Some(code) = self.finished(now) {
+                return Ok(code);
+            }
+            let timeout = self.deadline().map(|at| clock::now().until(at));
+            for (token, flags) in self.linux.poll.wait(timeout)? {
+                self.event(token, flags);
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let waits = [
+            self.core.deadline(),
+            self.revival.deadline(),
+            self.linux.deadline(),
+            self.killed_at.map(|at| at.after(LAST_WORDS)),
+        ];
+        waits.into_iter().flatten().min()
+    }
+
+    fn event(&mut self, token: u64, flags: EventFlags) {
+        match token {
+            SIGNALS => self.take_signals(),
+            LINK => {
+                if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+                    self.take_requests();
+                }
+            }
+            SUPERVISOR => self.supervisor_ended(),
+            seat => {
+                let news = self.linux.event(seat);
+                self.seats_changed(news);
+            }
+        }
+    }
+
+    fn seats_changed(&mut self, news: impl IntoIterator<Item = SeatNews>) {
+        for change in news {
+            match change {
+                SeatNews::LeaderEnded(key, status) => {
+                    self.core
+                        .leader_ended(&key, status, clock::now(), &mut self.linux);
+                    let cleared = self.linux.clear(&key);
+                    self.seats_changed(cleared);
+                }
+                SeatNews::Empty(key) => self.core.containment_empty(&key, &mut self.linux),
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let now = clock::now();
+        for asking in self.signals.take() {
+            match asking {
+                Asking::Child => {
+                    self.linux.child_changed(now);
+                    if self.supervisor.as_ref().is_some_and(Child::take_stopped)
+                        && self.revival.stopped(now) == Step::Kill
+                    {
+                        say("the supervisor was stopped by a signal; replacing it");
+                        self.kill_supervisor();
+                    }
+                }
+                Asking::Request(request, by) => {
+                    self.core.ask(request, by, now);
+                    if matches!(request, Request::Drain | Request::Kill) {
+                        self.tell_systemd("STOPPING=1");
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_requests(&mut self) {
+        loop {
+            let packet = match self.link.as_ref().map(Link::receive) {
+                Some(Ok(Some(packet))) => packet,
+                Some(Ok(None)) | None => return,
+                Some(Err(error)) => {
+                    say(&format!(
+                        "failed to read from the supervisor: {error}; replacing it"
+                    ));
+                    self.kill_supervisor();
+                    return;
+                }
+            };
+            match wire::decode::<Op>(&packet.bytes) {
+                Ok(ops) => self.carry_out(ops, packet.fds),
+                Err(error) => {
+                    say(&format!("failed to {error}; replacing the supervisor"));
+                    self.kill_supervisor();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, ops: Vec<Op>, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        for op in ops {
+            match op {
+                Op::Hold { name } => {
+                    if let Some(fd) = fds.next() {
+                        self.linux.held.insert(name, fd);
+                    }
+                }
+                Op::Release { name } => {
+                    self.linux.held.remove(&name);
+                }
+                Op::Pong { number } => self.revival.answered(number, clock::now()),
+                Op::Notify { text } => self.tell_systemd(&text),
+                Op::Exit { code } => self.exit = Some(code),
+                Op::Spawn { key, after, .. } if self.core.asked().stopping == Stopping::Kill => {
+                    self.core.refuse(key, after)
+                }
+                op => self.core.apply(op, clock::now(), &mut self.linux),
+            }
+        }
+    }
+
+    fn look_after_supervisor(&mut self, now: Moment) {
+        if self.exit.is_some() {
+            return;
+        }
+        match self.revival.step(now) {
+            Step::Wait => {}
+            Step::Start { recover } => self.start_supervisor(recover, now),
+            Step::Ping(number) => {
+                if let Some(link) = &mut self.link {
+                    let mut ping = Some(News::Ping { number });
+                    let _ = link.pump(|_| ping.take().into_iter().collect());
+                }
+            }
+            Step::Kill => {
+                say("the supervisor has not answered for 10 s; replacing it");
+                self.kill_supervisor();
+            }
+            Step::Complain => {
+                let text = "the killed supervisor does not end (it hangs in the kernel); workers go on without one";
+                say(text);
+                self.tell_systemd(&format!("STATUS={text}"));
+            }
+        }
+    }
+
+    fn start_supervisor(&mut self, recover: bool, now: Moment) {
+        // Nobody is left to decide about stopping once everything is gone.
+        if self.core.asked().stopping != Stopping::No
+            && self.incarnation > 0
+            && self.core.is_empty()
+        {
+            self.exit = Some(u8::from(self.core.asked().stopping == Stopping::Kill));
+            return;
+        }
+        self.incarnation += 1;
+        if let Err(error) = self.try_start(recover, now) {
+            say(&format!(
+                "failed to start the supervisor: {error}; trying again in 1 s"
+            ));
+            self.link = None;
+            self.revival.start_failed(now);
+        }
+    }
+
+    fn try_start(&mut self, recover: bool, now: Moment) -> Result<(), String> {
+        let (ours, theirs) = packet::pair().map_err(|e| format!("make a socket pair: {e}"))?;
+        let child = self
+            .linux
+            .spawn_supervisor(self.binary.as_fd(), &self.args, &self.env, theirs.as_fd())
+            .map_err(|f| format!("{}: {}", f.step.phrase(), host::errno_text(f.errno)))?;
+        let welcome = News::Welcome(Box::new(Welcome {
+            version: wire::WIRE_VERSION,
+            keeper: std::process::id() as i32,
+            started: self.started,
+            incarnation: self.incarnation,
+            cookie: self.cookie.clone(),
+            recover,
+            containment: self.linux.containment(),
+            cgroup: self.linux.cgroup(),
+            asked: self.core.asked(),
+        }));
+        let held = self
+            .linux
+            .held
+            .iter()
+            .filter_map(|(name, fd)| Some((name.clone(), fd.try_clone().ok()?)))
+            .collect();
+        let link = Link::new(ours, welcome, &self.core.tell_all(), held);
+        self.linux
+            .poll
+            .add(&link, LINK, EventFlags::IN)
+            .map_err(|e| format!("watch its socket: {e}"))?;
+        self.linux
+            .poll
+            .add(&child, SUPERVISOR, EventFlags::IN)
+            .map_err(|e| format!("watch it: {e}"))?;
+        self.link = Some(link);
+        self.supervisor = Some(child);
+        self.revival.started(now);
+        self.core.accompanied();
+        Ok(())
+    }
+
+    /// It has ended: what it had sent is still carried out, then its successor is due.
+    fn supervisor_ended(&mut self) {
+        let Some(child) = self.supervisor.take() else {
+            return;
+        };
+        let _ = self.linux.poll.remove(&child);
+        let status = child.reap().ok().flatten();
+        self.take_requests();
+        if let Some(link) = self.link.take() {
+            let _ = self.linux.poll.remove(&link);
+        }
+        self.revival.ended(clock::now());
+        if self.exit.is_none() {
+            say(&format!(
+                "the supervisor (pid {}) ended: {}; starting it again",
+                child.pid(),
+                describe(status)
+            ));
+        }
+    }
+
+    fn kill_supervisor(&mut self) {
+        if let Some(child) = &self.supervisor {
+            let _ = child.signal(libc::SIGKILL);
+        }
+    }
+
+    /// Tells the supervisor what changed, and asks to be woken when it can read again.
+    fn pump(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let core = &mut self.core;
+        if link.pump(|limit| core.take_news(limit)).is_err() {
+            self.kill_supervisor();
+            return;
+        }
+        let flags = if link.is_blocked() {
+            EventFlags::IN | EventFlags::OUT
+        } else {
+            EventFlags::IN
+        };
+        let _ = self.linux.poll.modify(&*link, LINK, flags);
+    }
+
+    /// The exit code, once nothing is left to do.
+    fn finished(&mut self, now: Moment) -> Option<u8> {
+        let stopping = self.core.asked().stopping;
+        if self.exit.is_some() && !self.core.is_empty() && stopping != Stopping::Kill {
+            self.core.ask(Request::Kill, None, now);
+            self.core.drain_alone(now, &mut self.linux);
+        }
+        if stopping == Stopping::Kill && self.core.is_empty() && self.exit.is_none() {
+            // A supervisor that is well says goodbye by itself; one that is not must not keep us.
+            let since = *self.killed_at.get_or_insert(now);
+            if since.after(LAST_WORDS) <= now {
+                self.exit = Some(1);
+            }
+        }
+        let code = self.exit.filter(|_| self.core.is_empty())?;
+        if let Some(child) = &self.supervisor {
+            let since = *self.killed_at.get_or_insert(now);
+            if since.after(LAST_WORDS) <= now {
+                let _ = child.signal(libc::SIGKILL);
+            }
+            return None;
+        }
+        Some(code)
+    }
+
+    fn tell_systemd(&self, text: &str) {
+        if let Some(socket) = &self.notify {
+            socket.send(text);
+        }
+    }
+}
+
+/// How long a supervisor may take to end by itself once everything else is over.
+const LAST_WORDS: Span = Span::secs(2);
+
+/// Our environment, with this run's cookie, without what systemd meant for us alone.
+fn supervisor_env(cookie: &str) -> Vec<CString> {
+    let ours = [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "LEASEHOLD_RUN",
+    ];
+    let inherited = std::env::vars_os().filter(|(name, _)| !ours.iter().any(|own| name == own));
+    let inherited = inherited.filter_map(|(name, value)| {
+        CString::new([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()).ok()
+    });
+    inherited
+        .chain(CString::new(format!("LEASEHOLD_RUN={cookie}")))
+        .collect()
+}
+
+fn describe(status: Option<wire::ExitStatus>) -> String {
+    match status {
+        Some(wire::ExitStatus::Code(code)) => format!("exit code {code}"),
+        Some(wire::ExitStatus::Signal { number, .. }) => format!("signal {number}"),
+        Some(wire::ExitStatus::SpawnFailed { .. }) | None => "status unknown".to_owned(),
+    }
+}
+
+/// A line on stderr, if that can take it: nobody who does not read may stop the keeper.
+fn say(text: &str) {
+    let stderr = io::stderr();
+    let mut ready = [rustix::event::PollFd::new(
+        &stderr,
+        rustix::event::PollFlags::OUT,
+    )];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|n| n > 0) {
+        let _ = rustix::io::write(&stderr, format!("leasehold: {text}\n").as_bytes());
+    }
+}

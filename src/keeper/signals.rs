@@ -1,0 +1,89 @@
+//! Signals to the daemon, with who sent them (signal-hook keeps the origin; an epoll source wakes us).
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use signal_hook::{
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1},
+    iterator::{backend::SignalDelivery, exfiltrator::WithOrigin},
+    low_level::siginfo::{Cause, Origin},
+};
+
+use crate::keeper::core::Request;
+
+/// One signal, by meaning.
+pub(super) enum Asking {
+    /// A child changed state.
+    Child,
+    /// Something is asked of the daemon, by this pid and uid if a process sent it.
+    Request(Request, Option<(i32, u32)>),
+}
+
+pub(super) struct Signals {
+    delivery: SignalDelivery<UnixStream, WithOrigin>,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        ignore_terminal_stops();
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1];
+        Ok(Self {
+            delivery: SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?,
+        })
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Asking> {
+        self.delivery
+            .pending()
+            .filter_map(|origin| meaning(&origin))
+            .collect()
+    }
+}
+
+fn meaning(origin: &Origin) -> Option<Asking> {
+    let by = origin.process.map(|process| (process.pid, process.uid));
+    let request = match origin.signal {
+        SIGCHLD => return Some(Asking::Child),
+        SIGTERM | SIGINT => Request::Drain,
+        SIGQUIT => Request::Kill,
+        // A terminal that went away, not an operator who wants a reload.
+        SIGHUP if matches!(origin.cause, Cause::Kernel) => Request::Drain,
+        SIGHUP => Request::Reload,
+        SIGUSR1 => Request::Reopen,
+        _ => return None,
+    };
+    Some(Asking::Request(request, by))
+}
+
+/// Ctrl-Z must not freeze the parent of everything, and a background terminal must not either.
+fn ignore_terminal_stops() {
+    for number in [
+        nix::sys::signal::SIGTSTP,
+        nix::sys::signal::SIGTTOU,
+        nix::sys::signal::SIGTTIN,
+    ] {
+        ignore(number);
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "nix marks signal(2) unsafe because handlers can be; SIG_IGN is not one"
+)]
+fn ignore(number: nix::sys::signal::Signal) {
+    // SAFETY: SIG_IGN installs no function.
+    let _ = unsafe { nix::sys::signal::signal(number, nix::sys::signal::SigHandler::SigIgn) };
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.delivery.get_read().as_fd()
+    }
+}
