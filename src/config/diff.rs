@@ -1,0 +1,150 @@
+//! What a reload would do, fleet by fleet.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::{Config, FleetSpec},
+    id::FleetName,
+};
+
+/// How a fleet changes; ordered from harmless to drastic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// Takes effect without touching a worker.
+    Live,
+    /// Workers come or go; those that stay are untouched.
+    Scale,
+    /// Every worker is replaced, one batch after the other.
+    Rolling,
+    /// A socket is bound anew; every worker is replaced.
+    Replace,
+    /// New.
+    Add,
+    /// Drained and gone.
+    Remove,
+}
+
+/// One fleet's change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which fleet.
+    pub fleet: FleetName,
+    /// The strongest class among its differences.
+    pub class: Class,
+    /// What differs: key and both values, for people.
+    pub differences: Vec<Difference>,
+}
+
+/// One key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// `process.env.RUST_LOG`.
+    pub key: String,
+    /// Before; none if it was not there.
+    pub before: Option<String>,
+    /// After.
+    pub after: Option<String>,
+}
+
+/// All changes from `before` to `after`; unchanged fleets are not in it.
+pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
+    let mut names: Vec<&FleetName> = before.fleets.keys().chain(after.fleets.keys()).collect();
+    names.sort();
+    names.dedup();
+    let changes = names.into_iter().filter_map(|name| {
+        match (before.fleets.get(name), after.fleets.get(name)) {
+            (Some(old), Some(new)) => class(old, new).map(|class| Change {
+                fleet: name.clone(),
+                class,
+                differences: differences(old, new),
+            }),
+            (Some(_), None) => Some(Change {
+                fleet: name.clone(),
+                class: Class::Remove,
+                differences: Vec::new(),
+            }),
+            (None, Some(_)) => Some(Change {
+                fleet: name.clone(),
+                class: Class::Add,
+                differences: Vec::new(),
+            }),
+            (None, None) => None,
+        }
+    });
+    changes.collect()
+}
+
+/// The class of a change from `old` to `new`; none if they are the same.
+pub fn class(old: &FleetSpec, new: &FleetSpec) -> Option<Class> {
+    if old == new {
+        return None;
+    }
+    let listens = |spec: &FleetSpec| -> Vec<String> {
+        spec.sockets
+            .iter()
+            .map(|(name, s)| format!("{name}={}", s.listen))
+            .collect()
+    };
+    if listens(old) != listens(new)
+        || old
+            .sockets
+            .iter()
+            .any(|(name, s)| new.sockets.get(name) != Some(s))
+    {
+        return Some(Class::Replace);
+    }
+    if old.revision != new.revision {
+        return Some(Class::Rolling);
+    }
+    Some(if old.workers == new.workers {
+        Class::Live
+    } else {
+        Class::Scale
+    })
+}
+
+fn differences(old: &FleetSpec, new: &FleetSpec) -> Vec<Difference> {
+    let flat = |spec: &FleetSpec| {
+        let mut all = BTreeMap::new();
+        let value = serde_json::to_value(spec).expect("a specification has only string keys");
+        flatten("", &value, &mut all);
+        all.remove("revision");
+        all
+    };
+    let (old, new) = (flat(old), flat(new));
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let changed = keys
+        .into_iter()
+        .filter(|key| old.get(*key) != new.get(*key));
+    changed
+        .map(|key| Difference {
+            key: key.clone(),
+            before: old.get(key).cloned(),
+            after: new.get(key).cloned(),
+        })
+        .collect()
+}
+
+fn flatten(path: &str, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
+    match value {
+        serde_json::Value::Object(map) if !map.is_empty() => {
+            for (key, inner) in map {
+                let path = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                flatten(&path, inner, out);
+            }
+        }
+        serde_json::Value::Null => {}
+        other => {
+            out.insert(path.to_owned(), other.to_string());
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Text becomes checked settings. Nothing here runs anything; what must be looked up outside comes through [`Surroundings`].
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `document` | files, includes, tables with their places; typed access that collects every fault |
+//! | `resolve` | the whole: node, http, fleets, and what holds between them |
+//! | `fleet` | one `[fleet.NAME]` |
+//! | `spec` | what it all means: [`Config`] |
+//! | `diff` | what a reload would do |
+//! | `units` | `30s`, `8MiB`, `20/s` |
+//! | `fault` | what is wrong, where, and what would do |
+
+pub mod diff;
+mod document;
+pub mod fault;
+mod fleet;
+mod resolve;
+pub mod spec;
+pub mod units;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use fault::{Fault, Faults};
+pub use resolve::load;
+pub use spec::Config;
+
+use crate::wire::Credentials;
+
+/// What a configuration may ask of the world: given by `sys` in the program, by a table in tests.
+pub trait Surroundings {
+    /// An environment variable, for `${NAME}`.
+    fn variable(&self, name: &str) -> Option<String>;
+    /// A file's text, for the files themselves and `${file:…}`.
+    fn read(&self, path: &Path) -> io::Result<String>;
+    /// Files in `dir` that match a pattern with one `*` in their name, in lexical order.
+    fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>>;
+    /// A user's numeric identity; the error reads as a sentence.
+    fn credentials(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        groups: Option<&[String]>,
+    ) -> Result<Credentials, String>;
+    /// A user's home directory and login name.
+    fn home(&self, user: &str) -> Option<(String, String)>;
+    /// Does this name an executable file?
+    fn is_executable(&self, path: &Path) -> bool;
+    /// The machine's name.
+    fn hostname(&self) -> String;
+    /// May we become another user?
+    fn is_root(&self) -> bool;
+    /// The hard limit on open descriptors.
+    fn nofile_hard(&self) -> u64;
+    /// How many CPUs there are.
+    fn cpus(&self) -> u32;
+}

@@ -1,0 +1,367 @@
+//! What a configuration means. Built only by `resolve`; every value in it is checked.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{FleetName, Revision},
+    time::Span,
+    wire::{Credentials, StopRecord, Target},
+};
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Hash over everything below.
+    pub revision: Revision,
+    /// The main file, for people.
+    pub path: String,
+    /// Directory of the main file: relative paths count from here.
+    pub base: String,
+    /// This machine.
+    pub node: NodeSpec,
+    /// Where health and status are answered.
+    pub http: HttpSpec,
+    /// The fleets by name.
+    pub fleets: BTreeMap<FleetName, FleetSpec>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Its name in status and environment.
+    pub name: String,
+    /// Restarts after crashes, all fleets together: refill of the bucket in restarts per 1,000 s.
+    pub restart_rate: u64,
+    /// Size of that bucket.
+    pub restart_burst: u64,
+}
+
+/// `[http]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpSpec {
+    /// Loopback addresses, read-only.
+    pub listen: Vec<std::net::SocketAddr>,
+}
+
+/// `[fleet.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetSpec {
+    /// Hash over what a spawn looks like: another one means that workers must be replaced.
+    pub revision: Revision,
+    /// How many.
+    pub workers: u32,
+    /// What reaches a worker.
+    pub process: ProcessSpec,
+    /// Listening sockets by name, in the order in which workers get them.
+    pub sockets: BTreeMap<String, SocketSpec>,
+    /// When is it ready?
+    pub ready: ReadySpec,
+    /// Start budget.
+    pub start: StartSpec,
+    /// Is it still well?
+    pub health: HealthSpec,
+    /// What happens after an exit.
+    pub restart: RestartSpec,
+    /// How it is stopped.
+    pub stop: StopSpec,
+    /// How a new revision is rolled out.
+    pub rollout: RolloutSpec,
+    /// Fleets that must be there first.
+    pub after: BTreeMap<FleetName, AfterState>,
+    /// Depth in the dependency graph: higher stops first.
+    pub rank: u16,
+    /// Its output.
+    pub log: LogSpec,
+}
+
+impl FleetSpec {
+    /// Stands in for a fleet of which only living workers are left: enough to drain them by their stop record.
+    pub fn unknown(stop: &StopRecord) -> Self {
+        Self {
+            revision: Revision::default(),
+            workers: 0,
+            process: ProcessSpec::default(),
+            sockets: BTreeMap::new(),
+            ready: ReadySpec::Spawned,
+            start: StartSpec {
+                timeout: Span::secs(60),
+                parallel: 0,
+            },
+            health: HealthSpec::default(),
+            restart: RestartSpec {
+                policy: RestartPolicy::Never,
+                backoff_min: Span::secs(1),
+                backoff_max: Span::secs(1),
+                burst: 1,
+                window: Span::secs(1),
+                healthy: Span::secs(1),
+                give_up: true,
+                success: vec![0],
+            },
+            stop: StopSpec {
+                signal: stop.signal,
+                to: stop.to,
+                timeout: stop.timeout,
+                extend_max: stop.timeout,
+                deregister_delay: Span::ZERO,
+            },
+            rollout: RolloutSpec {
+                max_surge: 0,
+                max_unavailable: 1,
+                min_ready: Span::ZERO,
+                rollback: false,
+            },
+            after: BTreeMap::new(),
+            rank: stop.rank,
+            log: LogSpec {
+                file: true,
+                rotate_size: 8 << 20,
+                max_size: 64 << 20,
+                drop: false,
+                buffer: 65_536,
+            },
+        }
+    }
+}
+
+/// Everything that reaches a worker's process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Path to execute.
+    pub program: String,
+    /// Arguments, the first being the program as typed. May hold `{{ slot }}` and friends.
+    pub argv: Vec<String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// Environment on top of the base. Values may hold `{{ slot }}` and friends.
+    pub env: BTreeMap<String, String>,
+    /// Files with more of it, read at each spawn.
+    pub env_files: Vec<EnvFile>,
+    /// Numeric identity; none: ours.
+    pub user: Option<Credentials>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// `(RLIMIT_*, soft, hard)`.
+    pub rlimits: Vec<(u32, u64, u64)>,
+    /// Nice value.
+    pub nice: Option<i32>,
+    /// CPUs; empty: all.
+    pub affinity: Vec<u32>,
+    /// `setsid`.
+    pub session: bool,
+    /// no_new_privs.
+    pub no_new_privs: bool,
+    /// `(cgroup file, value)`.
+    pub cgroup_limits: Vec<(String, String)>,
+    /// `$PORT` is the first of these plus the slot's number.
+    pub port_range: Option<(u16, u16)>,
+    /// stderr to a file of its own.
+    pub stderr_separate: bool,
+    /// Before the worker starts.
+    pub pre_start: Option<HookSpec>,
+    /// Before the worker is told to stop.
+    pub pre_stop: Option<HookSpec>,
+}
+
+/// A file of `KEY=value` lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Its path.
+    pub path: String,
+    /// Typed as `-path`: may be missing.
+    pub optional: bool,
+}
+
+/// A hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookSpec {
+    /// Path to execute.
+    pub program: String,
+    /// Arguments.
+    pub argv: Vec<String>,
+    /// SIGKILL after this long.
+    pub timeout: Span,
+    /// Does its failure stop what it stands before?
+    pub abort: bool,
+}
+
+/// A listening socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// Where.
+    pub listen: ListenAddress,
+    /// Accept queue.
+    pub backlog: u32,
+    /// One socket per worker with SO_REUSEPORT instead of a shared one.
+    pub reuse_port: bool,
+    /// Mode of a unix socket's file.
+    pub mode: Option<u32>,
+}
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListenAddress {
+    /// TCP.
+    Tcp(std::net::SocketAddr),
+    /// A unix stream socket.
+    Unix(String),
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => f.write_str(path),
+        }
+    }
+}
+
+/// When a worker counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadySpec {
+    /// As soon as its program runs.
+    Spawned,
+    /// After this long.
+    Delay(Span),
+    /// When it says READY=1.
+    Notify,
+    /// When a probe passes.
+    Probe(ProbeSpec),
+}
+
+/// A question asked again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// What is asked.
+    pub kind: ProbeKind,
+    /// From the end of one to the start of the next.
+    pub interval: Span,
+    /// No answer by then is a failure.
+    pub timeout: Span,
+    /// So many failures in a row mean "not well".
+    pub fail: u32,
+    /// So many passes in a row mean "well".
+    pub pass: u32,
+}
+
+/// How it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeKind {
+    /// Does it accept? (`HOST:PORT`, may hold `{{ port }}`).
+    Tcp(String),
+    /// Does GET answer 2xx or 3xx?
+    Http {
+        /// `HOST:PORT`.
+        address: String,
+        /// The path.
+        path: String,
+    },
+    /// Does this command exit 0?
+    Exec(HookSpec),
+}
+
+/// Start budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartSpec {
+    /// Ready by then, or killed and counted as a failure.
+    pub timeout: Span,
+    /// At most so many starting at once; 0: no limit.
+    pub parallel: u32,
+}
+
+/// Is it still well?
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthSpec {
+    /// The worker sends WATCHDOG=1 at least this often.
+    pub watchdog: Option<Span>,
+    /// Asked of a ready worker.
+    pub probe: Option<ProbeSpec>,
+    /// At most so many restarts for the sake of probes and watchdogs in a minute.
+    pub restarts_per_minute: u32,
+}
+
+/// Which exits are followed by a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// All.
+    Always,
+    /// Those that are not a success.
+    OnFailure,
+    /// None.
+    Never,
+}
+
+/// What happens after an exit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartSpec {
+    /// Which exits.
+    pub policy: RestartPolicy,
+    /// Pause after the second failure; doubles.
+    pub backoff_min: Span,
+    /// Longest pause.
+    pub backoff_max: Span,
+    /// So many failures ...
+    pub burst: u32,
+    /// ... within this long mean `Failed`.
+    pub window: Span,
+    /// Up for this long, and earlier failures are forgotten.
+    pub healthy: Span,
+    /// Failed for good, rather than tried again every `backoff_max`.
+    pub give_up: bool,
+    /// Exit codes that are a success.
+    pub success: Vec<i32>,
+}
+
+/// How a worker is stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopSpec {
+    /// The first signal.
+    pub signal: i32,
+    /// To whom.
+    pub to: Target,
+    /// SIGKILL to everything after this long.
+    pub timeout: Span,
+    /// The worker may ask for more, up to this long in all.
+    pub extend_max: Span,
+    /// From "not ready any more" to the first signal.
+    pub deregister_delay: Span,
+}
+
+/// How a new revision, or a restart, goes through a fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutSpec {
+    /// So many more than wanted, at most.
+    pub max_surge: u32,
+    /// So many fewer ready than wanted, at most.
+    pub max_unavailable: u32,
+    /// Ready for this long counts.
+    pub min_ready: Span,
+    /// Go back to the revision before, rather than stop, at the first failure.
+    pub rollback: bool,
+}
+
+/// What a dependency must have reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AfterState {
+    /// All its workers run.
+    Started,
+    /// All its workers are ready.
+    Ready,
+}
+
+/// Where output goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSpec {
+    /// Captured to files at all; otherwise /dev/null.
+    pub file: bool,
+    /// A file is rotated at the first line end past this many bytes.
+    pub rotate_size: u64,
+    /// A slot's files together stay below this.
+    pub max_size: u64,
+    /// When the file cannot be written: drop and count, rather than let the worker wait.
+    pub drop: bool,
+    /// Bytes the pipe to the worker holds.
+    pub buffer: u64,
+}
