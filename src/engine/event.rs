@@ -1,0 +1,99 @@
+//! Everything that can happen to the engine.
+
+use crate::{
+    config::Config,
+    engine::command::Command,
+    id::{Generation, RequestId, WorkerId},
+    time::Span,
+    wire::{Asked, Header, RowKey},
+};
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The keeper tells what became of processes.
+    Rows(Vec<(RowKey, Header)>),
+    /// The keeper refused a spawn.
+    Refused {
+        /// Where.
+        key: RowKey,
+        /// The generation it was to follow.
+        after: Generation,
+    },
+    /// Signals asked something of the daemon.
+    Asked(Asked),
+    /// A worker said something on its notify socket.
+    Note {
+        /// Who.
+        worker: WorkerId,
+        /// Which generation; old news is dropped.
+        generation: Generation,
+        /// What.
+        note: Note,
+    },
+    /// A probe has its answer.
+    Probed {
+        /// Of whom.
+        worker: WorkerId,
+        /// Which generation was asked.
+        generation: Generation,
+        /// Passed, or why not.
+        result: Result<(), String>,
+    },
+    /// The environment files of a worker about to start were read.
+    EnvRead {
+        /// Whose.
+        worker: WorkerId,
+        /// The generation it is to follow.
+        after: Generation,
+        /// `KEY=value` lines, or why not.
+        result: Result<Vec<(String, String)>, String>,
+    },
+    /// Somebody wants something.
+    Command {
+        /// To whom the answer goes.
+        request: RequestId,
+        /// What.
+        command: Command,
+    },
+    /// A configuration was read, as asked; an error is the rendered faults.
+    ConfigRead {
+        /// Why it was read.
+        purpose: Purpose,
+        /// What it says.
+        result: Result<Box<Config>, String>,
+    },
+    /// The operator's intent is on disk, or is not.
+    IntentSaved {
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Why a configuration is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be accepted; the client, if one waits, gets the plan.
+    Reload(Option<RequestId>),
+    /// To be compared only.
+    Plan(RequestId),
+}
+
+/// What a worker says (sd_notify(3)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// READY=1.
+    Ready,
+    /// STOPPING=1: it goes by itself, and takes no more work.
+    Stopping,
+    /// WATCHDOG=1.
+    Watchdog,
+    /// WATCHDOG=trigger: it says itself that it is broken.
+    WatchdogTrigger,
+    /// EXTEND_TIMEOUT_USEC=n.
+    Extend(Span),
+    /// STATUS=text, for people; bounded.
+    Status(String),
+}

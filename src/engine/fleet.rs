@@ -1,0 +1,310 @@
+//! Desired against live: which slots to start, which to stop. It changes desires; the slots move.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::FleetSpec,
+    engine::{
+        effect::{Effects, Ending, Subject, What},
+        intent::Intent,
+        jitter::Jitter,
+        restart::Bucket,
+        rollout::Rollout,
+        slot::{Desk, Slot, State},
+        spawn::Facts,
+    },
+    id::{FleetName, Revision, SlotIndex, WorkerId},
+    time::{Moment, Span},
+    wire::RowKey,
+};
+
+/// What a fleet remembers; its row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FleetBody {
+    /// Counts `restart` commands: slots behind it are replaced.
+    pub(super) round: u64,
+    pub(super) rollout: Option<Rollout>,
+    unwell_since: Moment,
+    unwell: u32,
+}
+
+/// One fleet.
+#[derive(Clone, Debug)]
+pub(super) struct Fleet {
+    pub(super) name: FleetName,
+    pub(super) spec: FleetSpec,
+    /// What it was before the last change, for a rollback.
+    pub(super) previous: Option<FleetSpec>,
+    pub(super) slots: BTreeMap<SlotIndex, Slot>,
+    pub(super) body: FleetBody,
+    /// Not configured any more: drains, then goes.
+    pub(super) removed: bool,
+    /// When it was last reconciled: what was ripe by then has been seen.
+    pub(super) looked: Moment,
+}
+
+/// What all fleets share during one step.
+pub(super) struct Room<'a> {
+    pub(super) now: Moment,
+    pub(super) facts: &'a Facts,
+    pub(super) jitter: &'a mut Jitter,
+    pub(super) out: &'a mut Effects,
+    pub(super) intent: &'a Intent,
+    pub(super) bucket: &'a mut Bucket,
+    pub(super) restart_rate: u64,
+    pub(super) restart_burst: u64,
+    /// Rows that may have changed.
+    pub(super) touched: &'a mut BTreeSet<RowKey>,
+}
+
+/// What the daemon as a whole wants of a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stance {
+    /// Keep it up.
+    Keep,
+    /// Keep it up, but its dependencies are not there: nothing that is vacant starts.
+    Wait,
+    /// Its turn to drain has not come; nothing vacant starts.
+    Closing,
+    /// Drain it.
+    Drain,
+    /// Kill it.
+    Kill,
+}
+
+impl Fleet {
+    pub(super) fn new(name: FleetName, spec: FleetSpec) -> Self {
+        Self {
+            name,
+            spec,
+            previous: None,
+            slots: BTreeMap::new(),
+            body: FleetBody::default(),
+            removed: false,
+            looked: Moment(0),
+        }
+    }
+
+    /// How many it should have, holds of single slots aside.
+    pub(super) fn size(&self, intent: &Intent) -> u32 {
+        if self.removed || intent.fleets.contains_key(&self.name) {
+            return 0;
+        }
+        intent
+            .sizes
+            .get(&self.name)
+            .map_or(self.spec.workers, |size| size.workers)
+    }
+
+    /// How many it should have.
+    pub(super) fn desired(&self, intent: &Intent) -> u32 {
+        let size = self.size(intent);
+        let held = intent
+            .slots
+            .get(&self.name)
+            .map_or(0, |slots| slots.range(..size).count());
+        size - u32::try_from(held).unwrap_or(size).min(size)
+    }
+
+    pub(super) fn ready(&self) -> u32 {
+        self.slots.values().filter(|slot| slot.is_ready()).count() as u32
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.slots.values().filter(|slot| slot.is_live()).count()
+    }
+
+    /// Works on one slot; everything that changes a slot goes through here.
+    pub(super) fn with_slot<R>(
+        &mut self,
+        index: SlotIndex,
+        room: &mut Room<'_>,
+        work: impl FnOnce(&mut Slot, &mut Desk<'_>) -> R,
+    ) -> Option<R> {
+        let cap = self.spec.health.restarts_per_minute;
+        let window_over = self.body.unwell_since.after(Span::secs(60)) <= room.now;
+        let may_end_unwell = window_over || self.body.unwell < cap;
+        let worker = WorkerId {
+            fleet: self.name.clone(),
+            slot: index,
+        };
+        room.touched.insert(RowKey::Slot(worker.clone()));
+        let slot = self.slots.get_mut(&index)?;
+        let before = slot.ending;
+        let mut desk = Desk {
+            now: room.now,
+            worker,
+            spec: &self.spec,
+            facts: room.facts,
+            jitter: room.jitter,
+            out: room.out,
+            may_end_unwell,
+        };
+        let result = work(slot, &mut desk);
+        slot.check_invariants();
+        if slot.ending != before
+            && matches!(slot.ending, Some(Ending::Unhealthy | Ending::Watchdog))
+        {
+            if window_over {
+                self.body.unwell_since = room.now;
+                self.body.unwell = 0;
+            }
+            self.body.unwell += 1;
+        }
+        Some(result)
+    }
+
+    /// The next moment at which something is due.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        let slots = self.slots.values().filter_map(Slot::deadline).min();
+        [slots, self.rollout_deadline()].into_iter().flatten().min()
+    }
+
+    /// Does what is due in its slots.
+    pub(super) fn tick(&mut self, room: &mut Room<'_>) {
+        let due = |slot: &Slot| slot.deadline().is_some_and(|at| at <= room.now);
+        let indexes: Vec<SlotIndex> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| due(slot))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in indexes {
+            self.with_slot(index, room, Slot::tick);
+        }
+    }
+
+    /// Brings live nearer to desired.
+    pub(super) fn reconcile(&mut self, stance: Stance, room: &mut Room<'_>) {
+        self.looked = room.now;
+        let size = self.size(room.intent);
+        for index in 0..size {
+            self.slots.entry(SlotIndex(index)).or_default();
+        }
+        self.stop_unwanted(size, stance, room);
+        if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
+            self.start_wanted(size, stance, room);
+        }
+        if stance == Stance::Keep {
+            self.roll(size, room);
+        }
+    }
+
+    fn stop_unwanted(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
+        let surge = if self.is_rolling() {
+            self.spec.rollout.max_surge
+        } else {
+            0
+        };
+        let all: Vec<SlotIndex> = self.slots.keys().copied().collect();
+        for index in all {
+            let ending = match stance {
+                Stance::Drain | Stance::Kill => Ending::Shutdown,
+                Stance::Keep | Stance::Wait | Stance::Closing if self.removed => Ending::Removed,
+                Stance::Keep | Stance::Wait | Stance::Closing
+                    if room.intent.holds(&self.name, index) =>
+                {
+                    Ending::Held
+                }
+                Stance::Keep | Stance::Wait | Stance::Closing
+                    if index.0 >= size.saturating_add(surge) =>
+                {
+                    Ending::ScaleIn
+                }
+                Stance::Keep | Stance::Wait | Stance::Closing => continue,
+            };
+            let Some(slot) = self.slots.get(&index) else {
+                continue;
+            };
+            if stance == Stance::Kill && slot.is_live() {
+                self.with_slot(index, room, |slot, desk| {
+                    slot.kill(ending, "the daemon kills everything", desk)
+                });
+            } else if slot.state != State::Vacant && !slot.ending.is_some_and(Ending::on_purpose) {
+                self.with_slot(index, room, |slot, desk| slot.stop(ending, desk));
+            }
+        }
+    }
+
+    fn start_wanted(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
+        let parallel = match self.spec.start.parallel {
+            0 => usize::MAX,
+            limit => limit as usize,
+        };
+        let mut starting = self
+            .slots
+            .values()
+            .filter(|slot| slot.is_starting())
+            .count();
+        for index in (0..size).map(SlotIndex) {
+            if starting >= parallel {
+                return;
+            }
+            if room.intent.holds(&self.name, index) {
+                continue;
+            }
+            let Some(slot) = self.slots.get(&index) else {
+                continue;
+            };
+            let due = match slot.state {
+                State::Vacant => stance == Stance::Keep,
+                State::BackingOff { until } => until <= room.now && self.has_restart(index, room),
+                State::Failed { retry } => {
+                    retry.is_some_and(|at| at <= room.now) && self.has_restart(index, room)
+                }
+                _ => false,
+            };
+            if due {
+                starting += 1;
+                self.start_slot(index, room);
+            }
+        }
+    }
+
+    /// Starts a slot that has no process.
+    pub(super) fn start_slot(&mut self, index: SlotIndex, room: &mut Room<'_>) {
+        let round = self.body.round;
+        self.slots.entry(index).or_default();
+        self.with_slot(index, room, |slot, desk| slot.start(round, desk));
+    }
+
+    /// Takes a restart out of the node's bucket, or makes the slot wait for one.
+    fn has_restart(&mut self, index: SlotIndex, room: &mut Room<'_>) -> bool {
+        match room
+            .bucket
+            .take(room.restart_rate, room.restart_burst, room.now)
+        {
+            Ok(()) => true,
+            Err(later) => {
+                self.with_slot(index, room, |slot, _| slot.wait_for_bucket(later));
+                false
+            }
+        }
+    }
+
+    /// Takes over a new specification; slots follow by rollout or at once, as `config::diff` classes it.
+    pub(super) fn respecify(&mut self, spec: FleetSpec, room: &mut Room<'_>) {
+        let rolling = spec.revision != self.spec.revision;
+        self.removed = false;
+        self.previous = Some(std::mem::replace(&mut self.spec, spec));
+        let all: Vec<SlotIndex> = self.slots.keys().copied().collect();
+        for index in all {
+            self.with_slot(index, room, Slot::respecified);
+        }
+        if rolling {
+            self.begin_rollout(room);
+        }
+    }
+
+    /// The revision its workers should have.
+    pub(super) fn revision(&self) -> Revision {
+        self.spec.revision
+    }
+
+    pub(super) fn record(&self, what: What, room: &mut Room<'_>) {
+        room.out
+            .record(room.now, Subject::Fleet(self.name.clone()), what);
+    }
+}

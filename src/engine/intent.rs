@@ -1,0 +1,76 @@
+//! What operators decided and what must outlive everything: holds and sizes. It is on disk before a command is acknowledged.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{FleetName, SlotIndex, WorkerId};
+
+/// The operator's word. A file in `state_dir`; keys are only ever added.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Intent {
+    /// Fleets that stay stopped.
+    pub fleets: BTreeMap<FleetName, Hold>,
+    /// Slots that stay stopped.
+    pub slots: BTreeMap<FleetName, BTreeMap<u32, Hold>>,
+    /// Sizes other than configured.
+    pub sizes: BTreeMap<FleetName, Size>,
+}
+
+/// Somebody stopped it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hold {
+    /// Who.
+    pub who: String,
+    /// When, RFC 3339.
+    pub when: String,
+}
+
+/// Somebody sized it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Size {
+    /// So many.
+    pub workers: u32,
+    /// Who.
+    pub who: String,
+    /// When, RFC 3339.
+    pub when: String,
+}
+
+impl Intent {
+    /// Is this slot, or its whole fleet, to stay stopped?
+    pub fn holds(&self, fleet: &FleetName, slot: SlotIndex) -> bool {
+        self.fleets.contains_key(fleet)
+            || self
+                .slots
+                .get(fleet)
+                .is_some_and(|slots| slots.contains_key(&slot.0))
+    }
+
+    /// Holds one slot.
+    pub(super) fn hold_slot(&mut self, worker: &WorkerId, hold: Hold) {
+        self.slots
+            .entry(worker.fleet.clone())
+            .or_default()
+            .insert(worker.slot.0, hold);
+    }
+
+    /// Lifts every hold on the fleet and its slots.
+    pub(super) fn release_fleet(&mut self, fleet: &FleetName) {
+        self.fleets.remove(fleet);
+        self.slots.remove(fleet);
+    }
+
+    /// Lifts the hold on one slot.
+    pub(super) fn release_slot(&mut self, worker: &WorkerId) {
+        if let Some(slots) = self.slots.get_mut(&worker.fleet) {
+            slots.remove(&worker.slot.0);
+            if slots.is_empty() {
+                self.slots.remove(&worker.fleet);
+            }
+        }
+    }
+}

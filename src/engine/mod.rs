@@ -1,0 +1,40 @@
+//! Decides. No clock, no I/O, no async, no logger, no descriptor, no hash order: the same seed and the same events give the same
+//! effects, byte for byte.
+//!
+//! The contract: [`Supervisor::step`] takes one [`Event`] and appends [`Effect`]s; [`Supervisor::deadline`] says when a
+//! `Tick` is due; [`Supervisor::status`] is the picture for people. A machine's whole memory is its row: whatever a step changes is part
+//! of the messages that it sends, so a supervisor that dies after any of them is rebuilt as it was.
+//!
+//! The life of a slot:
+//!
+//! ```text
+//!          ┌────────────────────────────── stopped on purpose ──────────────────────────────┐
+//!          ▼                                                                                 │
+//!       Vacant ─▶ Preparing ─▶ Spawning ─▶ Starting ─▶ Running ─▶ Deregistering ─▶ PreStop ─▶ Draining ─▶ Killing ─▶ Clearing
+//!                    ▲             │           │           │                                                          │
+//!                    │             └───────────┴───────────┴───────── the leader ended ──────────────────────────────▶│
+//!                 BackingOff ◀─────────────────────── to be restarted ◀───────────────────────────────────────────────┤
+//!                 Failed     ◀─────────────────────── too many failures ◀─────────────────────────────────────────────┤
+//!                 Done       ◀─────────────────────── the policy says no ◀────────────────────────────────────────────┘
+//! ```
+
+pub mod command;
+pub mod effect;
+pub mod event;
+mod fleet;
+pub mod intent;
+mod jitter;
+pub mod restart;
+mod rollout;
+mod slot;
+mod spawn;
+pub mod status;
+pub mod supervisor;
+
+pub use command::{Command, Denial, Reply};
+pub use effect::{Effect, Effects, Transition};
+pub use event::Event;
+pub use intent::Intent;
+pub use spawn::{Facts, log_pipes, socket_name};
+pub use status::Status;
+pub use supervisor::Supervisor;

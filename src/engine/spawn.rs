@@ -1,0 +1,195 @@
+//! From a specification and a slot to the order for one process.
+
+use crate::{
+    config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, SocketSpec},
+    id::{FleetName, WorkerId},
+    time::Span,
+    wire::{SpawnSpec, StopRecord},
+};
+
+/// What spawns must know about this run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The node's name.
+    pub node: String,
+    /// Path of the workers' notify socket.
+    pub notify_socket: String,
+}
+
+/// The names under which the keeper holds a slot's log pipes: stdout and, if it is separate, stderr.
+pub fn log_pipes(worker: &WorkerId, spec: &FleetSpec) -> (Option<String>, Option<String>) {
+    if !spec.log.file {
+        return (None, None);
+    }
+    let stdout = format!("log/{worker}");
+    let stderr = if spec.process.stderr_separate {
+        format!("log/{worker}/stderr")
+    } else {
+        stdout.clone()
+    };
+    (Some(stdout), Some(stderr))
+}
+
+/// The name under which the keeper holds a socket: it says where it listens, so that another address is another name.
+pub fn socket_name(fleet: &FleetName, name: &str, socket: &SocketSpec, slot: u32) -> String {
+    let address = match &socket.listen {
+        ListenAddress::Tcp(address) => address.to_string(),
+        ListenAddress::Unix(path) => path.clone(),
+    };
+    let slot = if socket.reuse_port {
+        format!("#{slot}")
+    } else {
+        String::new()
+    };
+    format!("socket/{fleet}/{name}/{address}{slot}")
+}
+
+/// The worker itself.
+pub(super) fn worker(
+    worker: &WorkerId,
+    spec: &FleetSpec,
+    facts: &Facts,
+    extra: Vec<(String, String)>,
+) -> SpawnSpec {
+    let fill = Fill::new(worker, spec, facts);
+    let process = &spec.process;
+    let (stdout, stderr) = log_pipes(worker, spec);
+    let mut env = environment(spec, &fill, extra);
+    env.push(format!("NOTIFY_SOCKET={}", facts.notify_socket));
+    if let Some(watchdog) = spec.health.watchdog {
+        env.push(format!("WATCHDOG_USEC={}", watchdog.as_nanos() / 1_000));
+    }
+    if !spec.sockets.is_empty() {
+        let names: Vec<&str> = spec.sockets.keys().map(String::as_str).collect();
+        env.push(format!("LISTEN_FDS={}", names.len()));
+        env.push(format!("LISTEN_FDNAMES={}", names.join(":")));
+    }
+    SpawnSpec {
+        program: process.program.clone(),
+        argv: process.argv.iter().map(|word| fill.put(word)).collect(),
+        env,
+        stdout,
+        stderr,
+        pass: spec
+            .sockets
+            .iter()
+            .map(|(name, socket)| socket_name(&worker.fleet, name, socket, worker.slot.0))
+            .collect(),
+        cgroup_limits: process.cgroup_limits.clone(),
+        session: process.session,
+        ..common(spec)
+    }
+}
+
+/// A hook or an exec probe: the worker's identity, limits and environment, but neither its sockets nor its notify socket.
+pub(super) fn helper(
+    worker: &WorkerId,
+    spec: &FleetSpec,
+    facts: &Facts,
+    hook: &HookSpec,
+) -> SpawnSpec {
+    let fill = Fill::new(worker, spec, facts);
+    let (stdout, stderr) = log_pipes(worker, spec);
+    SpawnSpec {
+        program: hook.program.clone(),
+        argv: hook.argv.iter().map(|word| fill.put(word)).collect(),
+        env: environment(spec, &fill, Vec::new()),
+        stdout,
+        stderr,
+        ..common(spec)
+    }
+}
+
+fn common(spec: &FleetSpec) -> SpawnSpec {
+    let process = &spec.process;
+    SpawnSpec {
+        cwd: process.cwd.clone(),
+        user: process.user.clone(),
+        umask: process.umask,
+        rlimits: process.rlimits.clone(),
+        nice: process.nice,
+        affinity: process.affinity.clone(),
+        no_new_privs: process.no_new_privs,
+        ..SpawnSpec::default()
+    }
+}
+
+fn environment(spec: &FleetSpec, fill: &Fill<'_>, extra: Vec<(String, String)>) -> Vec<String> {
+    let mut all: std::collections::BTreeMap<String, String> = spec
+        .process
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), fill.put(value)))
+        .collect();
+    all.extend(extra);
+    all.insert("LEASEHOLD_NODE".to_owned(), fill.node.to_owned());
+    if !fill.port.is_empty() {
+        all.insert("PORT".to_owned(), fill.port.clone());
+    }
+    all.into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
+}
+
+/// How the keeper stops it without us.
+pub(super) fn stop_record(spec: &FleetSpec) -> StopRecord {
+    StopRecord {
+        signal: spec.stop.signal,
+        to: spec.stop.to,
+        timeout: spec.stop.timeout,
+        rank: spec.rank,
+    }
+}
+
+/// Files to read before a spawn.
+pub(super) fn env_files(spec: &FleetSpec) -> &[EnvFile] {
+    &spec.process.env_files
+}
+
+/// Puts `{{ slot }}` and friends in.
+pub(super) struct Fill<'a> {
+    fleet: String,
+    slot: String,
+    node: &'a str,
+    port: String,
+}
+
+impl<'a> Fill<'a> {
+    pub(super) fn new(worker: &WorkerId, spec: &FleetSpec, facts: &'a Facts) -> Self {
+        let port = spec
+            .process
+            .port_range
+            .map_or_else(String::new, |(low, _)| {
+                (u32::from(low) + worker.slot.0).to_string()
+            });
+        Self {
+            fleet: worker.fleet.to_string(),
+            slot: worker.slot.to_string(),
+            node: &facts.node,
+            port,
+        }
+    }
+
+    pub(super) fn put(&self, text: &str) -> String {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some((before, (name, tail))) = rest
+            .split_once("{{")
+            .and_then(|(b, t)| Some((b, t.split_once("}}")?)))
+        {
+            out.push_str(before);
+            out.push_str(match name.trim() {
+                "fleet" => &self.fleet,
+                "slot" => &self.slot,
+                "node" => self.node,
+                "port" => &self.port,
+                _ => "",
+            });
+            rest = tail;
+        }
+        out + rest
+    }
+}
+
+/// A pause that `EXTEND_TIMEOUT_USEC` may ask for at most at once: a typo must not park a drain for a year.
+pub(super) const EXTEND_STEP_MAX: Span = Span::secs(3_600);

@@ -1,0 +1,94 @@
+//! The read-only picture: what people and programs see. Times are moments; the shells put the wall clock in.
+
+use crate::{
+    engine::effect::Ending,
+    id::{FleetName, Generation, Revision, WorkerId},
+    time::{Moment, Span},
+    wire::{Containment, ExitStatus, Stopping},
+};
+
+/// The whole node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub node: String,
+    /// Does it stop?
+    pub stopping: Stopping,
+    /// The accepted configuration.
+    pub revision: Revision,
+    /// Why the newest reload was rejected, if it was.
+    pub rejected: Option<String>,
+    /// The fleets, by name.
+    pub fleets: Vec<FleetStatus>,
+}
+
+/// One fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetStatus {
+    /// Its name.
+    pub name: FleetName,
+    /// In one word: `ok`, `starting`, `degraded`, `held`, `draining`, `waiting`.
+    pub state: &'static str,
+    /// How many it should have.
+    pub desired: u32,
+    /// How many take work.
+    pub ready: u32,
+    /// As configured.
+    pub configured: u32,
+    /// Who holds it, if somebody does.
+    pub held: Option<String>,
+    /// `running`, `rolling-back` or `failed`, if there is a rollout.
+    pub rollout: Option<&'static str>,
+    /// Counts `restart` commands.
+    pub round: u64,
+    /// What its workers should be.
+    pub revision: Revision,
+    /// Its slots.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// One slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// `web/0`.
+    pub id: WorkerId,
+    /// Its newest generation.
+    pub generation: Generation,
+    /// The leader's pid.
+    pub pid: Option<i32>,
+    /// Where it is.
+    pub state: &'static str,
+    /// Does it take work?
+    pub ready: bool,
+    /// When its process began.
+    pub since: Option<Moment>,
+    /// Restarts that nobody wanted.
+    pub restarts: u64,
+    /// What holds it together.
+    pub containment: Option<Containment>,
+    /// How its last generation ended.
+    pub last_exit: Option<ExitView>,
+    /// When it will be started again.
+    pub next_start: Option<Moment>,
+    /// Why it is being ended.
+    pub ending: Option<Ending>,
+    /// Until SIGKILL, while it drains.
+    pub grace: Option<Span>,
+    /// What it was spawned from.
+    pub revision: Revision,
+    /// Which round of `restart` it has seen.
+    pub round: u64,
+    /// What it says of itself.
+    pub said: String,
+}
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitView {
+    /// Its status.
+    pub status: ExitStatus,
+    /// When.
+    pub at: Moment,
+    /// Why, if we wanted it.
+    pub ending: Option<Ending>,
+}
