@@ -1,0 +1,111 @@
+//! One slot's log file and its rotated predecessors: `0.log`, `0.log.1` (the newest), `0.log.2`, ….
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use crate::sys::pipe;
+
+/// `LOG_DIR/FLEET/SLOT.log`, or `SLOT.stderr.log`.
+pub fn path_of(log_dir: &Path, fleet: &str, slot: u32, stderr: bool) -> PathBuf {
+    log_dir
+        .join(fleet)
+        .join(format!("{slot}{}.log", if stderr { ".stderr" } else { "" }))
+}
+
+/// An open log file; we are its only writer, so its end is where we left it.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    /// Its length.
+    pub offset: u64,
+    /// Its last byte is not a line end.
+    pub mid_line: bool,
+}
+
+impl LogFile {
+    /// Opens it at its end, creating it and its directory if need be.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o640)
+            .open(path)?;
+        let offset = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if offset > 0 {
+            file.read_exact_at(&mut last, offset - 1)?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            offset,
+            mid_line: last != [b'\n'],
+        })
+    }
+
+    /// Moves up to `length` bytes out of a pipe to its end; only what arrived here has left the pipe.
+    pub fn take_from(&mut self, pipe: impl AsFd, length: usize) -> io::Result<usize> {
+        pipe::take(pipe, &self.file, &mut self.offset, length)
+    }
+
+    /// Writes at its end; for file systems that cannot splice.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write_at(bytes, self.offset)?;
+        self.offset += written as u64;
+        Ok(written)
+    }
+
+    /// Moves it and its predecessors one number up, drops those past `keep`, and begins a new one.
+    pub fn rotate(&mut self, keep: u64) -> io::Result<()> {
+        let numbered = |n: u64| PathBuf::from(format!("{}.{n}", self.path.display()));
+        let _ = fs::remove_file(numbered(keep.max(1)));
+        for n in (1..keep).rev() {
+            match fs::rename(numbered(n), numbered(n + 1)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        fs::rename(&self.path, numbered(1))?;
+        *self = Self::open(&self.path)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_on_at_its_end_and_rotates_within_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path_of(dir.path(), "web", 3, false);
+        let mut log = LogFile::open(&path).unwrap();
+        log.write(b"one\ntw").unwrap();
+        let mut log = LogFile::open(&path).unwrap();
+        assert!(log.mid_line && log.offset == 6);
+        log.write(b"o\n").unwrap();
+        for _ in 0..5 {
+            log.rotate(2).unwrap();
+            log.write(b"x\n").unwrap();
+        }
+        let mut names: Vec<String> = fs::read_dir(path.parent().unwrap())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["3.log", "3.log.1", "3.log.2"]);
+    }
+}
