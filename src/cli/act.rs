@@ -1,0 +1,402 @@
+//! Verbs that change something: `start`, `stop`, `restart`, `scale`, `signal`, `reload`; and waiting for what they began.
+
+use std::{io::IsTerminal, time::Duration};
+
+use clap::Args;
+
+use crate::{
+    cli::{
+        Failure, Outcome, Reach, Wait,
+        client::{Client, Repeat},
+        plan, print, print_json,
+    },
+    config::diff::Change,
+    engine::{
+        command::{Reply, matches},
+        effect::Rough,
+    },
+    exit::ExitCode,
+    http::view::{FleetView, StatusView, WorkerView},
+    sys::clock,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct NamesArgs {
+    /// Fleets or workers: names, `name/slot`, patterns
+    #[arg(required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ScaleArgs {
+    /// The fleet
+    name: String,
+    /// How many workers; `auto` goes back to what is configured
+    size: Size,
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Size {
+    Workers(u32),
+    Auto,
+}
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text
+                .parse()
+                .map(Self::Workers)
+                .map_err(|_| "give a number of workers, or `auto`".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SignalArgs {
+    /// Fleets or workers: names, `name/slot`, patterns
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// The signal, by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "SIGHUP")]
+    signal: String,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+pub(super) fn start(args: &NamesArgs) -> Outcome {
+    let reply = send(args, "start", Repeat::Harmless)?;
+    finish(&args.reach, &args.wait, &reply.0, reply.1, |view| {
+        each_selected(view, &args.names, all_ready, |worker| worker.ready)
+    })
+}
+
+pub(super) fn stop(args: &NamesArgs) -> Outcome {
+    let reply = send(args, "stop", Repeat::Harmless)?;
+    finish(&args.reach, &args.wait, &reply.0, reply.1, |view| {
+        each_selected(
+            view,
+            &args.names,
+            |fleet| Step::from(!fleet.workers.iter().any(is_live)),
+            |worker| !is_live(worker),
+        )
+    })
+}
+
+pub(super) fn restart(args: &NamesArgs) -> Outcome {
+    let client = Client::new(&args.reach)?;
+    let before = client.status(None)?;
+    let reply = send(args, "restart", Repeat::Never)?;
+    finish(&args.reach, &args.wait, &reply.0, reply.1, move |view| {
+        each_selected(view, &args.names, rolled_out, |worker| {
+            worker.ready
+                && generation(&before, &worker.id).is_none_or(|old| worker.generation > old)
+        })
+    })
+}
+
+pub(super) fn scale(args: &ScaleArgs) -> Outcome {
+    let client = Client::new(&args.reach)?;
+    let mut body = serde_json::json!({ "names": [args.name] });
+    match args.size {
+        Size::Workers(n) => body["workers"] = n.into(),
+        Size::Auto => body["auto"] = true.into(),
+    }
+    let reply = client.post("/v1/scale", &body, Repeat::Harmless)?;
+    finish(&args.reach, &args.wait, &client, reply, |view| {
+        each_selected(
+            view,
+            std::slice::from_ref(&args.name),
+            |fleet| {
+                let live = fleet
+                    .workers
+                    .iter()
+                    .filter(|worker| is_live(worker))
+                    .count();
+                if live == fleet.desired as usize {
+                    all_ready(fleet)
+                } else {
+                    Step::Wait
+                }
+            },
+            |_| true,
+        )
+    })
+}
+
+pub(super) fn signal(args: &SignalArgs) -> Outcome {
+    let client = Client::new(&args.reach)?;
+    let body = serde_json::json!({ "names": args.names, "signal": args.signal });
+    match client.post("/v1/signal", &body, Repeat::Never)? {
+        Reply::Begun { names } if args.reach.json => print_json(&names),
+        Reply::Begun { names } => print(&format!("{} sent to {}\n", args.signal, names.join(", "))),
+        Reply::AlreadySo | Reply::Plan { .. } => Ok(ExitCode::Ok),
+    }
+}
+
+pub(super) fn reload(args: &ReloadArgs) -> Outcome {
+    let client = Client::new(&args.reach)?;
+    let reply = client.post(
+        "/v1/config/reload",
+        &serde_json::json!({}),
+        Repeat::Harmless,
+    )?;
+    let Reply::Plan { changes } = &reply else {
+        return Err(Failure::new(
+            ExitCode::Failed,
+            "the daemon did not say what changed",
+        ));
+    };
+    if args.reach.json {
+        print_json(changes)?;
+    } else {
+        print(&plan::describe(changes))?;
+    }
+    let names: Vec<String> = changes
+        .iter()
+        .map(|change: &Change| change.fleet.to_string())
+        .collect();
+    if args.wait.no_wait || names.is_empty() {
+        return Ok(ExitCode::Ok);
+    }
+    wait(&args.wait, &client, |view| {
+        let concerned = view
+            .fleets
+            .iter()
+            .filter(|fleet| names.contains(&fleet.name));
+        concerned
+            .map(|fleet| {
+                if fleet.state == "held" {
+                    Step::Done
+                } else {
+                    rolled_out(fleet)
+                }
+            })
+            .fold(Step::Done, Step::and)
+    })
+}
+
+fn send(args: &NamesArgs, verb: &str, repeat: Repeat) -> Result<(Client, Reply), Failure> {
+    let client = Client::new(&args.reach)?;
+    let reply = client.post(
+        &format!("/v1/{verb}"),
+        &serde_json::json!({ "names": args.names }),
+        repeat,
+    )?;
+    Ok((client, reply))
+}
+
+/// How far something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Done,
+    Wait,
+    Failed(String),
+}
+
+impl Step {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Failed(why), _) | (_, Self::Failed(why)) => Self::Failed(why),
+            (Self::Done, Self::Done) => Self::Done,
+            (Self::Wait, _) | (_, Self::Wait) => Self::Wait,
+        }
+    }
+}
+
+impl From<bool> for Step {
+    fn from(done: bool) -> Self {
+        if done { Self::Done } else { Self::Wait }
+    }
+}
+
+fn is_live(worker: &WorkerView) -> bool {
+    !matches!(
+        worker.state.as_str(),
+        "held" | "backing-off" | "failed" | "done"
+    )
+}
+
+fn all_ready(fleet: &FleetView) -> Step {
+    let lost = fleet.workers.iter().find(|worker| worker.state == "failed");
+    match lost {
+        Some(worker) => {
+            let why = worker
+                .last_exit
+                .as_ref()
+                .map_or_else(String::new, |exit| format!(": it {}", exit.reason));
+            Step::Failed(format!(
+                "{} failed too often{why}; `leasehold logs {}` shows its last words",
+                worker.id, worker.id
+            ))
+        }
+        None => Step::from(fleet.ready >= fleet.desired),
+    }
+}
+
+fn rolled_out(fleet: &FleetView) -> Step {
+    match fleet.rollout.as_deref() {
+        Some("failed") => Step::Failed(format!(
+            "the rollout of {} stopped: a new worker failed; `leasehold status {}` shows which",
+            fleet.name, fleet.name
+        )),
+        Some(_) => Step::Wait,
+        None => all_ready(fleet),
+    }
+}
+
+fn generation(view: &StatusView, id: &str) -> Option<u64> {
+    view.fleets
+        .iter()
+        .flat_map(|fleet| &fleet.workers)
+        .find(|worker| worker.id == id)
+        .map(|worker| worker.generation)
+}
+
+/// Asks every selected fleet and worker how far it is.
+fn each_selected(
+    view: &StatusView,
+    names: &[String],
+    fleet_done: impl Fn(&FleetView) -> Step,
+    worker_done: impl Fn(&WorkerView) -> bool,
+) -> Step {
+    let mut step = Step::Done;
+    for fleet in &view.fleets {
+        if names.iter().any(|name| matches(name, &fleet.name)) {
+            step = step.and(fleet_done(fleet));
+        }
+        for worker in fleet
+            .workers
+            .iter()
+            .filter(|worker| names.iter().any(|name| matches(name, &worker.id)))
+        {
+            step = step.and(worker_done(worker).into());
+        }
+    }
+    step
+}
+
+/// Waits, with progress on stderr, and says what came of it.
+fn finish(
+    reach: &Reach,
+    waiting: &Wait,
+    client: &Client,
+    reply: Reply,
+    done: impl Fn(&StatusView) -> Step,
+) -> Outcome {
+    let already = reply == Reply::AlreadySo;
+    if reach.json {
+        print_json(&reply)?;
+    } else if already {
+        eprintln!("already so");
+    }
+    if waiting.no_wait || already {
+        return Ok(ExitCode::Ok);
+    }
+    wait(waiting, client, done)
+}
+
+fn wait(waiting: &Wait, client: &Client, done: impl Fn(&StatusView) -> Step) -> Outcome {
+    let began = clock::now();
+    let terminal = std::io::stderr().is_terminal();
+    let mut said = String::new();
+    let mut seen = None;
+    loop {
+        let view = client.status(seen)?;
+        let line = progress(&view);
+        match done(&view) {
+            Step::Done => {
+                clear_line(terminal, &said);
+                return Ok(ExitCode::Ok);
+            }
+            Step::Failed(why) => {
+                clear_line(terminal, &said);
+                return Err(Failure::new(ExitCode::Failed, why));
+            }
+            Step::Wait => {}
+        }
+        let spent = clock::now().since(began);
+        if spent >= waiting.timeout {
+            clear_line(terminal, &said);
+            return Err(Failure::new(
+                ExitCode::WaitTimedOut,
+                format!(
+                    "not done after {}: {line}; the work goes on",
+                    Rough(waiting.timeout)
+                ),
+            ));
+        }
+        if terminal {
+            eprint!("\r\x1b[K{line}, {}", Rough(spent));
+            said.clone_from(&line);
+        } else if line != said {
+            eprintln!("{line}");
+            said.clone_from(&line);
+        }
+        seen = Some(view.seq);
+        // An event wakes the next question; the pause is for what has none, and for Ctrl-C.
+        if client.pause_or_interrupt(Duration::from_millis(20)) {
+            clear_line(terminal, &said);
+            return Err(Failure::new(
+                ExitCode::Interrupted,
+                "interrupted; the work goes on",
+            ));
+        }
+    }
+}
+
+fn clear_line(terminal: bool, said: &str) {
+    if terminal && !said.is_empty() {
+        eprint!("\r\x1b[K");
+    }
+}
+
+fn progress(view: &StatusView) -> String {
+    let busy = view.fleets.iter().filter(|fleet| {
+        fleet.ready != fleet.desired
+            || fleet.rollout.is_some()
+            || fleet.workers.iter().any(|w| w.ending.is_some())
+    });
+    let parts: Vec<String> = busy
+        .map(|fleet| {
+            let draining = fleet
+                .workers
+                .iter()
+                .filter(|worker| worker.ending.is_some())
+                .count();
+            let tail = if draining > 0 {
+                format!(", {draining} draining")
+            } else {
+                String::new()
+            };
+            format!(
+                "{} {}/{} ready{tail}",
+                fleet.name, fleet.ready, fleet.desired
+            )
+        })
+        .collect();
+    if parts.is_empty() {
+        "settling".to_owned()
+    } else {
+        parts.join("; ")
+    }
+}

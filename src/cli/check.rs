@@ -1,0 +1,52 @@
+//! `leasehold check`: all faults of a configuration at once.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    cli::{Failure, Outcome, directories, print, print_json},
+    config,
+    exit::ExitCode,
+    sys::surroundings::ThisMachine,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The configuration [default: ./leasehold.toml, then /etc/leasehold/leasehold.toml]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same, as `run` takes it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn check(args: &CheckArgs) -> Outcome {
+    let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()));
+    match config::load(&path, &ThisMachine) {
+        Ok(_) if args.json => print_json(&Vec::<()>::new()),
+        Ok(config) => {
+            let workers: u32 = config.fleets.values().map(|fleet| fleet.workers).sum();
+            print(&format!(
+                "{}: ok: {} fleets, {workers} workers, revision {}\n",
+                path.display(),
+                config.fleets.len(),
+                config.revision
+            ))
+        }
+        Err(faults) if args.json => print_json(&faults.rows()).map(|_| ExitCode::Config),
+        Err(faults) => {
+            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            eprint!("{}", faults.render(colour));
+            let count = faults.list.len();
+            let noun = if count == 1 { "fault" } else { "faults" };
+            Err(Failure::new(
+                ExitCode::Config,
+                format!("{}: {count} {noun}", path.display()),
+            ))
+        }
+    }
+}

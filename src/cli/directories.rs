@@ -1,0 +1,186 @@
+//! Where things are: by flag, as systemd says, or by who we are.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{cli::Failure, exit::ExitCode, http::Directories};
+
+/// Longest path of a unix socket (unix(7): 108 bytes with its NUL).
+const SOCKET_PATH_MAX: usize = 107;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    let value = std::env::var_os(name)?;
+    // systemd separates several directories by a colon; the first is ours.
+    let first = value.to_str()?.split(':').next()?.to_owned();
+    (!first.is_empty()).then(|| PathBuf::from(first))
+}
+
+fn home() -> PathBuf {
+    variable("HOME").unwrap_or_else(|| PathBuf::from("/"))
+}
+
+fn run_default() -> PathBuf {
+    match variable("XDG_RUNTIME_DIR") {
+        _ if is_root() => PathBuf::from("/run/leasehold"),
+        Some(dir) => dir.join("leasehold"),
+        None => PathBuf::from(format!(
+            "/tmp/leasehold-{}",
+            rustix::process::geteuid().as_raw()
+        )),
+    }
+}
+
+/// The three directories of a daemon to be started, made if need be.
+pub(super) fn prepare(
+    run: Option<PathBuf>,
+    state: Option<PathBuf>,
+    log: Option<PathBuf>,
+) -> Result<Directories, Failure> {
+    let run = run
+        .or_else(|| variable("RUNTIME_DIRECTORY"))
+        .unwrap_or_else(run_default);
+    let state = state
+        .or_else(|| variable("STATE_DIRECTORY"))
+        .unwrap_or_else(|| match variable("XDG_STATE_HOME") {
+            _ if is_root() => PathBuf::from("/var/lib/leasehold"),
+            Some(dir) => dir.join("leasehold"),
+            None => home().join(".local/state/leasehold"),
+        });
+    let log = log
+        .or_else(|| variable("LOGS_DIRECTORY"))
+        .unwrap_or_else(|| {
+            if is_root() {
+                PathBuf::from("/var/log/leasehold")
+            } else {
+                state.join("log")
+            }
+        });
+    // Relative paths would mean another place after a change of directory.
+    let [run, state, log] = [
+        ("run", run, 0o755),
+        ("state", state, 0o700),
+        ("log", log, 0o750),
+    ]
+    .map(|(what, path, mode)| {
+        std::path::absolute(&path)
+            .map_err(|e| trouble(what, &path, &e))
+            .and_then(|path| make(what, &path, mode).map(|()| path))
+    });
+    let directories = Directories {
+        run: run?,
+        state: state?,
+        log: log?,
+    };
+    let socket = directories.run.join("control.sock");
+    if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        let why = format!(
+            "{} is too long for a unix socket ({SOCKET_PATH_MAX} bytes); choose a shorter --run-dir",
+            socket.display()
+        );
+        return Err(Failure::new(ExitCode::Usage, why));
+    }
+    Ok(directories)
+}
+
+fn make(what: &str, path: &Path, mode: u32) -> Result<(), Failure> {
+    // What lies below a directory that everybody may write to must be ours and closed.
+    let private = path.parent() == Some(Path::new("/tmp"));
+    let mode = if private { 0o700 } else { mode };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|e| trouble(what, path, &e))?;
+    let meta = fs::symlink_metadata(path).map_err(|e| trouble(what, path, &e))?;
+    if !fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        return Err(Failure::new(
+            ExitCode::Failed,
+            format!("{} is not a directory", path.display()),
+        ));
+    }
+    if private
+        && (meta.uid() != rustix::process::geteuid().as_raw()
+            || meta.mode() & 0o077 != 0
+            || meta.is_symlink())
+    {
+        let why = format!(
+            "{} is not a directory of ours alone; remove it, or choose another with --{what}-dir",
+            path.display()
+        );
+        return Err(Failure::new(ExitCode::Permission, why));
+    }
+    writable(what, path)
+}
+
+/// Said now, by name, rather than later by the first thing that fails.
+fn writable(what: &str, path: &Path) -> Result<(), Failure> {
+    rustix::fs::access(
+        path,
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+    )
+    .map_err(|e| trouble(what, path, &e.into()))
+}
+
+fn trouble(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let code = if error.kind() == io::ErrorKind::PermissionDenied {
+        ExitCode::Permission
+    } else {
+        ExitCode::Failed
+    };
+    Failure::new(
+        code,
+        format!(
+            "cannot use {} as the {what} directory: {error}; choose another with --{what}-dir",
+            path.display()
+        ),
+    )
+}
+
+/// The control socket that a client talks to.
+pub(super) fn control_socket(given: Option<&Path>) -> PathBuf {
+    if let Some(path) = given {
+        return path.to_owned();
+    }
+    let own = variable("RUNTIME_DIRECTORY")
+        .unwrap_or_else(run_default)
+        .join("control.sock");
+    let system = PathBuf::from("/run/leasehold/control.sock");
+    if !own.exists() && system.exists() {
+        system
+    } else {
+        own
+    }
+}
+
+/// Where output is found without a daemon.
+pub(super) fn log_default() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/var/log/leasehold");
+    }
+    variable("XDG_STATE_HOME")
+        .map_or_else(
+            || home().join(".local/state/leasehold"),
+            |dir| dir.join("leasehold"),
+        )
+        .join("log")
+}
+
+/// `./leasehold.toml`, then `/etc/leasehold/leasehold.toml`.
+pub(super) fn configuration(given: Option<PathBuf>) -> PathBuf {
+    let here = PathBuf::from("leasehold.toml");
+    let path = given.unwrap_or_else(|| {
+        if here.exists() {
+            here
+        } else {
+            PathBuf::from("/etc/leasehold/leasehold.toml")
+        }
+    });
+    std::path::absolute(&path).unwrap_or(path)
+}

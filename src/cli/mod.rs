@@ -1,0 +1,164 @@
+//! argv in, exit code out. A verb a file; stdout is data, stderr is messages and progress.
+
+mod act;
+mod check;
+mod client;
+mod config;
+mod directories;
+mod events;
+mod logs;
+mod plan;
+mod run;
+mod status;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::ExitCode;
+
+/// Keeps fleets of worker processes up on one machine, and outlives its own supervisor.
+#[derive(Debug, Parser)]
+#[command(
+    name = "leasehold",
+    version,
+    about,
+    max_term_width = 100,
+    propagate_version = true
+)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 not ready or not running, 4 unknown name, 5 changes pending, \
+6 wait timed out (the work goes on), 7 daemon unreachable, 8 permission, 9 conflict, 78 configuration, 130 interrupted."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground (what systemd's ExecStart does)
+    Run(run::RunArgs),
+    /// Check a configuration: all faults at once, with their places
+    Check(check::CheckArgs),
+    /// Show what `reload` would change
+    Plan(plan::PlanArgs),
+    /// Read the configuration again and apply what changed
+    Reload(act::ReloadArgs),
+    /// Show fleets and workers
+    Status(status::StatusArgs),
+    /// Lift holds and start what is not running
+    Start(act::NamesArgs),
+    /// Stop, and keep stopped until `start`, over restarts and reboots
+    Stop(act::NamesArgs),
+    /// Replace workers: a fleet a few at a time, a single worker at once
+    Restart(act::NamesArgs),
+    /// Give a fleet another number of workers, or its configured one (`auto`)
+    Scale(act::ScaleArgs),
+    /// Send a signal to workers' leaders
+    Signal(act::SignalArgs),
+    /// Print workers' output
+    Logs(logs::LogsArgs),
+    /// Print what happened
+    Events(events::EventsArgs),
+    /// Look at the configuration that is in force
+    Config(config::ConfigArgs),
+    /// The process that decides; started by `run` alone
+    #[command(hide = true)]
+    Supervisor(run::SupervisorArgs),
+}
+
+/// How to reach the daemon, and how to print; the same for every verb that asks it something.
+#[derive(Clone, Debug, Args)]
+struct Reach {
+    /// The daemon's control socket [default: the run directory's control.sock]
+    #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long to wait for the end of what was asked.
+#[derive(Clone, Debug, Args)]
+struct Wait {
+    /// Return at once; the work goes on
+    #[arg(long)]
+    no_wait: bool,
+    /// Wait no longer than this (then exit 6; the work goes on)
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_span)]
+    timeout: crate::time::Span,
+}
+
+fn parse_span(text: &str) -> Result<crate::time::Span, String> {
+    crate::config::units::span(text)
+        .ok_or_else(|| format!("give {}", crate::config::units::SPAN_FORM))
+}
+
+/// A failure with the code it ends with.
+#[derive(Debug)]
+struct Failure {
+    code: ExitCode,
+    why: String,
+}
+
+impl Failure {
+    fn new(code: ExitCode, why: impl Into<String>) -> Self {
+        Self {
+            code,
+            why: why.into(),
+        }
+    }
+}
+
+type Outcome = Result<ExitCode, Failure>;
+
+/// Runs the command line; the number is the process's exit code.
+pub fn main() -> u8 {
+    let outcome = match Cli::parse().verb {
+        Verb::Run(args) => return run::run(args),
+        Verb::Supervisor(args) => return run::supervise(args),
+        Verb::Check(args) => check::check(&args),
+        Verb::Plan(args) => plan::plan(&args),
+        Verb::Reload(args) => act::reload(&args),
+        Verb::Status(args) => status::status(&args),
+        Verb::Start(args) => act::start(&args),
+        Verb::Stop(args) => act::stop(&args),
+        Verb::Restart(args) => act::restart(&args),
+        Verb::Scale(args) => act::scale(&args),
+        Verb::Signal(args) => act::signal(&args),
+        Verb::Logs(args) => logs::logs(&args),
+        Verb::Events(args) => events::events(&args),
+        Verb::Config(args) => config::config(&args),
+    };
+    match outcome {
+        Ok(code) => code.number(),
+        Err(failure) => {
+            eprintln!("leasehold: {}", failure.why.trim_end());
+            failure.code.number()
+        }
+    }
+}
+
+/// Prints to stdout; a reader that went away (`| head`) ends us quietly instead of with a panic.
+fn print(text: &str) -> Outcome {
+    use std::io::Write;
+    match std::io::stdout()
+        .write_all(text.as_bytes())
+        .and_then(|()| std::io::stdout().flush())
+    {
+        Ok(()) => Ok(ExitCode::Ok),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::Ok),
+        Err(e) => Err(Failure::new(
+            ExitCode::Failed,
+            format!("failed to print: {e}"),
+        )),
+    }
+}
+
+fn print_json<T: serde::Serialize>(value: &T) -> Outcome {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::new(ExitCode::Failed, e.to_string()))?;
+    print(&(text + "\n"))
+}

@@ -1,0 +1,243 @@
+//! The first moments of a supervisor: what the keeper tells, the accepted configuration, the listeners.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{self, Config, spec::FleetSpec},
+    driver::{Settings, link::Link},
+    engine::socket_name,
+    id::FleetName,
+    sys::{listen, memfd, notify, surroundings::ThisMachine},
+    wire::{self, Header, News, Op, RowKey, Welcome},
+};
+
+/// What the keeper holds for the next supervisor: the last accepted configuration.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Accepted {
+    pub(super) config: Config,
+    pub(super) previous: BTreeMap<FleetName, FleetSpec>,
+}
+
+/// Everything the keeper told at the beginning.
+pub(super) struct Told {
+    pub(super) welcome: Welcome,
+    pub(super) held: BTreeMap<String, OwnedFd>,
+    pub(super) rows: Vec<(RowKey, Header, Vec<u8>)>,
+    /// News that came on the heels of the telling.
+    pub(super) rest: Vec<News>,
+}
+
+/// Listens until the keeper has told everything.
+pub(super) async fn be_told(link: &Link) -> io::Result<Told> {
+    let mut welcome = None;
+    let (mut held, mut rows, mut rest) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let mut caught = false;
+    while !caught {
+        let packets = link.receive().await?;
+        if packets.is_empty() {
+            return Err(io::Error::other(
+                "the keeper ended while it told us what it holds",
+            ));
+        }
+        for packet in packets {
+            let mut fds = packet.fds.into_iter();
+            for news in wire::decode::<News>(&packet.bytes).map_err(io::Error::other)? {
+                match news {
+                    News::Welcome(told) => welcome = Some(*told),
+                    News::Held { name } => {
+                        held.extend(fds.next().map(|fd| (name, fd)));
+                    }
+                    News::Row { key, header, body } if !caught => {
+                        rows.push((key, header, body.unwrap_or_default()))
+                    }
+                    News::Caught => caught = true,
+                    news => rest.push(news),
+                }
+            }
+        }
+    }
+    let welcome = welcome.ok_or_else(|| io::Error::other("the keeper did not say welcome"))?;
+    Ok(Told {
+        welcome,
+        held,
+        rows,
+        rest,
+    })
+}
+
+/// The accepted configuration, or, for the first supervisor, the file's. The error is for people.
+pub(super) fn configuration(
+    settings: &Settings,
+    held: &mut BTreeMap<String, OwnedFd>,
+) -> Result<(Accepted, bool), String> {
+    if let Some(fd) = held.remove("config") {
+        let bytes = memfd::read(fd)
+            .map_err(|e| format!("failed to read the accepted configuration: {e}"))?;
+        match serde_json::from_slice(&bytes) {
+            Ok(accepted) => return Ok((accepted, false)),
+            Err(e) => eprintln!(
+                "leasehold: the accepted configuration cannot be read ({e}); reading the file again"
+            ),
+        }
+    }
+    let config = config::load(&settings.config, &ThisMachine).map_err(|faults| {
+        let colour = std::io::IsTerminal::is_terminal(&io::stderr())
+            && std::env::var_os("NO_COLOR").is_none();
+        faults.render(colour)
+    })?;
+    Ok((
+        Accepted {
+            config,
+            previous: BTreeMap::new(),
+        },
+        true,
+    ))
+}
+
+/// A request with the descriptor that goes with it.
+pub(super) type Request = (Op, Option<OwnedFd>);
+
+/// The sealed copy that the keeper is to hold.
+pub(super) fn hold_accepted(accepted: &Accepted) -> io::Result<Request> {
+    let bytes = serde_json::to_vec(accepted)?;
+    Ok((
+        Op::Hold {
+            name: "config".to_owned(),
+        },
+        Some(memfd::sealed("leasehold-config", &bytes)?),
+    ))
+}
+
+/// Sockets of a configuration that nobody holds yet, bound. All or none: the error names the one that cannot be had.
+pub(super) fn bind_missing(
+    config: &Config,
+    held: &BTreeSet<String>,
+) -> Result<Vec<(String, OwnedFd)>, String> {
+    let mut bound: Vec<(String, OwnedFd)> = Vec::new();
+    for (fleet, spec) in &config.fleets {
+        for (name, socket) in &spec.sockets {
+            let slots = if socket.reuse_port { spec.workers } else { 1 };
+            for slot in 0..slots {
+                let full = socket_name(fleet, name, socket, slot);
+                if held.contains(&full) {
+                    continue;
+                }
+                bound.push((full, bind(fleet, spec, name)?));
+            }
+        }
+    }
+    Ok(bound)
+}
+
+/// Binds one socket of a fleet.
+pub(super) fn bind(fleet: &FleetName, spec: &FleetSpec, name: &str) -> Result<OwnedFd, String> {
+    let Some(socket) = spec.sockets.get(name) else {
+        return Err(format!("fleet.{fleet} has no socket {name}"));
+    };
+    let address = match &socket.listen {
+        config::spec::ListenAddress::Tcp(address) => listen::Address::Tcp(*address),
+        config::spec::ListenAddress::Unix(path) => listen::Address::Unix(PathBuf::from(path)),
+    };
+    listen::open(&address, socket.backlog, socket.reuse_port, socket.mode).map_err(|e| {
+        format!(
+            "fleet.{fleet}.socket.{name}: cannot listen on {address}: {e}{}",
+            hint(&e)
+        )
+    })
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => " (another program listens there; `ss -ltnp` shows which)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
+        _ => "",
+    }
+}
+
+/// The daemon's own listeners: taken from the keeper, or made and given to it.
+pub(super) struct Listeners {
+    pub(super) control: OwnedFd,
+    pub(super) http: Vec<(std::net::SocketAddr, OwnedFd)>,
+    pub(super) notify: OwnedFd,
+    pub(super) notify_path: PathBuf,
+}
+
+/// Opens what is not held yet; what was opened is to be told to the keeper.
+pub(super) fn listeners(
+    settings: &Settings,
+    config: &Config,
+    held: &mut BTreeMap<String, OwnedFd>,
+) -> Result<(Listeners, Vec<Request>), String> {
+    let mut ops = Vec::new();
+    let mut keep = |name: &str, fd: &OwnedFd| -> Result<(), String> {
+        let copy = fd
+            .try_clone()
+            .map_err(|e| format!("failed to duplicate a descriptor: {e}"))?;
+        ops.push((
+            Op::Hold {
+                name: name.to_owned(),
+            },
+            Some(copy),
+        ));
+        Ok(())
+    };
+    let run_dir = &settings.directories.run;
+    let control_path = run_dir.join("control.sock");
+    let control = match held.remove("control") {
+        Some(fd) => fd,
+        None => {
+            let address = listen::Address::Unix(control_path.clone());
+            let fd = listen::open(&address, 256, false, Some(0o660)).map_err(|e| {
+                format!(
+                    "cannot listen on {}: {e}{}",
+                    control_path.display(),
+                    hint(&e)
+                )
+            })?;
+            keep("control", &fd)?;
+            fd
+        }
+    };
+    let notify_path = run_dir.join("notify");
+    let notify = match held.remove("notify") {
+        Some(fd) => fd,
+        None => {
+            let fd = notify::bind_at(&notify_path)
+                .map_err(|e| format!("cannot bind {}: {e}", notify_path.display()))?;
+            keep("notify", &fd)?;
+            fd
+        }
+    };
+    let mut http = Vec::new();
+    for address in &config.http.listen {
+        let name = format!("http/{address}");
+        let fd = match held.remove(&name) {
+            Some(fd) => fd,
+            None => {
+                let fd = listen::open(&listen::Address::Tcp(*address), 1024, false, None).map_err(
+                    |e| format!("http.listen: cannot listen on {address}: {e}{}", hint(&e)),
+                )?;
+                keep(&name, &fd)?;
+                fd
+            }
+        };
+        http.push((*address, fd));
+    }
+    Ok((
+        Listeners {
+            control,
+            http,
+            notify,
+            notify_path,
+        },
+        ops,
+    ))
+}

@@ -1,0 +1,36 @@
+//! What other threads and tasks hand to the loop.
+
+use tokio::sync::oneshot;
+
+use crate::{
+    config::Config,
+    engine::{
+        command::{Command, Denial, Reply},
+        event::Purpose,
+        status::Status,
+    },
+    id::{Generation, WorkerId},
+    logs::Source,
+};
+
+/// One thing handed in.
+pub(super) enum Inbox {
+    /// A client wants something done.
+    Command(Command, oneshot::Sender<Result<Reply, Denial>>),
+    /// A client wants to see.
+    Status(oneshot::Sender<Status>),
+    /// A client wants to see what is configured.
+    Config(oneshot::Sender<Box<Config>>),
+    /// A probe has its answer.
+    Probed(WorkerId, Generation, Result<(), String>),
+    /// Environment files were read.
+    EnvRead(WorkerId, Generation, Result<Vec<(String, String)>, String>),
+    /// A configuration was read.
+    ConfigRead(Purpose, Result<Box<Config>, String>),
+    /// The intent is on disk, or not.
+    IntentSaved(Result<(), String>),
+    /// A log was read to its end and closed.
+    LogClosed(Source),
+    /// A log file cannot be written (or can again); so many bytes were dropped so far.
+    LogTrouble(Source, Option<String>, u64),
+}

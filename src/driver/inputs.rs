@@ -1,0 +1,151 @@
+//! The keeper's news and the workers' notes become events.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    engine::{Event, event::Note},
+    id::{Generation, WorkerId},
+    sys::{family::Stat, notify::Datagram},
+    time::Span,
+    wire::{Header, News, Process, RowKey},
+};
+
+/// What the keeper last said of every process: who a pid is, and what to end when the keeper is dead.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) headers: BTreeMap<RowKey, Header>,
+    by_pid: BTreeMap<i32, RowKey>,
+}
+
+impl Known {
+    /// Takes a row's header over.
+    pub(super) fn learn(&mut self, key: &RowKey, header: &Header) {
+        if let Some(Process::Alive(before)) = self.headers.get(key).map(|header| &header.process) {
+            self.by_pid.remove(&before.pid);
+        }
+        if let Process::Alive(alive) = &header.process {
+            self.by_pid.insert(alive.pid, key.clone());
+        }
+        if header.process == Process::Vacant {
+            self.headers.remove(key);
+        } else {
+            self.headers.insert(key.clone(), header.clone());
+        }
+    }
+
+    /// Whose process this is: a leader, or a descendant or group member of one. Its generation is what the row says now.
+    fn owner(&self, pid: i32) -> Option<(&WorkerId, Generation)> {
+        let key = self.by_pid.get(&pid).or_else(|| self.by_kinship(pid))?;
+        match key {
+            RowKey::Slot(worker) => Some((worker, self.headers.get(key)?.generation)),
+            RowKey::Node | RowKey::Fleet(_) | RowKey::Task(..) => None,
+        }
+    }
+
+    /// NotifyAccess=all: a shell around the program must not swallow its READY=1.
+    fn by_kinship(&self, pid: i32) -> Option<&RowKey> {
+        let mut pid = pid;
+        for _ in 0..16 {
+            let stat = Stat::read(pid)?;
+            for candidate in [stat.group, stat.session, stat.ppid] {
+                if let Some(key) = self.by_pid.get(&candidate) {
+                    return Some(key);
+                }
+            }
+            pid = stat.ppid;
+        }
+        None
+    }
+
+    /// What a datagram says, as events; nothing if it is from a stranger or says nothing we know.
+    pub(super) fn notes(&self, datagram: &Datagram) -> Vec<Event> {
+        let Some((worker, generation)) = self.owner(datagram.pid) else {
+            return Vec::new();
+        };
+        let notes = parse(&datagram.bytes).into_iter();
+        notes
+            .map(|note| Event::Note {
+                worker: worker.clone(),
+                generation,
+                note,
+            })
+            .collect()
+    }
+}
+
+/// The keeper's news, sorted into what the loop does with it.
+#[derive(Debug, Default)]
+pub(super) struct Sorted {
+    pub(super) events: Vec<Event>,
+    pub(super) pings: Vec<u64>,
+}
+
+/// Sorts one batch of news; rows that came together are one event.
+pub(super) fn sort(news: Vec<News>, known: &mut Known) -> Sorted {
+    let mut sorted = Sorted::default();
+    let mut rows = Vec::new();
+    for one in news {
+        match one {
+            News::Row { key, header, .. } => {
+                known.learn(&key, &header);
+                rows.push((key, header));
+            }
+            News::Node(asked) => sorted.events.push(Event::Asked(asked)),
+            News::Refused { key, after } => sorted.events.push(Event::Refused { key, after }),
+            News::Ping { number } => sorted.pings.push(number),
+            News::Welcome(_) | News::Held { .. } | News::Caught => {}
+        }
+    }
+    if !rows.is_empty() {
+        sorted.events.push(Event::Rows(rows));
+    }
+    sorted
+}
+
+/// The lines of a notify datagram that mean something here (sd_notify(3)); never panics, whatever the bytes.
+pub(super) fn parse(bytes: &[u8]) -> Vec<Note> {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Vec::new();
+    };
+    let notes = text.split('\n').filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        match (name, value) {
+            ("READY", "1") => Some(Note::Ready),
+            ("STOPPING", "1") => Some(Note::Stopping),
+            ("WATCHDOG", "1") => Some(Note::Watchdog),
+            ("WATCHDOG", "trigger") => Some(Note::WatchdogTrigger),
+            ("EXTEND_TIMEOUT_USEC", micros) => micros
+                .parse()
+                .ok()
+                .map(|micros| Note::Extend(Span::micros(micros))),
+            ("STATUS", text) => Some(Note::Status(
+                text.chars().filter(|c| !c.is_control()).collect(),
+            )),
+            _ => None,
+        }
+    });
+    notes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams() {
+        let notes =
+            parse(b"READY=1\nSTATUS=up \x1b[31m\nX_OTHER=1\nEXTEND_TIMEOUT_USEC=5000\nWATCHDOG=1");
+        let status = Note::Status("up [31m".to_owned());
+        assert_eq!(
+            notes,
+            [
+                Note::Ready,
+                status,
+                Note::Extend(Span::millis(5)),
+                Note::Watchdog
+            ]
+        );
+        assert_eq!(parse(b"\xff\xfe=1"), []);
+        assert_eq!(parse(b"EXTEND_TIMEOUT_USEC=-1\nREADY=0\n\n="), []);
+    }
+}

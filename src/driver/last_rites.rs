@@ -1,0 +1,50 @@
+//! The keeper is dead, and with it the only parent of every worker: everything ends. Where systemd or PID 1 does it too,
+//! we are merely first.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    sys::{
+        cgroup::{Leaf, leaf_name},
+        child, clock, family,
+    },
+    time::Span,
+    wire::{Header, Process, RowKey, Welcome},
+};
+
+/// So long do we try; what hangs in the kernel is left to the next keeper.
+const PATIENCE: Span = Span::secs(5);
+
+/// Kills every containment and everything that carries this run's cookie, until nothing is left.
+pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Header>) {
+    let until = clock::now().after(PATIENCE);
+    let leaves = || {
+        let base = welcome.cgroup.as_deref();
+        let named = headers
+            .iter()
+            .filter(|(_, header)| header.process != Process::Vacant);
+        named.filter_map(move |(key, header)| {
+            Some(Leaf::at(
+                Path::new(base?).join(leaf_name(key, header.generation)),
+            ))
+        })
+    };
+    let me = std::process::id() as i32;
+    loop {
+        for leaf in leaves() {
+            let _ = leaf.kill();
+        }
+        let carriers = family::with_cookie(&welcome.cookie, &[me]);
+        for pid in &carriers {
+            let _ = child::signal_pid(*pid, libc::SIGKILL);
+        }
+        let clear = carriers.is_empty() && leaves().all(|leaf| leaf.remove().is_ok());
+        if clear || clock::now() > until {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    if let Some(base) = &welcome.cgroup {
+        let _ = std::fs::remove_dir(base);
+    }
+}

@@ -1,0 +1,65 @@
+//! The supervisor process: every source becomes one `Event`, the engine decides, every `Effect` becomes one call.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `boot` | what the keeper tells first; configuration; listeners |
+//! | `run` | the loop: wait, step, perform |
+//! | `inputs` | the keeper's news and workers' notes become events |
+//! | `perform` | effects become calls |
+//! | `link` | the wire to the keeper |
+//! | `inbox` | what other threads and tasks hand in |
+//! | `journal` | the one record of each thing that happened: a ring, and a line |
+//! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
+//! | `state` | the operator's intent on disk |
+//! | `probe` | TCP and HTTP probes; environment files |
+//! | `last_rites` | the keeper is dead: everything ends |
+
+mod boot;
+mod console;
+mod inbox;
+mod inputs;
+mod journal;
+mod last_rites;
+mod link;
+mod perform;
+mod probe;
+mod run;
+mod state;
+
+use std::path::PathBuf;
+
+use crate::{exit::ExitCode, http::Directories};
+
+/// What the supervisor is told on its command line.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The configuration's main file.
+    pub config: PathBuf,
+    /// Where everything is.
+    pub directories: Directories,
+    /// Print neither events nor worker lines.
+    pub quiet: bool,
+    /// Print worker lines even when stdout is not a terminal.
+    pub echo: bool,
+    /// systemd wants to be told.
+    pub systemd: bool,
+}
+
+/// Runs the supervisor until the keeper is told to exit, or is gone.
+pub fn run(settings: Settings) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => {
+            let code = runtime.block_on(run::supervise(settings));
+            // A probe or a read that hangs must not keep a finished supervisor.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => {
+            eprintln!("leasehold: failed to start the supervisor's event loop: {error}");
+            ExitCode::Failed.number()
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Every effect becomes one call.
+
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+use crate::{
+    config,
+    driver::{
+        boot::{self, Accepted, Request},
+        inbox::Inbox,
+        probe,
+        run::Driver,
+        state,
+    },
+    engine::{Effect, Effects, event::Purpose, log_pipes},
+    http::EventRow,
+    id::WorkerId,
+    logs::Source,
+    sys::{clock, pipe, surroundings::ThisMachine},
+    wire::{Op, RowKey, SpawnSpec},
+};
+
+impl Driver {
+    /// Carries out what a step wants. Requests to the keeper that belong together travel together.
+    pub(super) fn perform(&mut self, effects: Effects) {
+        let mut ops: Vec<Request> = Vec::new();
+        for effect in effects.list {
+            match effect {
+                Effect::Keeper(Op::Exit { code }) => self.leaving = Some(code),
+                Effect::Keeper(op) => {
+                    if let Op::Spawn { key, spec, .. } = &op {
+                        ops.extend(self.make_missing(key, spec));
+                    }
+                    ops.push((op, None));
+                }
+                Effect::Probe {
+                    worker,
+                    generation,
+                    target,
+                    timeout,
+                } => {
+                    let hand_in = self.hand_in.clone();
+                    tokio::spawn(async move {
+                        let answer = probe::ask(target, timeout).await;
+                        let _ = hand_in.send(Inbox::Probed(worker, generation, answer));
+                    });
+                }
+                Effect::ReadEnv {
+                    worker,
+                    after,
+                    files,
+                } => {
+                    self.in_background(move || {
+                        Inbox::EnvRead(worker, after, probe::read_env_files(&files))
+                    });
+                }
+                Effect::ReadConfig(purpose) => self.read_config(purpose),
+                Effect::Accept { config, previous } => {
+                    let accepted = Accepted {
+                        config: *config,
+                        previous: previous.into_iter().collect(),
+                    };
+                    ops.extend(self.accept(accepted));
+                }
+                Effect::SaveIntent(intent) => {
+                    let dir: PathBuf = self.settings.directories.state.clone();
+                    self.in_background(move || Inbox::IntentSaved(state::save(&dir, &intent)));
+                }
+                Effect::CloseLogs(worker) => self.logs.close(worker),
+                Effect::KeepSockets { fleet, names } => {
+                    let prefix = format!("socket/{fleet}/");
+                    let gone: Vec<String> = self
+                        .held
+                        .iter()
+                        .filter(|name| name.starts_with(&prefix) && !names.contains(name))
+                        .cloned()
+                        .collect();
+                    for name in gone {
+                        self.held.remove(&name);
+                        ops.push((Op::Release { name }, None));
+                    }
+                }
+                Effect::ReopenLogs => self.logs.reopen(),
+                Effect::Reply { request, reply } => {
+                    if let Some(client) = self.clients.remove(&request) {
+                        // A client that went away does not want its answer.
+                        let _ = client.send(reply);
+                    }
+                }
+                Effect::Record(transition) => {
+                    let row = self.journal.record(&transition);
+                    self.print(&row);
+                }
+            }
+        }
+        self.link.push(ops);
+    }
+
+    /// A line for people; under systemd the journal puts its own time in front.
+    pub(super) fn print(&self, row: &EventRow) {
+        if self.settings.quiet {
+            return;
+        }
+        let time = if self.settings.systemd {
+            ""
+        } else {
+            row.at.get(11..23).unwrap_or(&row.at)
+        };
+        let gap = if time.is_empty() { "" } else { " " };
+        let generation = row
+            .generation
+            .filter(|n| *n > 0)
+            .map_or_else(String::new, |n| format!(" [{n}]"));
+        self.console.say(format!(
+            "{time}{gap}{}{generation} {}",
+            row.subject, row.text
+        ));
+    }
+
+    /// What a spawn refers to and nobody holds yet: log pipes, sockets of a slot's own.
+    fn make_missing(&mut self, key: &RowKey, spec: &SpawnSpec) -> Vec<Request> {
+        let (RowKey::Slot(worker) | RowKey::Task(worker, _)) = key else {
+            return Vec::new();
+        };
+        let mut ops = Vec::new();
+        for name in [&spec.stdout, &spec.stderr].into_iter().flatten() {
+            if !self.held.contains(name) {
+                match self.make_log(worker, name) {
+                    Ok(fd) => ops.push(self.hold(name.clone(), fd)),
+                    Err(error) => {
+                        self.complain(&format!("{worker}: cannot make its log pipe: {error}"))
+                    }
+                }
+            }
+        }
+        for name in &spec.pass {
+            if !self.held.contains(name) {
+                match self.bind_by_name(worker, name) {
+                    Ok(fd) => ops.push(self.hold(name.clone(), fd)),
+                    Err(error) => self.complain(&format!("{worker}: {error}")),
+                }
+            }
+        }
+        ops
+    }
+
+    fn hold(&mut self, name: String, fd: OwnedFd) -> Request {
+        self.held.insert(name.clone());
+        (Op::Hold { name }, Some(fd))
+    }
+
+    fn make_log(&self, worker: &WorkerId, name: &str) -> std::io::Result<OwnedFd> {
+        let spec = self.engine.config().fleets.get(&worker.fleet);
+        let buffer = spec.map_or(65_536, |spec| spec.log.buffer);
+        let reader = pipe::reader(buffer as usize)?;
+        self.capture(worker, name, reader.try_clone()?);
+        Ok(reader)
+    }
+
+    /// Captures a held pipe.
+    pub(super) fn capture(&self, worker: &WorkerId, name: &str, pipe: OwnedFd) {
+        let spec = self
+            .engine
+            .config()
+            .fleets
+            .get(&worker.fleet)
+            .map(|spec| spec.log.clone());
+        let spec = spec.unwrap_or_else(|| {
+            config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
+        });
+        let source = Source {
+            worker: worker.clone(),
+            stderr: name.ends_with("/stderr"),
+        };
+        self.logs.add(source, pipe, spec);
+    }
+
+    fn bind_by_name(&self, worker: &WorkerId, full: &str) -> Result<OwnedFd, String> {
+        let Some(spec) = self.engine.config().fleets.get(&worker.fleet) else {
+            return Err("its fleet is not configured".to_owned());
+        };
+        let name = full.split('/').nth(2).unwrap_or_default();
+        boot::bind(&worker.fleet, spec, name)
+    }
+
+    fn complain(&self, text: &str) {
+        self.console.say(format!("leasehold: {text}"));
+    }
+
+    fn read_config(&mut self, purpose: Purpose) {
+        if matches!(purpose, Purpose::Reload(_)) {
+            let micros = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let micros = micros.tv_sec * 1_000_000 + micros.tv_nsec / 1_000;
+            self.tell_systemd(format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        }
+        let path = self.settings.config.clone();
+        self.in_background(move || {
+            let result = config::load(&path, &ThisMachine)
+                .map(Box::new)
+                .map_err(|faults| faults.render(false));
+            Inbox::ConfigRead(purpose, result)
+        });
+    }
+
+    /// Has the keeper hold the configuration, and lets the shells follow it.
+    fn accept(&mut self, accepted: Accepted) -> Vec<Request> {
+        for (fleet, spec) in &accepted.config.fleets {
+            for slot in 0..spec.workers {
+                let worker = WorkerId::new(fleet.clone(), slot);
+                if log_pipes(&worker, spec)
+                    .0
+                    .is_some_and(|name| self.held.contains(&name))
+                {
+                    self.logs.respecify(worker, spec.log.clone());
+                }
+            }
+        }
+        match boot::hold_accepted(&accepted) {
+            Ok(op) => vec![op],
+            Err(error) => {
+                self.complain(&format!("failed to store the accepted configuration: {error}; a restarted supervisor would use the one before"));
+                Vec::new()
+            }
+        }
+    }
+
+    fn in_background(&self, work: impl FnOnce() -> Inbox + Send + 'static) {
+        let hand_in = self.hand_in.clone();
+        tokio::task::spawn_blocking(move || {
+            let _ = hand_in.send(work());
+        });
+    }
+
+    /// Relayed by the keeper, which is the process that systemd knows.
+    pub(super) fn tell_systemd(&mut self, text: String) {
+        if self.settings.systemd {
+            self.link.push(vec![(Op::Notify { text }, None)]);
+        }
+    }
+
+    /// The engine's clock.
+    pub(super) fn now(&self) -> crate::time::Moment {
+        clock::now()
+    }
+}

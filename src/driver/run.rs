@@ -1,0 +1,661 @@
+//! The loop: wait, step, perform.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IsTerminal,
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    driver::{
+        Settings,
+        boot::{self, Request},
+        console::Console,
+        inbox::Inbox,
+        inputs::{self, Known},
+        journal::Journal,
+        last_rites,
+        link::{self, Link},
+        state,
+    },
+    engine::{
+        Effects, Event, Facts, Supervisor,
+        command::{Command, Denial, Reply},
+        effect::Rough,
+        event::Purpose,
+        status::Status,
+        supervisor::Origin,
+    },
+    exit::ExitCode,
+    http::{self, Engine, EngineError, Surface},
+    id::{FleetName, RequestId, WorkerId},
+    logs::{self, Capture},
+    sys::{host, notify},
+    time::{Moment, Span},
+    wire::{News, Op, Stopping, Welcome},
+};
+
+/// While it drains, the terminal and systemd hear how far it is this often.
+const PROGRESS_EVERY: Span = Span::secs(1);
+
+pub(super) struct Driver {
+    pub(super) settings: Settings,
+    pub(super) engine: Supervisor,
+    pub(super) link: Link,
+    pub(super) held: BTreeSet<String>,
+    pub(super) logs: Capture,
+    pub(super) journal: Arc<Journal>,
+    pub(super) console: Console,
+    pub(super) hand_in: mpsc::UnboundedSender<Inbox>,
+    pub(super) clients: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Denial>>>,
+    /// The engine is done: the last lines are written, then the keeper hears this code.
+    pub(super) leaving: Option<u8>,
+    known: Known,
+    inbox: mpsc::UnboundedReceiver<Inbox>,
+    notify: AsyncFd<OwnedFd>,
+    welcome: Welcome,
+    requests: u64,
+    progress_at: Option<Moment>,
+    interactive: bool,
+    said: String,
+}
+
+/// Runs until the keeper has been told to exit, or is gone.
+pub(super) async fn supervise(settings: Settings) -> u8 {
+    // The name that people see in `ps`; the binary was executed by descriptor, which has none.
+    let _ = rustix::thread::set_name(c"leasehold-super");
+    let mut link = match Link::inherited() {
+        Ok(link) => link,
+        Err(error) => {
+            eprintln!("leasehold: {error}");
+            return ExitCode::Usage.number();
+        }
+    };
+    let driver = match begin(settings, &mut link).await {
+        Ok(begin) => begin.into_driver(link),
+        Err((code, why)) => {
+            eprintln!("{}", why.trim_end());
+            link.push(vec![(
+                Op::Exit {
+                    code: code.number(),
+                },
+                None,
+            )]);
+            let _ = link.flush();
+            return code.number();
+        }
+    };
+    match driver {
+        Ok(mut driver) => driver.run().await,
+        Err(error) => {
+            eprintln!("leasehold: {error}");
+            ExitCode::Failed.number()
+        }
+    }
+}
+
+/// What was needed before there is an engine.
+struct Begin {
+    settings: Settings,
+    told: boot::Told,
+    accepted: boot::Accepted,
+    first: bool,
+    listeners: boot::Listeners,
+    ops: Vec<Request>,
+    intent: crate::engine::Intent,
+}
+
+async fn begin(settings: Settings, link: &mut Link) -> Result<Begin, (ExitCode, String)> {
+    let failed = |why: String| (ExitCode::Failed, format!("leasehold: {why}"));
+    let mut told = boot::be_told(link)
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let (accepted, first) =
+        boot::configuration(&settings, &mut told.held).map_err(|why| (ExitCode::Config, why))?;
+    let intent = match state::load(&settings.directories.state) {
+        Ok(intent) => intent,
+        // At the start a person can mend it; later, running workers matter more.
+        Err(error) if first => return Err(failed(error.to_string())),
+        Err(error) => {
+            eprintln!("leasehold: {error}; holds and sizes are not known until it is mended");
+            crate::engine::Intent::default()
+        }
+    };
+    let (listeners, mut ops) =
+        boot::listeners(&settings, &accepted.config, &mut told.held).map_err(failed)?;
+    if first {
+        let held = told.held.keys().cloned().collect();
+        let bound = boot::bind_missing(&accepted.config, &held).map_err(failed)?;
+        for (name, fd) in bound {
+            let copy = fd.try_clone().map_err(|e| failed(e.to_string()))?;
+            told.held.insert(name.clone(), copy);
+            ops.push((Op::Hold { name }, Some(fd)));
+        }
+        ops.push(boot::hold_accepted(&accepted).map_err(|e| failed(e.to_string()))?);
+    }
+    Ok(Begin {
+        settings,
+        told,
+        accepted,
+        first,
+        listeners,
+        ops,
+        intent,
+    })
+}
+
+impl Begin {
+    fn into_driver(self, mut link: Link) -> Result<Driver, String> {
+        let Self {
+            settings,
+            told,
+            accepted,
+            first,
+            listeners,
+            ops,
+            intent,
+        } = self;
+        let welcome = told.welcome;
+        link.push(ops);
+        let (hand_in, inbox) = mpsc::unbounded_channel();
+        let console =
+            Console::start().map_err(|e| format!("failed to start the console thread: {e}"))?;
+        let journal = Arc::new(Journal::new(welcome.incarnation));
+        let echo = (settings.echo || std::io::stdout().is_terminal()) && !settings.quiet;
+        let capture = start_capture(&settings, echo.then(|| console.clone()), hand_in.clone())?;
+        let facts = Facts {
+            node: accepted.config.node.name.clone(),
+            notify_socket: listeners.notify_path.display().to_string(),
+        };
+        let surface = Surface {
+            engine: Arc::new(Door {
+                hand_in: hand_in.clone(),
+            }),
+            events: Arc::clone(&journal) as Arc<dyn http::Events>,
+            directories: settings.directories.clone(),
+            keeper: welcome.keeper,
+            keeper_started: welcome.started,
+            containment: welcome.containment,
+            http: listeners.http.iter().map(|(address, _)| *address).collect(),
+        };
+        let tcp = listeners.http.into_iter().map(|(_, fd)| fd).collect();
+        http::serve(surface, listeners.control, tcp)
+            .map_err(|e| format!("failed to start the HTTP thread: {e}"))?;
+        let mut known = Known::default();
+        for (key, header, _) in &told.rows {
+            known.learn(key, header);
+        }
+        let origin = Origin {
+            config: accepted.config,
+            previous: accepted.previous,
+            intent,
+            facts,
+            asked: welcome.asked,
+            rows: told.rows,
+            recover: welcome.recover,
+            seed: host::seed(),
+        };
+        let log_specs = origin.config.fleets.clone();
+        // Captured before any row is read: whatever is wrong with those, no worker waits in its write().
+        let mut held = BTreeSet::new();
+        for (name, fd) in told.held {
+            if let Some(worker) = worker_of_log(&name) {
+                let spec = log_specs.get(&worker.fleet).map(|spec| spec.log.clone());
+                let spec = spec.unwrap_or_else(|| {
+                    crate::config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
+                });
+                capture.add(
+                    logs::Source {
+                        worker,
+                        stderr: name.ends_with("/stderr"),
+                    },
+                    fd,
+                    spec,
+                );
+            }
+            held.insert(name);
+        }
+        let mut effects = Effects::default();
+        let engine = Supervisor::new(origin, crate::sys::clock::now(), &mut effects);
+        let notify = link::watched(listeners.notify)
+            .map_err(|e| format!("failed to watch the notify socket: {e}"))?;
+        let mut driver = Driver {
+            interactive: std::io::stderr().is_terminal() && !settings.quiet,
+            settings,
+            engine,
+            link,
+            held,
+            logs: capture,
+            journal,
+            console,
+            hand_in,
+            clients: BTreeMap::new(),
+            leaving: None,
+            known,
+            inbox,
+            notify,
+            welcome,
+            requests: 0,
+            progress_at: None,
+            said: String::new(),
+        };
+        if first {
+            driver.greet();
+        }
+        driver.perform(effects);
+        driver.tell_systemd("READY=1".to_owned());
+        driver.take_news(told.rest);
+        Ok(driver)
+    }
+}
+
+fn start_capture(
+    settings: &Settings,
+    console: Option<Console>,
+    hand_in: mpsc::UnboundedSender<Inbox>,
+) -> Result<Capture, String> {
+    let trouble = hand_in.clone();
+    let settings = logs::Settings {
+        log_dir: settings.directories.log.clone(),
+        echo: console.map(|console| {
+            Box::new(move |line| console.echo(line)) as Box<dyn FnMut(logs::Line) + Send>
+        }),
+        closed: Box::new(move |source| {
+            let _ = hand_in.send(Inbox::LogClosed(source));
+        }),
+        trouble: Box::new(move |source, why, dropped| {
+            let _ = trouble.send(Inbox::LogTrouble(source, why, dropped));
+        }),
+    };
+    Capture::start(settings).map_err(|e| format!("failed to start the log thread: {e}"))
+}
+
+/// `log/web/3` and `log/web/3/stderr`.
+fn worker_of_log(name: &str) -> Option<WorkerId> {
+    let mut parts = name.strip_prefix("log/")?.split('/');
+    let (fleet, slot) = (parts.next()?, parts.next()?);
+    Some(WorkerId::new(
+        fleet.parse::<FleetName>().ok()?,
+        slot.parse().ok()?,
+    ))
+}
+
+impl Driver {
+    /// The first lines a person sees.
+    fn greet(&self) {
+        if self.settings.quiet {
+            return;
+        }
+        let config = self.engine.config();
+        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
+        let containment = self.welcome.containment.word();
+        self.console.say(format!(
+            "leasehold {} on {}: {} fleets, {workers} workers ({containment} containment)",
+            env!("CARGO_PKG_VERSION"),
+            config.node.name,
+            config.fleets.len()
+        ));
+        self.console.say(format!(
+            "  configuration {}",
+            self.settings.config.display()
+        ));
+        self.console.say(format!(
+            "  control       {}",
+            self.settings.directories.run.join("control.sock").display()
+        ));
+        for address in &config.http.listen {
+            self.console
+                .say(format!("  status        http://{address}/"));
+        }
+        self.console.say(format!(
+            "  logs          {}",
+            self.settings.directories.log.display()
+        ));
+    }
+
+    async fn run(&mut self) -> u8 {
+        loop {
+            if self.flush().is_err() {
+                return self.orphaned();
+            }
+            if let Some(code) = self.leaving {
+                return self.leave(code);
+            }
+            let event = self.next().await;
+            match event {
+                Next::Keeper(Ok(packets)) if packets.is_empty() => return self.orphaned(),
+                Next::Keeper(Ok(packets)) => {
+                    let mut news = Vec::new();
+                    for packet in packets {
+                        match crate::wire::decode::<News>(&packet.bytes) {
+                            Ok(more) => news.extend(more),
+                            Err(error) => self.console.say(format!("leasehold: failed to {error}")),
+                        }
+                    }
+                    self.take_news(news);
+                }
+                Next::Keeper(Err(_)) => return self.orphaned(),
+                Next::Note => self.take_notes(),
+                Next::Inbox(item) => self.take_item(*item),
+                Next::Writable => {}
+                Next::Time => self.step(Event::Tick),
+            }
+            self.report_progress();
+        }
+    }
+
+    /// Waits for the first thing that happens. An arm builds a value and nothing else.
+    async fn next(&mut self) -> Next {
+        let now = self.now();
+        let deadline = [self.engine.deadline(), self.progress_at]
+            .into_iter()
+            .flatten()
+            .min();
+        let pause = deadline.map(|at| std::time::Duration::from(now.until(at)));
+        let quiet = !self.link.is_blocked();
+        tokio::select! {
+            biased;
+            packets = self.link.receive() => Next::Keeper(packets),
+            () = self.link.writable(), if !quiet => Next::Writable,
+            // Notes are consumed only after the keeper holds what they changed.
+            ready = self.notify.readable(), if quiet => {
+                drop(ready);
+                Next::Note
+            }
+            Some(item) = self.inbox.recv() => Next::Inbox(Box::new(item)),
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Next::Time,
+        }
+    }
+
+    pub(super) fn step(&mut self, event: Event) {
+        let mut effects = Effects::default();
+        self.engine.step(event, self.now(), &mut effects);
+        self.perform(effects);
+    }
+
+    fn flush(&mut self) -> std::io::Result<bool> {
+        self.link.flush()
+    }
+
+    fn take_news(&mut self, news: Vec<News>) {
+        let sorted = inputs::sort(news, &mut self.known);
+        for event in sorted.events {
+            self.step(event);
+        }
+        let pongs = sorted
+            .pings
+            .into_iter()
+            .map(|number| (Op::Pong { number }, None));
+        self.link.push(pongs.collect());
+    }
+
+    /// Looks at each waiting datagram, lets the keeper hold what it changed, and only then consumes it.
+    fn take_notes(&mut self) {
+        for _ in 0..64 {
+            match notify::peek(self.notify.get_ref()) {
+                Ok(Some(datagram)) => {
+                    for event in self.known.notes(&datagram) {
+                        self.step(event);
+                    }
+                    if !matches!(self.flush(), Ok(true)) {
+                        return;
+                    }
+                    let _ = notify::consume(self.notify.get_ref());
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    let _ = notify::consume(self.notify.get_ref());
+                }
+            }
+        }
+        // Readiness is cleared only by a would-block seen through the guard; a datagram that came meanwhile sets it again.
+        let _ = self
+            .notify
+            .try_io(tokio::io::Interest::READABLE, |fd| match notify::peek(fd) {
+                Ok(None) => Err(std::io::ErrorKind::WouldBlock.into()),
+                Ok(Some(_)) | Err(_) => Ok(()),
+            });
+    }
+
+    fn take_item(&mut self, item: Inbox) {
+        match item {
+            Inbox::Command(command, client) => {
+                self.requests += 1;
+                let request = RequestId(self.requests);
+                self.clients.insert(request, client);
+                self.step(Event::Command { request, command });
+            }
+            Inbox::Status(client) => {
+                let _ = client.send(self.engine.status(self.now()));
+            }
+            Inbox::Config(client) => {
+                let _ = client.send(Box::new(self.engine.config().clone()));
+            }
+            Inbox::Probed(worker, generation, result) => self.step(Event::Probed {
+                worker,
+                generation,
+                result,
+            }),
+            Inbox::EnvRead(worker, after, result) => self.step(Event::EnvRead {
+                worker,
+                after,
+                result,
+            }),
+            Inbox::ConfigRead(purpose, result) => self.config_read(purpose, result),
+            Inbox::IntentSaved(result) => self.step(Event::IntentSaved { result }),
+            Inbox::LogClosed(source) => {
+                let suffix = if source.stderr { "/stderr" } else { "" };
+                let name = format!("log/{}{suffix}", source.worker);
+                if self.held.remove(&name) {
+                    self.link.push(vec![(Op::Release { name }, None)]);
+                }
+            }
+            Inbox::LogTrouble(source, Some(why), dropped) => {
+                let lost = if dropped > 0 {
+                    format!("; {dropped} bytes dropped so far")
+                } else {
+                    "; it waits in its pipe".to_owned()
+                };
+                self.console.say(format!(
+                    "leasehold: {}: its log cannot be written: {why}{lost}",
+                    source.worker
+                ));
+            }
+            Inbox::LogTrouble(source, None, dropped) => {
+                let lost = if dropped > 0 {
+                    format!(" ({dropped} bytes were dropped)")
+                } else {
+                    String::new()
+                };
+                self.console.say(format!(
+                    "leasehold: {}: its log is written again{lost}",
+                    source.worker
+                ));
+            }
+        }
+    }
+
+    /// Sockets are bound before the engine hears of a new configuration: it is accepted as a whole or not at all.
+    fn config_read(
+        &mut self,
+        purpose: Purpose,
+        result: Result<Box<crate::config::Config>, String>,
+    ) {
+        let is_reload = matches!(purpose, Purpose::Reload(_));
+        let result = result.and_then(|config| {
+            if is_reload {
+                self.bind_for(&config)?;
+            }
+            Ok(config)
+        });
+        self.step(Event::ConfigRead { purpose, result });
+        if is_reload {
+            self.tell_systemd("READY=1".to_owned());
+        }
+    }
+
+    fn bind_for(&mut self, config: &crate::config::Config) -> Result<(), String> {
+        if config.http.listen != self.engine.config().http.listen {
+            return Err(
+                "http.listen changed: that needs a restart of the daemon; nothing was changed"
+                    .to_owned(),
+            );
+        }
+        let bound = boot::bind_missing(config, &self.held)?;
+        let mut ops = Vec::new();
+        for (name, fd) in bound {
+            self.held.insert(name.clone());
+            ops.push((Op::Hold { name }, Some(fd)));
+        }
+        self.link.push(ops);
+        Ok(())
+    }
+
+    /// While it drains, who remains is said once a second.
+    fn report_progress(&mut self) {
+        let status_due = self.progress_at.is_none_or(|at| at <= self.now());
+        if !status_due {
+            return;
+        }
+        let status = self.engine.status(self.now());
+        if status.stopping == Stopping::No {
+            self.progress_at = None;
+            return;
+        }
+        let remaining: Vec<_> = status
+            .fleets
+            .iter()
+            .flat_map(|fleet| &fleet.workers)
+            .filter(|w| w.pid.is_some())
+            .collect();
+        if remaining.is_empty() {
+            return;
+        }
+        let names: Vec<String> = remaining
+            .iter()
+            .take(6)
+            .map(|worker| {
+                worker.grace.map_or_else(
+                    || worker.id.to_string(),
+                    |grace| format!("{} ({})", worker.id, Rough(grace)),
+                )
+            })
+            .collect();
+        let more = remaining.len().saturating_sub(names.len());
+        let tail = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        let text = format!("{}{tail}", names.join(", "));
+        let first = self.progress_at.is_none();
+        self.progress_at = Some(self.now().after(PROGRESS_EVERY));
+        if self.interactive && first && status.stopping == Stopping::Drain {
+            self.console.say(format!(
+                "draining {} workers, ^C again kills",
+                remaining.len()
+            ));
+        } else if self.interactive && !first {
+            self.console.say(format!("waiting for {text}"));
+        }
+        let longest = remaining
+            .iter()
+            .filter_map(|worker| worker.grace)
+            .max()
+            .unwrap_or(Span::secs(30));
+        if self.said != text {
+            let micros = longest.plus(Span::secs(30)).as_nanos() / 1_000;
+            self.tell_systemd(format!(
+                "STATUS=draining: {text}\nEXTEND_TIMEOUT_USEC={micros}"
+            ));
+            self.said = text;
+        }
+    }
+
+    /// Everything is stopped: the last lines are written before the keeper lets the pipes go.
+    fn leave(&mut self, code: u8) -> u8 {
+        let logs = std::mem::replace(&mut self.logs, Capture::none());
+        let lost = logs.finish();
+        if lost > 0 {
+            self.console.say(format!(
+                "leasehold: {lost} bytes of output could not be written to {}",
+                self.settings.directories.log.display()
+            ));
+        }
+        if self.interactive {
+            self.console.say(if code == 0 {
+                "drained; everything is stopped".to_owned()
+            } else {
+                "killed; everything is stopped".to_owned()
+            });
+        }
+        self.console.flush();
+        for name in ["control.sock", "notify"] {
+            let _ = std::fs::remove_file(self.settings.directories.run.join(name));
+        }
+        self.link.push(vec![(Op::Exit { code }, None)]);
+        // The keeper reads whatever happens; should it not, it is dead, and so are we.
+        while matches!(self.link.flush(), Ok(false)) {
+            std::thread::yield_now();
+        }
+        code
+    }
+
+    /// The keeper is dead.
+    fn orphaned(&mut self) -> u8 {
+        last_rites::end_everything(&self.welcome, &self.known.headers);
+        let logs = std::mem::replace(&mut self.logs, Capture::none());
+        logs.finish();
+        self.console
+            .say("leasehold: the keeper is dead; every worker was ended".to_owned());
+        self.console.flush();
+        ExitCode::Failed.number()
+    }
+}
+
+enum Next {
+    Keeper(std::io::Result<Vec<crate::sys::packet::Packet>>),
+    Note,
+    Inbox(Box<Inbox>),
+    Writable,
+    Time,
+}
+
+/// The HTTP thread's way to the engine.
+struct Door {
+    hand_in: mpsc::UnboundedSender<Inbox>,
+}
+
+impl Engine for Door {
+    fn command(&self, command: Command) -> http::Answer<Result<Reply, Denial>> {
+        self.ask(|client| Inbox::Command(command, client))
+    }
+
+    fn status(&self) -> http::Answer<Status> {
+        self.ask(Inbox::Status)
+    }
+
+    fn config(&self) -> http::Answer<Box<crate::config::Config>> {
+        self.ask(Inbox::Config)
+    }
+}
+
+impl Door {
+    fn ask<T: Send + 'static>(
+        &self,
+        item: impl FnOnce(oneshot::Sender<T>) -> Inbox,
+    ) -> http::Answer<T> {
+        let (client, answer) = oneshot::channel();
+        let sent = self.hand_in.send(item(client));
+        Box::pin(async move {
+            sent.map_err(|_| EngineError::Gone)?;
+            answer.await.map_err(|_| EngineError::Gone)
+        })
+    }
+}

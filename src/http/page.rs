@@ -1,0 +1,78 @@
+//! The page at `/`: a table of fleets and workers that refreshes itself. No script, no outside resource.
+
+use crate::http::view::{FleetView, StatusView, WorkerView};
+
+const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222;background:#fff}\
+table{border-collapse:collapse;width:100%;margin:.5em 0 2em}th,td{text-align:left;padding:.25em .75em;border-bottom:1px solid #ddd}\
+th{font-weight:600}.ok{color:#17753a}.bad{color:#b3261e}.dim{color:#777}h2{margin-bottom:0}\
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#333}.ok{color:#6fce8f}.bad{color:#ff8a80}}";
+
+/// The whole page.
+pub(super) fn page(status: &StatusView) -> String {
+    let fleets: String = status.fleets.iter().map(fleet).collect();
+    let draining = if status.supervisor.draining {
+        " <span class=bad>draining</span>"
+    } else {
+        ""
+    };
+    let rejected = status
+        .config
+        .rejected
+        .as_ref()
+        .map_or_else(String::new, |why| {
+            format!(
+                "<p class=bad>The newest reload was rejected: {}</p>",
+                escape(why.lines().next().unwrap_or_default())
+            )
+        });
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2>\
+         <meta name=viewport content=\"width=device-width\"><title>{node} - leasehold</title><style>{STYLE}</style>\
+         <h1>{node}{draining}</h1><p class=dim>leasehold {version}, keeper {keeper}, supervisor {supervisor}, configuration {revision}</p>\
+         {rejected}{fleets}<p class=dim><a href=\"/v1/status\">status</a> <a href=\"/health\">health</a> <a href=\"/readyz?verbose\">readyz</a> \
+         <a href=\"/v1/events\">events</a></p></html>",
+        node = escape(&status.node),
+        version = escape(&status.supervisor.version),
+        keeper = status.keeper.pid,
+        supervisor = status.supervisor.pid,
+        revision = escape(&status.config.revision),
+    )
+}
+
+fn fleet(fleet: &FleetView) -> String {
+    let class = if fleet.state == "ok" { "ok" } else { "bad" };
+    let rows: String = fleet.workers.iter().map(worker).collect();
+    format!(
+        "<h2>{name} <span class={class}>{ready}/{desired}</span> <small class=dim>{state}</small></h2>\
+         <table><tr><th>worker<th>state<th>pid<th>up<th>restarts<th>last exit</tr>{rows}</table>",
+        name = escape(&fleet.name),
+        ready = fleet.ready,
+        desired = fleet.desired,
+        state = escape(&fleet.state),
+    )
+}
+
+fn worker(worker: &WorkerView) -> String {
+    let class = if worker.ready { "ok" } else { "bad" };
+    let up = worker.uptime_ms.map_or_else(String::new, |ms| {
+        crate::engine::effect::Rough(crate::time::Span::millis(ms)).to_string()
+    });
+    let last = worker
+        .last_exit
+        .as_ref()
+        .map_or_else(String::new, |exit| escape(&exit.reason));
+    let pid = worker.pid.map_or_else(String::new, |pid| pid.to_string());
+    format!(
+        "<tr><td>{id}<td class={class}>{state}<td>{pid}<td>{up}<td>{restarts}<td>{last}</tr>",
+        id = escape(&worker.id),
+        state = escape(&worker.state),
+        restarts = worker.restarts,
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}

@@ -1,0 +1,474 @@
+//! Connections. One thread, one current-thread runtime; the engine is asked, never entered.
+
+use std::{convert::Infallible, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Frame, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, mpsc},
+};
+
+use crate::{
+    engine::{Command, command::By, status::Status},
+    exit::ExitCode,
+    http::{
+        EngineError, EventRow, Surface, page,
+        route::{self, Asked, Door, Refusal, Route},
+        view::{self, Here},
+    },
+    sys::clock,
+    time::Moment,
+};
+
+/// The engine is stuck if it has not answered by then.
+const STUCK: Duration = Duration::from_secs(5);
+/// A body larger than this is nonsense.
+const BODY_MAX: usize = 64 * 1024;
+/// Connections at once; more wait in the accept queue.
+const CONNECTIONS_MAX: usize = 512;
+/// A client must have sent its request by then.
+const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// `?after=N` is answered by then even if nothing happened.
+const LONG_POLL: Duration = Duration::from_secs(1);
+
+type Body = Either<Full<Bytes>, http_body_util::channel::Channel<Bytes, Infallible>>;
+
+/// Starts the thread that answers on these listeners.
+pub fn serve(surface: Surface, control: OwnedFd, tcp: Vec<OwnedFd>) -> io::Result<()> {
+    let started = clock::now();
+    let unix = std::os::unix::net::UnixListener::from(control);
+    unix.set_nonblocking(true)?;
+    let mut listeners = Vec::new();
+    for fd in tcp {
+        let listener = std::net::TcpListener::from(fd);
+        listener.set_nonblocking(true)?;
+        listeners.push(listener);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("http".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                let hall = Arc::new(Hall {
+                    surface,
+                    started,
+                    seats: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                });
+                for listener in listeners {
+                    if let Ok(listener) = TcpListener::from_std(listener) {
+                        tokio::spawn(accept_tcp(Arc::clone(&hall), listener));
+                    }
+                }
+                if let Ok(listener) = UnixListener::from_std(unix) {
+                    accept_unix(hall, listener).await;
+                }
+            });
+        })?;
+    Ok(())
+}
+
+struct Hall {
+    surface: Surface,
+    started: Moment,
+    seats: Arc<Semaphore>,
+}
+
+async fn accept_unix(hall: Arc<Hall>, listener: UnixListener) {
+    loop {
+        let Ok(seat) = Arc::clone(&hall.seats).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let who = stream.peer_cred().map_or_else(
+                    |_| "somebody".to_owned(),
+                    |peer| who(peer.uid(), peer.pid()),
+                );
+                tokio::spawn(converse(
+                    Arc::clone(&hall),
+                    TokioIo::new(stream),
+                    Door::Unix,
+                    who,
+                    seat,
+                ));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn accept_tcp(hall: Arc<Hall>, listener: TcpListener) {
+    loop {
+        let Ok(seat) = Arc::clone(&hall.seats).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let who = peer.to_string();
+                tokio::spawn(converse(
+                    Arc::clone(&hall),
+                    TokioIo::new(stream),
+                    Door::Tcp,
+                    who,
+                    seat,
+                ));
+            }
+            // Out of descriptors, most likely: the queue keeps the client until some are free.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn who(uid: u32, pid: Option<i32>) -> String {
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+        .ok()
+        .flatten();
+    let name = name.map_or_else(|| format!("uid {uid}"), |user| user.name);
+    pid.map_or_else(|| name.clone(), |pid| format!("{name} (pid {pid})"))
+}
+
+async fn converse<S>(
+    hall: Arc<Hall>,
+    stream: TokioIo<S>,
+    door: Door,
+    who: String,
+    seat: tokio::sync::OwnedSemaphorePermit,
+) where
+    TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let (hall, who) = (Arc::clone(&hall), who.clone());
+        async move { Ok::<_, Infallible>(answer(&hall, door, who, request).await) }
+    });
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .serve_connection(stream, service)
+        .await;
+    drop(seat);
+}
+
+async fn answer(
+    hall: &Hall,
+    door: Door,
+    who: String,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body =
+        match tokio::time::timeout(HEADER_PATIENCE, Limited::new(body, BODY_MAX).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) => {
+                return refuse(&Refusal {
+                    status: 413,
+                    why: format!("a body of more than {BODY_MAX} bytes, or a broken one"),
+                });
+            }
+            Err(_) => {
+                return refuse(&Refusal {
+                    status: 408,
+                    why: "the body did not arrive in time".to_owned(),
+                });
+            }
+        };
+    let header =
+        |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let asked = Asked {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
+        host: header(header::HOST),
+        accept: header(header::ACCEPT),
+        body: &body,
+        by: By {
+            who,
+            when: clock::wall().to_string(),
+        },
+    };
+    let last_event = head
+        .headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    match route::route(door, &asked) {
+        Ok(route) => carry_out(hall, route, last_event).await,
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Response<Body> {
+    match route {
+        Route::Live { verbose } => live(hall, verbose).await,
+        Route::Events { follow: true } => follow(hall, last_event.as_deref()),
+        Route::Events { follow: false } => json(200, &hall.surface.events.after(0)),
+        Route::Command(command) => command_answer(hall, command).await,
+        Route::Config => match asked_in_time(hall.surface.engine.config()).await {
+            Ok(config) => json(200, &*config),
+            Err(response) => response,
+        },
+        Route::Status { after } => {
+            wait_for_event(hall, after).await;
+            with_status(hall, |status, here| json(200, &view::status(status, here))).await
+        }
+        Route::Page => {
+            with_status(hall, |status, here| {
+                html(page::page(&view::status(status, here)))
+            })
+            .await
+        }
+        Route::Health => with_status(hall, health).await,
+        Route::Ready { verbose } => with_status(hall, |status, _| ready(status, verbose)).await,
+        Route::FleetReady(name) => with_status(hall, |status, _| fleet_ready(status, &name)).await,
+    }
+}
+
+/// Asks, and turns silence into 503 with its age.
+async fn asked_in_time<T>(answer: crate::http::Answer<T>) -> Result<T, Response<Body>> {
+    let began = clock::now();
+    match tokio::time::timeout(STUCK, answer).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(EngineError::Gone)) => Err(refuse(&Refusal {
+            status: 503,
+            why: "the supervisor is ending".to_owned(),
+        })),
+        Err(_) => {
+            let age = clock::now().since(began);
+            Err(refuse(&Refusal {
+                status: 503,
+                why: format!("the engine has not answered for {} ms", age.as_millis()),
+            }))
+        }
+    }
+}
+
+async fn with_status(
+    hall: &Hall,
+    show: impl FnOnce(&Status, &Here<'_>) -> Response<Body>,
+) -> Response<Body> {
+    let seq = *hall.surface.events.watch().borrow();
+    match asked_in_time(hall.surface.engine.status()).await {
+        Ok(status) => {
+            let wall = |moment| clock::wall_at(moment).to_string();
+            let here = Here {
+                surface: &hall.surface,
+                now: clock::now(),
+                wall: &wall,
+                started: hall.started,
+                seq,
+            };
+            show(&status, &here)
+        }
+        Err(response) => response,
+    }
+}
+
+/// Lives as long as the engine's loop turns; nothing about workers.
+async fn live(hall: &Hall, verbose: bool) -> Response<Body> {
+    match asked_in_time(hall.surface.engine.status()).await {
+        Ok(_) if verbose => text(200, "[+]loop ok\nlivez check passed\n".to_owned()),
+        Ok(_) => text(200, "ok\n".to_owned()),
+        Err(response) => response,
+    }
+}
+
+fn ready(status: &Status, verbose: bool) -> Response<Body> {
+    let checks = view::checks(status);
+    let pass = checks.iter().all(|check| check.pass);
+    let code = if pass { 200 } else { 503 };
+    if verbose || !pass {
+        let end = if pass {
+            "readyz check passed\n"
+        } else {
+            "readyz check failed\n"
+        };
+        return text(code, view::check_lines(&checks) + end);
+    }
+    text(code, "ok\n".to_owned())
+}
+
+fn fleet_ready(status: &Status, name: &str) -> Response<Body> {
+    match status
+        .fleets
+        .iter()
+        .find(|fleet| fleet.name.as_str() == name)
+    {
+        None => refuse(&Refusal {
+            status: 404,
+            why: format!("there is no fleet {name}"),
+        }),
+        Some(fleet) => {
+            let code = if view::fleet_serves(fleet) { 200 } else { 503 };
+            text(
+                code,
+                format!(
+                    "{} of {} ready, {}\n",
+                    fleet.ready, fleet.desired, fleet.state
+                ),
+            )
+        }
+    }
+}
+
+fn health(status: &Status, here: &Here<'_>) -> Response<Body> {
+    let document = view::health(status, here);
+    let code = if document["status"] == "fail" {
+        503
+    } else {
+        200
+    };
+    let mut response = json(code, &document);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/health+json"),
+    );
+    response
+}
+
+async fn command_answer(hall: &Hall, command: Command) -> Response<Body> {
+    match asked_in_time(hall.surface.engine.command(command)).await {
+        Ok(Ok(reply)) => json(200, &reply),
+        Ok(Err(denial)) => {
+            let status = match denial.code {
+                ExitCode::UnknownName => 404,
+                ExitCode::Usage | ExitCode::Config => 400,
+                ExitCode::Conflict | ExitCode::NotReady => 409,
+                ExitCode::Permission => 403,
+                ExitCode::Ok
+                | ExitCode::Failed
+                | ExitCode::ChangesPending
+                | ExitCode::WaitTimedOut
+                | ExitCode::Unreachable
+                | ExitCode::Interrupted => 500,
+            };
+            problem(status, &denial.why, Some(denial.code))
+        }
+        Err(response) => response,
+    }
+}
+
+async fn wait_for_event(hall: &Hall, after: Option<u64>) {
+    if let Some(after) = after {
+        let mut newest = hall.surface.events.watch();
+        let _ = tokio::time::timeout(LONG_POLL, newest.wait_for(|number| *number != after)).await;
+    }
+}
+
+/// Server-sent events (WHATWG HTML 9.2). A client that was here before says what it saw last; ids of another supervisor mean "all of mine".
+fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
+    let events = Arc::clone(&hall.surface.events);
+    let seen = last
+        .and_then(|id| id.split_once('-'))
+        .filter(|(incarnation, _)| *incarnation == events.incarnation().to_string());
+    let mut seen: u64 = match (last, seen) {
+        (_, Some((_, number))) => number.parse().unwrap_or(0),
+        (Some(_), None) => 0,
+        (None, None) => *events.watch().borrow(),
+    };
+    let (mut sender, body) = http_body_util::channel::Channel::<Bytes, Infallible>::new(16);
+    let (rows, mut feed) = mpsc::channel::<Vec<EventRow>>(4);
+    tokio::spawn(async move {
+        let mut newest = events.watch();
+        loop {
+            let batch = events.after(seen);
+            if let Some(row) = batch.last() {
+                seen = row.number;
+                if rows.send(batch).await.is_err() {
+                    return;
+                }
+            }
+            if newest.wait_for(|number| *number > seen).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        // A comment opens the stream, so that a client knows that it is connected before anything happens.
+        let mut text = ": following\n\n".to_owned();
+        loop {
+            if sender.send(Frame::data(Bytes::from(text))).await.is_err() {
+                return;
+            }
+            let next = tokio::time::timeout(Duration::from_secs(15), feed.recv()).await;
+            text = match next {
+                Ok(Some(batch)) => batch.iter().map(sse).collect(),
+                Ok(None) => return,
+                Err(_) => ": still here\n\n".to_owned(),
+            };
+        }
+    });
+    let mut response = Response::new(Either::Right(body));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/event-stream"),
+    );
+    response.headers_mut().insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    response
+}
+
+fn sse(row: &EventRow) -> String {
+    let data = serde_json::to_string(row).expect("an event row has only strings and numbers");
+    format!("id: {}\nevent: {}\ndata: {data}\n\n", row.id, row.kind)
+}
+
+fn respond(status: u16, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        header::HeaderValue::from_static(policy),
+    );
+    response
+}
+
+fn text(status: u16, body: String) -> Response<Body> {
+    respond(status, "text/plain; charset=utf-8", body)
+}
+
+fn html(body: String) -> Response<Body> {
+    respond(200, "text/html; charset=utf-8", body)
+}
+
+fn json<T: serde::Serialize>(status: u16, value: &T) -> Response<Body> {
+    let body =
+        serde_json::to_string(value).expect("views have only string keys and finite numbers");
+    respond(status, "application/json", body)
+}
+
+fn refuse(refusal: &Refusal) -> Response<Body> {
+    problem(refusal.status, &refusal.why, None)
+}
+
+/// RFC 9457.
+fn problem(status: u16, why: &str, code: Option<ExitCode>) -> Response<Body> {
+    let title = StatusCode::from_u16(status)
+        .ok()
+        .and_then(|code| code.canonical_reason())
+        .unwrap_or("error");
+    let body = serde_json::json!({ "status": status, "title": title, "detail": why, "exit_code": code.map(ExitCode::number) });
+    respond(status, "application/problem+json", body.to_string())
+}

@@ -1,0 +1,355 @@
+//! A `Status` becomes what programs read. Keys of the JSON are a public interface: they are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::{
+        effect::ExitWords,
+        status::{ExitView, FleetStatus, Status, WorkerStatus},
+    },
+    http::{Directories, Surface},
+    time::Moment,
+    wire::{ExitStatus, Stopping},
+};
+
+/// `status --json` and `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The node's name.
+    pub node: String,
+    /// The newest event this picture includes.
+    pub seq: u64,
+    /// The supervisor.
+    pub supervisor: SupervisorView,
+    /// The keeper.
+    pub keeper: KeeperView,
+    /// The accepted configuration.
+    pub config: ConfigView,
+    /// Where things are.
+    pub directories: Directories,
+    /// Where TCP is answered.
+    pub http: Vec<String>,
+    /// Fleets by name.
+    pub fleets: Vec<FleetView>,
+}
+
+/// The supervisor process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SupervisorView {
+    /// Its pid.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When it started, RFC 3339.
+    pub started: String,
+    /// Which one since the keeper began.
+    pub incarnation: u64,
+    /// Does the daemon drain, or kill, everything?
+    pub draining: bool,
+}
+
+/// The keeper process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeeperView {
+    /// Its pid.
+    pub pid: i32,
+    /// When it started, RFC 3339.
+    pub started: String,
+    /// The strongest containment to be had here.
+    pub containment: String,
+}
+
+/// The accepted configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// Its revision.
+    pub revision: String,
+    /// Why the newest reload was rejected, if it was.
+    pub rejected: Option<String>,
+}
+
+/// One fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetView {
+    /// Its name.
+    pub name: String,
+    /// `fleet`.
+    pub kind: String,
+    /// `ok`, `starting`, `degraded`, `held`, `waiting`, `draining`.
+    pub state: String,
+    /// How many it should have.
+    pub desired: u32,
+    /// How many take work.
+    pub ready: u32,
+    /// Smallest size.
+    pub min: u32,
+    /// Largest size.
+    pub max: u32,
+    /// Singletons only.
+    pub gate: Option<()>,
+    /// Who holds it.
+    pub held: Option<String>,
+    /// `running`, `rolling-back`, `failed`.
+    pub rollout: Option<String>,
+    /// Counts `restart` commands.
+    pub round: u64,
+    /// What its workers should be.
+    pub revision: String,
+    /// Its workers; an empty slot is absent unless backing off, failed or held.
+    pub workers: Vec<WorkerView>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// `web/0`.
+    pub id: String,
+    /// Its slot's number.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u64,
+    /// The leader's pid.
+    pub pid: Option<i32>,
+    /// `starting`, `running`, `draining`, `killing`, `clearing`, `backing-off`, `failed`, `done`, `held`.
+    pub state: String,
+    /// Does it take work?
+    pub ready: bool,
+    /// When its process began, RFC 3339.
+    pub since: Option<String>,
+    /// For how long, in ms.
+    pub uptime_ms: Option<u64>,
+    /// Restarts that nobody wanted.
+    pub restarts: u64,
+    /// Percent of one core.
+    pub cpu: Option<f64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// `unit`, `cgroup`, `group`.
+    pub containment: Option<String>,
+    /// How its last generation ended.
+    pub last_exit: Option<LastExitView>,
+    /// Until it is started again, in ms.
+    pub next_start_in_ms: Option<u64>,
+    /// Why it is being ended.
+    pub ending: Option<String>,
+    /// Until SIGKILL, in ms, while it drains.
+    pub grace_ms: Option<u64>,
+    /// What it was spawned from.
+    pub revision: String,
+    /// Which round of `restart` it has seen.
+    pub round: u64,
+    /// What it says of itself (STATUS=).
+    pub status: Option<String>,
+}
+
+/// How a generation ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastExitView {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// Signal number.
+    pub signal: Option<i32>,
+    /// When, RFC 3339.
+    pub at: String,
+    /// In words.
+    pub reason: String,
+}
+
+/// What the pure functions here cannot know: clock and place.
+pub struct Here<'a> {
+    /// The handlers' surface.
+    pub surface: &'a Surface,
+    /// Now.
+    pub now: Moment,
+    /// What the wall clock showed at a moment, RFC 3339.
+    pub wall: &'a dyn Fn(Moment) -> String,
+    /// When this supervisor started.
+    pub started: Moment,
+    /// The newest event.
+    pub seq: u64,
+}
+
+/// The JSON picture.
+pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
+    let surface = here.surface;
+    StatusView {
+        node: status.node.clone(),
+        seq: here.seq,
+        supervisor: SupervisorView {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: (here.wall)(here.started),
+            incarnation: surface.events.incarnation(),
+            draining: status.stopping != Stopping::No,
+        },
+        keeper: KeeperView {
+            pid: surface.keeper,
+            started: (here.wall)(surface.keeper_started),
+            containment: surface.containment.word().to_owned(),
+        },
+        config: ConfigView {
+            revision: status.revision.to_string(),
+            rejected: status.rejected.clone(),
+        },
+        directories: surface.directories.clone(),
+        http: surface.http.iter().map(ToString::to_string).collect(),
+        fleets: status
+            .fleets
+            .iter()
+            .map(|fleet| fleet_view(fleet, here))
+            .collect(),
+    }
+}
+
+fn fleet_view(fleet: &FleetStatus, here: &Here<'_>) -> FleetView {
+    FleetView {
+        name: fleet.name.to_string(),
+        kind: "fleet".to_owned(),
+        state: fleet.state.to_owned(),
+        desired: fleet.desired,
+        ready: fleet.ready,
+        min: fleet.configured,
+        max: fleet.configured,
+        gate: None,
+        held: fleet.held.clone(),
+        rollout: fleet.rollout.map(str::to_owned),
+        round: fleet.round,
+        revision: fleet.revision.to_string(),
+        workers: fleet
+            .workers
+            .iter()
+            .map(|worker| worker_view(worker, here))
+            .collect(),
+    }
+}
+
+fn worker_view(worker: &WorkerStatus, here: &Here<'_>) -> WorkerView {
+    WorkerView {
+        id: worker.id.to_string(),
+        slot: worker.id.slot.0,
+        generation: worker.generation.0,
+        pid: worker.pid,
+        state: worker.state.to_owned(),
+        ready: worker.ready,
+        since: worker.since.map(here.wall),
+        uptime_ms: worker.since.map(|since| here.now.since(since).as_millis()),
+        restarts: worker.restarts,
+        cpu: None,
+        memory: None,
+        containment: worker.containment.map(|kind| kind.word().to_owned()),
+        last_exit: worker.last_exit.map(|exit| last_exit(&exit, here)),
+        next_start_in_ms: worker.next_start.map(|at| here.now.until(at).as_millis()),
+        ending: worker.ending.map(|ending| ending.word().to_owned()),
+        grace_ms: worker.grace.map(crate::time::Span::as_millis),
+        revision: worker.revision.to_string(),
+        round: worker.round,
+        status: (!worker.said.is_empty()).then(|| worker.said.clone()),
+    }
+}
+
+fn last_exit(exit: &ExitView, here: &Here<'_>) -> LastExitView {
+    let (code, signal) = match exit.status {
+        ExitStatus::Code(code) => (Some(code), None),
+        ExitStatus::Signal { number, .. } => (None, Some(number)),
+        ExitStatus::SpawnFailed { .. } => (None, None),
+    };
+    let ending = exit
+        .ending
+        .map_or_else(String::new, |ending| format!(" ({})", ending.word()));
+    LastExitView {
+        code,
+        signal,
+        at: (here.wall)(exit.at),
+        reason: format!("{}{ending}", ExitWords(exit.status)),
+    }
+}
+
+/// One line of `/readyz?verbose`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// `fleet:web`.
+    pub name: String,
+    /// Does it pass?
+    pub pass: bool,
+    /// Why not, or how.
+    pub detail: String,
+}
+
+/// What readiness of the node is made of: it does not drain, and every fleet has what it should.
+pub fn checks(status: &Status) -> Vec<Check> {
+    let draining = status.stopping != Stopping::No;
+    let mut all = vec![Check {
+        name: "serving".to_owned(),
+        pass: !draining,
+        detail: if draining { "the daemon drains" } else { "ok" }.to_owned(),
+    }];
+    all.extend(status.fleets.iter().map(|fleet| Check {
+        name: format!("fleet:{}", fleet.name),
+        pass: is_ready(fleet),
+        detail: format!(
+            "{} of {} ready, {}",
+            fleet.ready, fleet.desired, fleet.state
+        ),
+    }));
+    all
+}
+
+/// Does a fleet take work? One that was told to have nobody does not.
+pub fn is_ready(fleet: &FleetStatus) -> bool {
+    match fleet.state {
+        "draining" => false,
+        // Held on purpose: the node is not less ready for it.
+        "held" => true,
+        _ => fleet.ready >= fleet.desired,
+    }
+}
+
+/// Does a balancer that polls for this fleet get a yes? At least one worker takes work and none of that is about to end.
+pub fn fleet_serves(fleet: &FleetStatus) -> bool {
+    fleet.state != "draining" && fleet.ready > 0
+}
+
+/// `/readyz?verbose` and `/livez?verbose`, as Kubernetes prints them.
+pub fn check_lines(checks: &[Check]) -> String {
+    let line = |check: &Check| {
+        format!(
+            "[{}]{} {}\n",
+            if check.pass { '+' } else { '-' },
+            check.name,
+            check.detail
+        )
+    };
+    checks.iter().map(line).collect()
+}
+
+/// `/health`: draft-inadarei-api-health-check-06.
+pub fn health(status: &Status, here: &Here<'_>) -> serde_json::Value {
+    let checks = checks(status);
+    let all = checks.iter().all(|check| check.pass);
+    let serving = checks.first().is_some_and(|check| check.pass);
+    let overall = if all {
+        "pass"
+    } else if serving {
+        "warn"
+    } else {
+        "fail"
+    };
+    let time = (here.wall)(here.now);
+    let members: serde_json::Map<String, serde_json::Value> = checks
+        .iter()
+        .map(|check| {
+            let state = if check.pass { "pass" } else { "warn" };
+            (
+                check.name.clone(),
+                serde_json::json!([{ "status": state, "output": check.detail, "time": time }]),
+            )
+        })
+        .collect();
+    serde_json::json!({
+        "status": overall,
+        "version": "1",
+        "releaseId": env!("CARGO_PKG_VERSION"),
+        "serviceId": status.node,
+        "checks": members,
+    })
+}
