@@ -1,0 +1,202 @@
+"""From samples to a table: what each figure is called, how it is summed up, and what leasehold promises of it."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rows import KILL_GAP_S, SUPERVISOR_KILLS, Results
+from world import MS, SECOND
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+Judgement = tuple[str, bool | None]  # the target in words; met, missed, or nothing to say
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def duration(ns: float) -> str:
+    """Three significant digits or so, in the unit a person would choose."""
+    for unit, name in ((SECOND, "s"), (MS, "ms")):
+        if ns >= unit:
+            return f"{ns / unit:.{max(0, 2 - int(math.log10(ns / unit)))}f} {name}"
+    return f"{ns / 1000:.0f} µs"
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def throughput(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e6:,.0f} MB/s"
+
+
+def per_second(rate: float) -> str:
+    return f"{rate:.1f} /s"
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def quantile(share: float) -> Callable[[list[float]], float]:
+    """The sample below which `share` of them lie; of few samples the worst."""
+    return lambda samples: sorted(samples)[min(len(samples) - 1, math.ceil(share * len(samples)) - 1)]
+
+
+# --- targets -----------------------------------------------------------------------------------------------------
+
+
+def ratio_at_most(limit: float, only_at: int | None = None):
+    """Of the baseline's figure; `only_at`: the number of workers the target was set for."""
+
+    def judge(workers: int, _value: float | None, ratio: float | None) -> Judgement:
+        if only_at not in (None, workers):
+            return "", None
+        return f"≤ {limit:g} ×", None if ratio is None else ratio <= limit
+
+    return judge
+
+
+def ratio_at_least(limit: float):
+    """Of the baseline's figure."""
+    return lambda _workers, _value, ratio: (f"≥ {limit:g} ×", None if ratio is None else ratio >= limit)
+
+
+def at_most(limit: Callable[[int], float], text: Callable[[float], str]):
+    """An absolute limit, which may grow with the number of workers."""
+
+    def judge(workers: int, value: float | None, _ratio: float | None) -> Judgement:
+        return f"≤ {text(limit(workers))}", None if value is None else value <= limit(workers)
+
+    return judge
+
+
+def zero(_workers: int, value: float | None, _ratio: float | None) -> Judgement:
+    """What must not happen at all."""
+    return "0", None if value is None else value == 0
+
+
+def untargeted(_workers: int, _value: float | None, _ratio: float | None) -> Judgement:
+    """Told for its own sake."""
+    return "", None
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table for each number of workers; `samples` is the name it was noted under in rows.py."""
+
+    samples: str
+    title: str
+    text: Callable[[float], str]
+    judge: Callable[[int, float | None, float | None], Judgement]
+    summary: Callable[[list[float]], float] = statistics.median
+
+
+P50, P99 = quantile(0.5), quantile(0.99)
+
+FIGURES = (
+    Figure("up", "start: exec to the last worker's report", duration, ratio_at_most(1.3, 1000)),
+    Figure("crash", "crash to the replacement's report, p50", duration, ratio_at_most(2), P50),
+    Figure("crash", "crash to the replacement's report, p99", duration, ratio_at_most(5), P99),
+    Figure("stop", "stop: SIGTERM to the last one gone", duration, ratio_at_most(1.3, 1000)),
+    Figure("left", "processes left after the stop", count, zero, sum),
+    Figure("lost_or_doubled", "workers lost or doubled before the stop", count, zero, sum),
+    Figure("memory", "memory: PSS of keeper and supervisor", megabytes, at_most(lambda n: 10e6 + 3e3 * n, megabytes)),
+    Figure("idle", "idle: wake-ups", per_second, at_most(lambda _: 1, per_second)),
+    Figure("log_65536", "log capture, 64 KiB writes", throughput, ratio_at_least(0.8)),
+    Figure("log_4096", "log capture, 4 KiB writes", throughput, ratio_at_least(0.65)),
+    Figure("log_lines", "log capture: lines lost, doubled or damaged", count, zero, sum),
+    Figure("status", "`status --json`, whole process", duration, at_most(lambda _: 10 * MS, duration)),
+    Figure("kill_lost", "supervisor killed: workers lost", count, zero, sum),
+    Figure("kill_doubled", "supervisor killed: workers doubled or started unasked", count, zero, sum),
+    Figure("kill_refused", "supervisor killed: health connections refused", count, zero, sum),
+    Figure("kill_broken", "supervisor killed: accepted health requests not answered 200", count, untargeted, sum),
+    Figure("kill_asked", "supervisor killed: health requests made", count, untargeted, sum),
+    Figure("kill_lines", "supervisor killed: log lines lost, doubled or damaged", count, zero, sum),
+    Figure("kill_back", "supervisor killed: until `status` is right, median", duration, untargeted),
+    Figure("kill_back", "supervisor killed: until `status` is right, worst", duration,
+           at_most(lambda _: 100 * MS, duration), max),
+    Figure("grandchildren", "left of 6 grandchildren after the stop", count, zero, max),
+)  # fmt: skip
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def line(figure: Figure, workers: int, results: Results) -> str | None:
+    """One line of the table, or None where neither of the two was measured."""
+    values = {}
+    for subject in ("baseline", "leasehold"):
+        samples = results.samples.get((figure.samples, workers, subject))
+        values[subject] = figure.summary(samples) if samples else None
+    floor, value = values["baseline"], values["leasehold"]
+    if floor is None and value is None:
+        return None
+    ratio = value / floor if floor and value is not None and figure.text is not count else None
+    target, met = figure.judge(workers, value, ratio)
+    cells = [
+        figure.title,
+        f"{workers:,}",
+        *("–" if one is None else figure.text(one) for one in (floor, value)),
+        "–" if ratio is None else f"{ratio:.2f} ×",
+        target or "–",
+        {True: "yes", False: "**no**", None: "–"}[met],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: Results, sizes: list[int]) -> str:
+    """The whole table in Markdown."""
+    lines = ["| what | workers | baseline | leasehold | ratio | target | met |", "|---|---:|---:|---:|---:|---:|:-:|"]
+    all_sizes = sorted({*sizes, *(workers for _, workers, _ in results.samples)})
+    for figure in FIGURES:
+        lines += filter(None, (line(figure, workers, results) for workers in all_sizes))
+    return "\n".join(lines)
+
+
+def machine(load: float, repetitions: int, version: str) -> str:
+    """Where, when and how often: what a reader needs before believing the table."""
+    models = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
+    model = models[0].split(":", 1)[1].strip() if models else platform.machine()
+    kernel = platform.release().split("-")[0]
+    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return (
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {version}; {os.cpu_count()} cores ({model}), "
+        f"{memory_gb:.0f} GB, Linux {kernel}, load average {load:.2f} at the start; repetitions: "
+        f"{repetitions}, each with {SUPERVISOR_KILLS} kills of the supervisor {KILL_GAP_S:g} s apart."
+    )
+
+
+def section(results: Results, sizes: list[int], heading: str) -> str:
+    """What `--write` puts between the two comments."""
+    faults = "".join(f"\n- {fault.splitlines()[0]}" for fault in results.faults)
+    return f"{heading}\n\n{table(results, sizes)}\n" + (f"\nFaults:\n{faults}\n" if faults else "")
+
+
+def write_samples(path: Path, results: Results) -> None:
+    """Every sample as JSON, in nanoseconds, bytes, or plain numbers."""
+    samples = [
+        {"figure": figure, "workers": workers, "subject": subject, "samples": values}
+        for (figure, workers, subject), values in results.samples.items()
+    ]
+    path.write_text(json.dumps(samples, indent=1) + "\n")
+
+
+def replace_section(path: Path, text: str) -> None:
+    """Puts the text between the two comments of a file."""
+    document = path.read_text()
+    if BEGIN not in document or END not in document:
+        raise SystemExit(f"{path}: no '{BEGIN}' and '{END}' to write between")
+    head, rest = document.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}")
