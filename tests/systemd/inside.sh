@@ -1,0 +1,315 @@
+#!/bin/bash
+# The part of boot.sh that runs inside the machine it boots: does things to leasehold.service, looks at what systemd and the
+# kernel say about it, and writes one line per check to /results/report.
+#
+# Every wait is for a condition, with a deadline; `within` looks ten times a second.
+#
+# shellcheck disable=SC2317 # the functions are called through `check`
+set -uo pipefail
+
+unit=leasehold.service
+config=/etc/leasehold/leasehold.toml
+number=0
+
+check() {
+    local title=$1
+    shift
+    number=$((number + 1))
+    if "$@" >/run/said 2>&1; then
+        echo "ok $number - $title"
+    else
+        echo "not ok $number - $title"
+        sed 's/^/# /' /run/said
+        false
+    fi >>/results/report
+}
+
+keep_journal() {
+    journalctl --sync
+    journalctl -b -o short-monotonic -u $unit >/results/journal 2>&1
+}
+trap keep_journal EXIT
+trap 'exit 143' TERM
+
+# within SECONDS COMMAND...: until it succeeds; says what it said last.
+within() {
+    local deadline=$((SECONDS + $1)) said
+    shift
+    until said=$("$@" 2>&1); do
+        [ $SECONDS -lt $deadline ] || { echo "in vain: $*: $said"; return 1; }
+        sleep 0.1
+    done
+    echo "$said"
+}
+
+property() { systemctl show -P "$1" $unit; }
+is() { local found; found=$(property "$1"); [ "$found" = "$2" ] || { echo "$1 is $found, not $2"; return 1; }; }
+status() { timeout 5 leasehold status --json; }
+
+# The workers that run, as lines of "id pid".
+workers() { status | jq -r '.fleets[] | select(.name == "web").workers[] | select(.state == "running") | "\(.id) \(.pid)"' | sort; }
+worker_pids() { workers | cut -d' ' -f2; }
+
+# up N: N workers run and the fleet says it is as many.
+up() {
+    local ready running
+    ready=$(status | jq '.fleets[] | select(.name == "web").ready')
+    running=$(workers)
+    echo "ready: $ready; running: $running"
+    [ "$ready" = "$1" ] && [ "$(wc -l <<<"$running")" = "$1" ]
+}
+
+# Who a pid is: the pid and when it started.
+who() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    stat=${stat##*) }
+    # shellcheck disable=SC2086 # split into fields
+    set -- "$1" $stat
+    [ "$2" != Z ] && echo "$1:${21}"
+}
+
+cgroup() { echo "/sys/fs/cgroup$(property ControlGroup)"; }
+
+# Everybody in the unit, strays of workers included.
+everybody() {
+    local pid
+    find "$(cgroup)" -name cgroup.procs -exec cat {} + | while read -r pid; do who "$pid"; done
+}
+
+# gone WHO...: none of them lives.
+gone() {
+    local one
+    for one; do
+        [ "$(who "${one%:*}")" != "$one" ] || { echo "still there: $one $(tr '\0' ' ' <"/proc/${one%:*}/cmdline")"; return 1; }
+    done
+}
+
+# Children of the main process that call themselves supervisor.
+supervisors() {
+    local main dir
+    main=$(property MainPID)
+    for dir in /proc/[0-9]*; do
+        if grep -qsx "PPid:[[:space:]]*$main" "$dir/status" && grep -qs supervisor "$dir/cmdline"; then
+            echo "${dir#/proc/}"
+        fi
+    done
+}
+
+write_config() {
+    cat >$config <<-TOML
+		schema = 1
+		[fleet.web]
+		command = ["/usr/local/bin/test-worker"]
+		workers = $1
+		stop = { signal = "SIGTERM", timeout = "5s" }
+	TOML
+}
+
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+
+# ---- start
+
+contained() {
+    local main pid own seen=" "
+    main=$(property ControlGroup)
+    [ "$(status | jq -r '[.fleets[].workers[].containment] | unique | join(" ")')" = unit ] || { status; return 1; }
+    for pid in $(worker_pids); do
+        own=$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+        [[ $own == "$main"/?* && $seen != *" $own "* ]] || { echo "worker $pid is in $own, the unit is $main"; return 1; }
+        seen+="$own "
+    done
+    [ "$seen" != " " ]
+}
+
+# What the unit says for the daemon must not be what the worker gets.
+inherits_nothing() {
+    local pid
+    for pid in $(worker_pids); do
+        grep -qx 'NoNewPrivs:[[:space:]]*0' "/proc/$pid/status" || { grep NoNewPrivs "/proc/$pid/status"; return 1; }
+        [ "$(cat "/proc/$pid/oom_score_adj")" = 0 ] || { echo "oom_score_adj is $(cat "/proc/$pid/oom_score_adj")"; return 1; }
+        grep -q '^Max open files  *1024 ' "/proc/$pid/limits" || { grep 'Max open' "/proc/$pid/limits"; return 1; }
+        ! tr '\0' '\n' <"/proc/$pid/environ" | grep -E '^(NOTIFY_SOCKET=/run/systemd/|WATCHDOG_|LISTEN_)' || return
+    done
+}
+
+directories() {
+    stat -c '%n %a %U:%G' /run/leasehold /var/lib/leasehold /var/log/leasehold /run/lock/leasehold-0 | tee /dev/stderr | diff - <(
+        echo "/run/leasehold 755 root:root"
+        echo "/var/lib/leasehold 700 root:root"
+        echo "/var/log/leasehold 750 root:root"
+        echo "/run/lock/leasehold-0 700 root:root"
+    )
+}
+
+# A member of the group, and somebody else.
+group_reads_logs() {
+    (umask 027 && echo line >/var/log/leasehold/probe)
+    setpriv --reuid nobody --regid nogroup --groups leasehold cat /var/log/leasehold/probe || return
+    ! setpriv --reuid nobody --regid nogroup --clear-groups cat /var/log/leasehold/probe || return
+    rm /var/log/leasehold/probe
+}
+
+check "the unit becomes active at boot, on READY=1" within 60 is ActiveState active || exit 1
+check "status --json shows two workers, ready" within 20 up 2
+check "each worker is contained (\"unit\") in a cgroup of its own below the unit's" contained
+if [ -z "${HARDENED:-}" ]; then
+    check "a worker inherits no rights, limits or sockets that are the daemon's" inherits_nothing
+fi
+check "the directories belong to whom unit, sysusers and tmpfiles say" directories
+check "the group leasehold, and nobody else, may read the logs" group_reads_logs
+
+# ---- reload
+
+old_workers_stay() {
+    local missing
+    missing=$(comm -23 <(echo "$1") <(workers))
+    [ -z "$missing" ] || { echo "gone or changed: $missing"; return 1; }
+}
+
+reload_adds() {
+    write_config 3
+    timeout 60 systemctl reload $unit && within 20 up 3 && old_workers_stay "$before"
+}
+
+# systemd reports each datagram it gets at log level debug.
+heard_reloading() {
+    journalctl --sync
+    journalctl -b -o cat --after-cursor="$cursor" _PID=1 | grep -oE "$unit: Got notification message.*(RELOADING|READY)=1" |
+        grep -oE '(RELOADING|READY)=1' | tr '\n' ' ' | tee /dev/stderr | grep -q 'RELOADING=1.* READY=1'
+}
+
+broken_reload_changes_nothing() {
+    echo 'wrokers = 1' >>$config
+    ! timeout 60 systemctl reload $unit && is ActiveState active && up 3 && old_workers_stay "$before"
+}
+
+before=$(workers)
+invocation=$(property InvocationID)
+cursor=$(journalctl -b -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
+systemctl log-level debug
+check "systemctl reload applies the changed file and touches no other worker" reload_adds
+check "systemd heard RELOADING=1 and then READY=1" within 10 heard_reloading
+systemctl log-level info
+before=$(workers)
+check "systemctl reload of a faulty file fails and changes nothing" broken_reload_changes_nothing
+write_config 3
+
+# ---- the supervisor is killed
+
+one_supervisor() {
+    local seen said
+    seen="$(supervisors) $(property MainPID)"
+    said=$(status | jq -r '"\(.supervisor.pid) \(.keeper.pid)"')
+    echo "supervisor and keeper: $seen; status: $said"
+    [ "$seen" = "$said" ]
+}
+
+# The pid, once there is one that is not $1.
+another_supervisor() {
+    local seen
+    seen=$(status | jq .supervisor.pid) && [ -n "$seen" ] && [ "$seen" != "$1" ]
+}
+
+replaced() { kill -KILL "$1" && within 20 another_supervisor "$1" && one_supervisor; }
+same_workers() { within 20 up 3 && diff <(echo "$before") <(workers); }
+same_run() { is ActiveState active && is InvocationID "$invocation" && is NRestarts 0; }
+
+check "the supervisor is the child of the main process that status names" one_supervisor
+before=$(workers)
+supervisor=$(supervisors)
+check "kill -9 of the supervisor: another one answers" replaced "${supervisor:-none}"
+check "kill -9 of the supervisor: every worker keeps its pid" same_workers
+check "kill -9 of the supervisor: the unit stays active, in the same run" same_run
+
+# ---- the keeper is killed
+
+# restarted RUN: another run of the unit than RUN is active.
+restarted() { is ActiveState active && [ "$(property InvocationID)" != "$1" ]; }
+
+fresh() {
+    local pid
+    within 30 restarted "$invocation" && within 20 up 3 || return
+    for pid in $(worker_pids); do
+        ! grep -qx "$(who "$pid")" <<<"$old" || { echo "worker $pid is an old one"; return 1; }
+    done
+}
+
+keeper_killed() {
+    kill -KILL "$(property MainPID)" || return
+    # shellcheck disable=SC2086 # one word per process
+    within 15 gone $old
+}
+
+old=$(everybody)
+check "kill -9 of the keeper: every process of the unit ends" keeper_killed
+check "kill -9 of the keeper: systemd starts the unit again, with fresh workers" fresh
+
+# ---- the keeper is frozen
+
+frozen() {
+    local main limit begun
+    main=$(who "$(property MainPID)")
+    limit=$(systemctl show -P WatchdogUSec $unit)
+    limit=${limit%s}
+    [[ $limit =~ ^[0-9]+$ ]] || { echo "WatchdogSec is not in seconds: $limit"; return 1; }
+    begun=$SECONDS
+    kill -STOP "${main%:*}" || return
+    within $((limit + 3)) gone "$main" || return
+    echo "ended after $((SECONDS - begun)) s"
+    journalctl --sync
+    journalctl -b -o cat --after-cursor="$cursor" _PID=1 | grep -q "$unit: Watchdog timeout"
+}
+
+all_gone() {
+    # shellcheck disable=SC2086 # one word per process
+    within 15 gone $old
+}
+
+old=$(everybody)
+invocation=$(property InvocationID)
+cursor=$(journalctl -b -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
+check "the watchdog kills a frozen keeper in time" frozen
+check "frozen keeper: every process of the unit ends" all_gone
+check "frozen keeper: systemd starts the unit again, with fresh workers" fresh
+
+# ---- stop
+
+# The workers say when they have drained: a worker that was killed did not.
+stops() {
+    local begun took
+    rm -f /run/drained
+    begun=$(now_ms)
+    timeout 60 systemctl stop $unit || return
+    took=$(($(now_ms) - begun))
+    echo "took $took ms; drained: $(cat /run/drained)"
+    is ActiveState inactive && is Result success && [ "$(wc -l </run/drained)" = 3 ] && [ $took -lt 5000 ]
+}
+
+nothing_left() {
+    # shellcheck disable=SC2086 # one word per process
+    gone $old || return
+    if [ -d "$group" ] && ! grep -qx 'populated 0' "$group/cgroup.events"; then
+        find "$group" -name cgroup.procs -exec cat {} +
+        return 1
+    fi
+    [ ! -e /run/leasehold ]
+}
+
+old=$(everybody)
+group=$(cgroup)
+check "systemctl stop drains every worker, and takes no longer than a worker may" stops
+check "systemctl stop leaves no process, no cgroup with a process and no /run/leasehold" nothing_left
+
+# ---- a configuration that cannot work
+
+ends_for_good() {
+    echo 'wrokers = 1' >>$config
+    ! timeout 60 systemctl start $unit || return
+    # With a restart ahead it would be "activating" from the very instant the process ended.
+    is ActiveState failed && is ExecMainStatus 78
+}
+
+check "a faulty file ends the unit with 78, for good" ends_for_good
+
+echo "1..$number" >>/results/report
