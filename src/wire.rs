@@ -142,7 +142,9 @@ pub struct ExitRecord {
     pub pid: i32,
     /// Its status.
     pub status: ExitStatus,
-    /// When the keeper saw it.
+    /// When it was spawned.
+    pub since: Moment,
+    /// When the keeper saw it end.
     pub at: Moment,
 }
 

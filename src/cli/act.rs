@@ -249,7 +249,7 @@ fn all_ready(fleet: &FleetView) -> Step {
                 worker.id, worker.id
             ))
         }
-        None => Step::from(fleet.ready >= fleet.desired),
+        None => Step::from(fleet.ready + fleet.done >= fleet.desired),
     }
 }
 

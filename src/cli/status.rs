@@ -35,7 +35,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     let ready = view
         .fleets
         .iter()
-        .all(|fleet| fleet.state == "held" || fleet.ready >= fleet.desired);
+        .all(|fleet| fleet.state == "held" || fleet.ready + fleet.done >= fleet.desired);
     Ok(if ready && !view.supervisor.draining {
         ExitCode::Ok
     } else {

@@ -62,7 +62,7 @@ impl Known {
         let Some((worker, generation)) = self.owner(datagram.pid) else {
             return Vec::new();
         };
-        let notes = parse(&datagram.bytes).into_iter();
+        let notes = parse_note(&datagram.bytes).into_iter();
         notes
             .map(|note| Event::Note {
                 worker: worker.clone(),
@@ -103,7 +103,7 @@ pub(super) fn sort(news: Vec<News>, known: &mut Known) -> Sorted {
 }
 
 /// The lines of a notify datagram that mean something here (sd_notify(3)); never panics, whatever the bytes.
-pub(super) fn parse(bytes: &[u8]) -> Vec<Note> {
+pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Vec::new();
     };
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn datagrams() {
         let notes =
-            parse(b"READY=1\nSTATUS=up \x1b[31m\nX_OTHER=1\nEXTEND_TIMEOUT_USEC=5000\nWATCHDOG=1");
+            parse_note(b"READY=1\nSTATUS=up \x1b[31m\nX_OTHER=1\nEXTEND_TIMEOUT_USEC=5000\nWATCHDOG=1");
         let status = Note::Status("up [31m".to_owned());
         assert_eq!(
             notes,
@@ -145,7 +145,7 @@ mod tests {
                 Note::Watchdog
             ]
         );
-        assert_eq!(parse(b"\xff\xfe=1"), []);
-        assert_eq!(parse(b"EXTEND_TIMEOUT_USEC=-1\nREADY=0\n\n="), []);
+        assert_eq!(parse_note(b"\xff\xfe=1"), []);
+        assert_eq!(parse_note(b"EXTEND_TIMEOUT_USEC=-1\nREADY=0\n\n="), []);
     }
 }

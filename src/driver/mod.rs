@@ -30,6 +30,8 @@ use std::path::PathBuf;
 
 use crate::{exit::ExitCode, http::Directories};
 
+pub use inputs::parse_note;
+
 /// What the supervisor is told on its command line.
 #[derive(Clone, Debug)]
 pub struct Settings {

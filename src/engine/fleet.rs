@@ -112,6 +112,11 @@ impl Fleet {
         self.slots.values().filter(|slot| slot.is_ready()).count() as u32
     }
 
+    /// Slots that are through with their work and want no other.
+    pub(super) fn done(&self) -> u32 {
+        self.slots.values().filter(|slot| slot.state == State::Done).count() as u32
+    }
+
     pub(super) fn live(&self) -> usize {
         self.slots.values().filter(|slot| slot.is_live()).count()
     }
@@ -159,7 +164,10 @@ impl Fleet {
     /// The next moment at which something is due.
     pub(super) fn deadline(&self) -> Option<Moment> {
         let slots = self.slots.values().filter_map(Slot::deadline).min();
-        [slots, self.rollout_deadline()].into_iter().flatten().min()
+        // A start that was due and could not be (too many are starting) waits for an event, not for time.
+        let starts = self.slots.values().filter_map(Slot::start_at);
+        let starts = starts.filter(|at| *at > self.looked).min();
+        [slots, starts, self.rollout_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due in its slots.

@@ -616,6 +616,7 @@ impl Slot {
     fn leader_ended(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
         if !matches!(self.state, State::Clearing { .. }) {
             self.forget_vitals();
+            self.process = None;
             self.last_exit = Some(LastExit {
                 status: record.status,
                 at: record.at,
@@ -629,8 +630,7 @@ impl Slot {
     }
 
     fn gone(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
-        let born = self.process.map_or(record.at, |alive| alive.since);
-        let uptime = record.at.since(born);
+        let uptime = record.at.since(record.since);
         self.last_exit = Some(LastExit {
             status: record.status,
             at: record.at,
@@ -891,12 +891,12 @@ impl Slot {
             | State::PreStop { until } => Some(until),
             State::Draining { kill_at, .. } => Some(kill_at),
             State::Killing { again, .. } | State::Clearing { again, .. } => Some(again),
-            State::BackingOff { until } => Some(until),
-            State::Failed { retry } => retry,
             State::Vacant
             | State::Preparing(Preparing::Hook | Preparing::Abandoned)
             | State::Spawning
             | State::Running { .. }
+            | State::BackingOff { .. }
+            | State::Failed { .. }
             | State::Done => None,
         };
         let probe = self.vitals.probe_at.filter(|_| !self.vitals.asking);
@@ -904,6 +904,15 @@ impl Slot {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// When the fleet may start it again.
+    pub(super) fn start_at(&self) -> Option<Moment> {
+        match self.state {
+            State::BackingOff { until } => Some(until),
+            State::Failed { retry } => retry,
+            _ => None,
+        }
     }
 
     /// Does what is due.

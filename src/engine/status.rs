@@ -27,12 +27,14 @@ pub struct Status {
 pub struct FleetStatus {
     /// Its name.
     pub name: FleetName,
-    /// In one word: `ok`, `starting`, `degraded`, `held`, `draining`, `waiting`.
+    /// In one word: `ok`, `done`, `starting`, `degraded`, `held`, `draining`, `waiting`.
     pub state: &'static str,
     /// How many it should have.
     pub desired: u32,
     /// How many take work.
     pub ready: u32,
+    /// How many are through with their work and want no other.
+    pub done: u32,
     /// As configured.
     pub configured: u32,
     /// Who holds it, if somebody does.

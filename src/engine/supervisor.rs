@@ -1107,12 +1107,14 @@ impl Supervisor {
 
     fn fleet_status(&self, fleet: &Fleet, now: Moment) -> FleetStatus {
         let (desired, ready) = (fleet.desired(&self.intent), fleet.ready());
+        let done = fleet.done();
         let held = self.intent.fleets.get(&fleet.name);
         let waits = self.stance(&fleet.name) == Stance::Wait && fleet.live() == 0;
         let state = match () {
             () if fleet.removed || self.asked.stopping != Stopping::No => "draining",
             () if held.is_some() => "held",
-            () if ready >= desired => "ok",
+            () if done > 0 && ready + done >= desired && ready == 0 => "done",
+            () if ready + done >= desired => "ok",
             () if waits => "waiting",
             () if fleet.slots.values().any(|slot| {
                 matches!(slot.state, State::BackingOff { .. } | State::Failed { .. })
@@ -1123,15 +1125,21 @@ impl Supervisor {
             () => "starting",
         };
         let size = fleet.size(&self.intent);
-        let workers = fleet
-            .slots
-            .iter()
-            .filter_map(|(index, slot)| self.worker_status(fleet, *index, slot, size, now));
+        // Slots are shown as held whether or not they were ever used.
+        let shown = fleet.spec.workers.max(size);
+        let held_slots = (0..shown).map(SlotIndex).filter(|index| self.intent.holds(&fleet.name, *index));
+        let indexes: BTreeSet<SlotIndex> = fleet.slots.keys().copied().chain(held_slots).collect();
+        let unused = Slot::default();
+        let workers = indexes.into_iter().filter_map(|index| {
+            let slot = fleet.slots.get(&index).unwrap_or(&unused);
+            self.worker_status(fleet, index, slot, shown, now)
+        });
         FleetStatus {
             name: fleet.name.clone(),
             state,
             desired,
             ready,
+            done,
             configured: fleet.spec.workers,
             held: held.map(|hold| hold.who.clone()),
             rollout: fleet.body.rollout.map(|rollout| match rollout {
@@ -1150,12 +1158,10 @@ impl Supervisor {
         fleet: &Fleet,
         index: SlotIndex,
         slot: &Slot,
-        size: u32,
+        shown: u32,
         now: Moment,
     ) -> Option<WorkerStatus> {
-        let held = self.intent.holds(&fleet.name, index)
-            && !slot.is_live()
-            && index.0 < fleet.spec.workers.max(size);
+        let held = self.intent.holds(&fleet.name, index) && !slot.is_live() && index.0 < shown;
         if slot.state == State::Vacant && !held {
             return None;
         }
@@ -1176,11 +1182,7 @@ impl Supervisor {
                 at: exit.at,
                 ending: exit.ending,
             }),
-            next_start: match slot.state {
-                State::BackingOff { until } => Some(until),
-                State::Failed { retry } => retry,
-                _ => None,
-            },
+            next_start: slot.start_at(),
             ending: slot.ending,
             grace: match slot.state {
                 State::Draining { kill_at, .. } => Some(now.until(kill_at)),

@@ -75,12 +75,15 @@ pub struct FleetView {
     pub name: String,
     /// `fleet`.
     pub kind: String,
-    /// `ok`, `starting`, `degraded`, `held`, `waiting`, `draining`.
+    /// `ok`, `done`, `starting`, `degraded`, `held`, `waiting`, `draining`.
     pub state: String,
     /// How many it should have.
     pub desired: u32,
     /// How many take work.
     pub ready: u32,
+    /// How many are through with their work and want no other.
+    #[serde(default)]
+    pub done: u32,
     /// Smallest size.
     pub min: u32,
     /// Largest size.
@@ -208,6 +211,7 @@ fn fleet_view(fleet: &FleetStatus, here: &Here<'_>) -> FleetView {
         state: fleet.state.to_owned(),
         desired: fleet.desired,
         ready: fleet.ready,
+        done: fleet.done,
         min: fleet.configured,
         max: fleet.configured,
         gate: None,
@@ -300,7 +304,7 @@ pub fn is_ready(fleet: &FleetStatus) -> bool {
         "draining" => false,
         // Held on purpose: the node is not less ready for it.
         "held" => true,
-        _ => fleet.ready >= fleet.desired,
+        _ => fleet.ready + fleet.done >= fleet.desired,
     }
 }
 

@@ -49,7 +49,7 @@ struct Row {
 }
 
 /// All rows, and what of them the supervisor has not been told yet.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Core {
     rows: BTreeMap<RowKey, Row>,
     asked: Asked,
@@ -98,6 +98,7 @@ impl Core {
                     Err(status) => Process::Gone(ExitRecord {
                         pid: 0,
                         status,
+                        since: now,
                         at: now,
                     }),
                 };
@@ -174,6 +175,7 @@ impl Core {
             row.header.process = Process::Clearing(ExitRecord {
                 pid: alive.pid,
                 status,
+                since: alive.since,
                 at: now,
             });
             self.dirty.insert(key.clone());

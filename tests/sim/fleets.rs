@@ -1,0 +1,109 @@
+//! Configurations to be simulated: a database, a web fleet that waits for it, a flaky one, one that is done when it succeeds.
+
+use std::collections::BTreeMap;
+
+use leasehold::{
+    config::{
+        Config,
+        spec::{AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy},
+    },
+    id::{FleetName, Revision},
+    time::Span,
+    wire::StopRecord,
+};
+
+use crate::rng::Rng;
+
+pub fn name(text: &str) -> FleetName {
+    text.parse().expect("a name")
+}
+
+fn base(command: &str, workers: u32) -> FleetSpec {
+    let mut spec = FleetSpec::unknown(&StopRecord::default());
+    spec.workers = workers;
+    spec.process.program = format!("/bin/{command}");
+    spec.process.argv = vec![command.to_owned()];
+    spec.log.file = false;
+    spec.stop.timeout = Span::secs(10);
+    spec.stop.extend_max = Span::secs(30);
+    spec.start.timeout = Span::secs(20);
+    spec.restart.policy = RestartPolicy::Always;
+    spec.restart.backoff_min = Span::millis(200);
+    spec.restart.backoff_max = Span::secs(20);
+    spec.restart.burst = 5;
+    spec.restart.window = Span::secs(30);
+    spec.restart.healthy = Span::secs(5);
+    spec.restart.give_up = false;
+    seal(spec)
+}
+
+fn seal(mut spec: FleetSpec) -> FleetSpec {
+    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
+    spec
+}
+
+fn hook(program: &str) -> HookSpec {
+    HookSpec { program: program.to_owned(), argv: vec![program.to_owned()], timeout: Span::secs(3), abort: true }
+}
+
+/// The configuration that a story begins with.
+pub fn first() -> Config {
+    let mut db = base("db", 3);
+    db.ready = ReadySpec::Notify;
+    db.process.pre_stop = Some(hook("say-goodbye"));
+    let mut web = base("web", 4);
+    web.ready = ReadySpec::Probe(ProbeSpec {
+        kind: ProbeKind::Tcp("127.0.0.1:80".to_owned()),
+        interval: Span::millis(300),
+        timeout: Span::secs(1),
+        fail: 3,
+        pass: 1,
+    });
+    web.health.watchdog = Some(Span::secs(8));
+    web.health.restarts_per_minute = 6;
+    web.after.insert(name("db"), AfterState::Ready);
+    web.rank = 1;
+    web.stop.deregister_delay = Span::secs(2);
+    web.process.env_files = vec![EnvFile { path: "/etc/web.env".to_owned(), optional: false }];
+    web.rollout.max_surge = 1;
+    web.rollout.max_unavailable = 0;
+    let mut flaky = base("flaky", 2);
+    flaky.process.pre_start = Some(hook("migrate"));
+    let mut once = base("once", 2);
+    once.restart.policy = RestartPolicy::OnFailure;
+    once.start.parallel = 1;
+    let fleets = [("db", db), ("web", web), ("flaky", flaky), ("once", once)];
+    config(fleets.into_iter().map(|(n, spec)| (name(n), seal(spec))).collect())
+}
+
+fn config(fleets: BTreeMap<FleetName, FleetSpec>) -> Config {
+    let node = NodeSpec { name: "sim".to_owned(), restart_rate: 20_000, restart_burst: 50 };
+    let revision = Revision::of(format!("{fleets:?}").as_bytes());
+    Config { revision, path: "sim.toml".to_owned(), base: String::new(), node, http: HttpSpec::default(), fleets }
+}
+
+/// The same, edited by somebody: sizes, commands, limits, fleets that come and go.
+pub fn edited(before: &Config, rng: &mut Rng) -> Config {
+    let mut fleets = before.fleets.clone();
+    for _ in 0..=rng.below(2) {
+        let names: Vec<FleetName> = fleets.keys().cloned().collect();
+        let which = rng.pick(&names).clone();
+        match rng.below(6) {
+            0 => fleets.entry(which).and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),
+            1 | 2 => fleets.entry(which).and_modify(|spec| {
+                spec.process.argv = vec![format!("v{}", rng.below(1_000))];
+                spec.rollout.rollback = rng.chance(50);
+            }),
+            3 => fleets.entry(which).and_modify(|spec| spec.stop.timeout = Span::secs(3 + rng.below(10))),
+            4 if which.as_str() != "db" => {
+                fleets.remove(&which);
+                continue;
+            }
+            _ => fleets.entry(name("extra")),
+        };
+        if rng.chance(20) {
+            fleets.entry(name("extra")).or_insert_with(|| base("extra", 2));
+        }
+    }
+    config(fleets.into_iter().map(|(name, spec)| (name, seal(spec))).collect())
+}

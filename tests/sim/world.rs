@@ -1,0 +1,538 @@
+//! Keeper, supervisor, disk and wire around the fake host; faults; the course of a story.
+
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use leasehold::{
+    config::{Config, spec::FleetSpec},
+    engine::{Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, supervisor::Origin},
+    id::{FleetName, Generation, RequestId, WorkerId},
+    keeper::core::{Core, Request},
+    time::{Moment, Span},
+    wire::{Asked, News, Op, RowKey},
+};
+
+use crate::{
+    checks, fleets,
+    host::{Act, Change, Host},
+    rng::Rng,
+};
+
+/// What goes wrong in a story.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    pub supervisor_deaths: u32,
+    pub keeper_deaths: u32,
+    pub tempers: bool,
+}
+
+/// What happened in all stories together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub steps: u64,
+    pub spawns: u64,
+    pub supervisor_deaths: u64,
+    pub keeper_deaths: u64,
+    pub rebuilt: u64,
+    pub commands: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.spawns += other.spawns;
+        self.supervisor_deaths += other.supervisor_deaths;
+        self.keeper_deaths += other.keeper_deaths;
+        self.rebuilt += other.rebuilt;
+        self.commands += other.commands;
+    }
+}
+
+/// Something that is to happen.
+#[derive(Clone, Debug)]
+enum Item {
+    Process(i32, Act),
+    ToKeeper(u64, Vec<Op>),
+    ToSupervisor(u64, Vec<News>),
+    Answer(u64, Box<Event>),
+    Saved(u64, Box<Intent>),
+    SupervisorStarts,
+    SupervisorDies,
+    KeeperDies,
+    KeeperStarts,
+    Operator,
+    Signal(Request),
+}
+
+#[derive(Clone, Debug)]
+struct Due(Moment, u64, Item);
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.0, other.1).cmp(&(self.0, self.1))
+    }
+}
+
+/// The accepted configuration, as the keeper holds it.
+#[derive(Clone)]
+struct Accepted {
+    config: Config,
+    previous: BTreeMap<FleetName, FleetSpec>,
+}
+
+pub struct World {
+    seed: u64,
+    rng: Rng,
+    now: Moment,
+    order: u64,
+    queue: BinaryHeap<Due>,
+    host: Host,
+    core: Option<Core>,
+    engine: Option<Supervisor>,
+    incarnation: u64,
+    accepted: Option<Accepted>,
+    file: Config,
+    disk: Intent,
+    faults: Faults,
+    trace: bool,
+    log: VecDeque<String>,
+    totals: Totals,
+    quiet_from: Moment,
+    exit: Option<u8>,
+    last_to_keeper: Moment,
+    last_to_supervisor: Moment,
+    requests: u64,
+}
+
+const STORY: Span = Span::secs(300);
+const SETTLE: Span = Span::secs(600);
+
+impl World {
+    pub fn new(seed: u64, faults: Faults, trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let host = Host::new(Rng::new(rng.next()), faults.tempers);
+        Self {
+            seed,
+            rng,
+            now: Moment(1_000_000_000),
+            order: 0,
+            queue: BinaryHeap::new(),
+            host,
+            core: None,
+            engine: None,
+            incarnation: 0,
+            accepted: None,
+            file: fleets::first(),
+            disk: Intent::default(),
+            faults,
+            trace,
+            log: VecDeque::new(),
+            totals: Totals::default(),
+            quiet_from: Moment(0),
+            exit: None,
+            last_to_keeper: Moment(0),
+            last_to_supervisor: Moment(0),
+            requests: 0,
+        }
+    }
+
+    /// Plays the story: trouble, then quiet, then a drain.
+    pub fn run(mut self) -> Totals {
+        let begin = self.now;
+        self.quiet_from = begin.after(STORY);
+        self.at(Span::ZERO, Item::KeeperStarts);
+        for _ in 0..self.faults.supervisor_deaths {
+            let when = self.rng.span(0, STORY.as_millis());
+            self.at(when, Item::SupervisorDies);
+        }
+        for _ in 0..self.faults.keeper_deaths {
+            let when = self.rng.span(1_000, STORY.as_millis());
+            self.at(when, Item::KeeperDies);
+        }
+        for _ in 0..12 {
+            let when = self.rng.span(500, STORY.as_millis());
+            self.at(when, Item::Operator);
+        }
+        self.play_until(self.quiet_from);
+        self.host.tempers = false;
+        self.play_until(self.quiet_from.after(SETTLE));
+        let status = self.engine.as_ref().expect("a supervisor after the faults").status(self.now);
+        let held: Vec<String> = self.disk.fleets.keys().map(ToString::to_string).collect();
+        if self.trace {
+            eprintln!("held {held:?}");
+        }
+        checks::settled(&self.host, &status, &held);
+        self.at(Span::ZERO, Item::Signal(Request::Drain));
+        self.play_until(self.quiet_from.after(SETTLE).after(Span::secs(120)));
+        assert_eq!(self.exit, Some(0), "the drain did not end; {:?}", self.host.by_key);
+        assert!(self.host.procs.is_empty());
+        self.totals.spawns = self.host.spawned;
+        self.totals
+    }
+
+    fn at(&mut self, after: Span, item: Item) {
+        self.at_moment(self.now.after(after), item);
+    }
+
+    fn at_moment(&mut self, when: Moment, item: Item) {
+        self.order += 1;
+        self.queue.push(Due(when, self.order, item));
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:?} {}", self.now, line());
+        } else {
+            if self.log.len() == 40 {
+                self.log.pop_front();
+            }
+            let line = line();
+            self.log.push_back(line);
+        }
+    }
+
+    fn play_until(&mut self, end: Moment) {
+        while self.exit.is_none() {
+            let queued = self.queue.peek().map(|due| due.0);
+            let engine = self.engine.as_ref().and_then(Supervisor::deadline);
+            let keeper = self.core.as_ref().and_then(Core::deadline);
+            let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else { break };
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            self.host.now = self.now;
+            if keeper.is_some_and(|at| at <= self.now) {
+                if let Some(core) = &mut self.core {
+                    core.tick(self.now, &mut self.host);
+                }
+                self.after_keeper();
+            } else if queued.is_some_and(|at| at <= self.now) {
+                let due = self.queue.pop().expect("peeked");
+                self.happen(due.2);
+            } else {
+                self.step(Event::Tick);
+            }
+            checks::no_drain_is_endless(&self.host, self.now);
+        }
+        if self.exit.is_none() {
+            self.now = end;
+        }
+    }
+
+    fn happen(&mut self, item: Item) {
+        match item {
+            Item::Process(pid, act) => self.process(pid, &act),
+            Item::ToKeeper(incarnation, ops) => {
+                if self.core.is_some() && incarnation <= self.incarnation {
+                    self.deliver(ops);
+                }
+            }
+            Item::ToSupervisor(incarnation, news) if incarnation == self.incarnation => self.hear(news),
+            Item::Answer(incarnation, event) if incarnation == self.incarnation => self.step(*event),
+            Item::Saved(incarnation, intent) => {
+                self.disk = *intent;
+                if incarnation == self.incarnation {
+                    self.step(Event::IntentSaved { result: Ok(()) });
+                }
+            }
+            Item::ToSupervisor(..) | Item::Answer(..) => {}
+            Item::SupervisorStarts => self.start_supervisor(),
+            Item::SupervisorDies => self.supervisor_dies(),
+            Item::KeeperDies => self.keeper_dies(),
+            Item::KeeperStarts => {
+                self.core = Some(Core::new());
+                self.accepted = None;
+                self.start_supervisor();
+            }
+            Item::Operator => self.operate(),
+            Item::Signal(request) => {
+                if let Some(core) = &mut self.core {
+                    core.ask(request, None, self.now);
+                }
+                self.after_keeper();
+            }
+        }
+    }
+
+    fn process(&mut self, pid: i32, act: &Act) {
+        let change = self.host.happen(pid, act);
+        let Some(core) = &mut self.core else { return };
+        match change {
+            None => {}
+            Some(Change::LeaderEnded(key, status)) => {
+                core.leader_ended(&key, status, self.now, &mut self.host);
+                let family = self.host.by_key.get(&key).and_then(|pid| self.host.procs.get(pid)).map_or(0, |proc| proc.family);
+                if family == 0 {
+                    core.containment_empty(&key, &mut self.host);
+                }
+            }
+            Some(Change::Empty(key)) => core.containment_empty(&key, &mut self.host),
+            Some(Change::Said(RowKey::Slot(worker), generation, note)) => {
+                let event = Event::Note { worker, generation, note };
+                // A datagram waits in its socket, which the keeper holds, until a supervisor has taken it.
+                if self.engine.is_some() {
+                    self.step(event);
+                } else {
+                    let act = act.clone();
+                    self.at(Span::millis(20), Item::Process(pid, act));
+                }
+            }
+            Some(Change::Said(..)) => {}
+        }
+        self.after_keeper();
+    }
+
+    /// Carries out one packet, and schedules what follows on the machine.
+    fn deliver(&mut self, ops: Vec<Op>) {
+        for op in ops {
+            match op {
+                Op::Exit { code } => self.exit = Some(code),
+                Op::Hold { .. } | Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } => {}
+                op => {
+                    if let Some(core) = &mut self.core {
+                        core.apply(op, self.now, &mut self.host);
+                    }
+                }
+            }
+        }
+        let status = self.engine.as_ref().map(|engine| engine.status(self.now));
+        checks::not_ready_before_term(&mut self.host, status.as_ref());
+        self.after_keeper();
+    }
+
+    /// The keeper's turn ends: it tells what changed.
+    fn after_keeper(&mut self) {
+        for (when, pid, act) in std::mem::take(&mut self.host.agenda) {
+            self.at_moment(when, Item::Process(pid, act));
+        }
+        let Some(core) = &mut self.core else { return };
+        if self.engine.is_none() {
+            return;
+        }
+        let news = core.take_news(usize::MAX);
+        if !news.is_empty() {
+            let when = self.now.after(self.rng.span(0, 3)).max(self.last_to_supervisor);
+            self.last_to_supervisor = when;
+            self.at_moment(when, Item::ToSupervisor(self.incarnation, news));
+        }
+    }
+
+    fn hear(&mut self, news: Vec<News>) {
+        let mut rows = Vec::new();
+        for one in news {
+            match one {
+                News::Row { key, header, .. } => rows.push((key, header)),
+                News::Node(asked) => self.step(Event::Asked(asked)),
+                News::Refused { key, after } => self.step(Event::Refused { key, after }),
+                News::Welcome(_) | News::Held { .. } | News::Caught | News::Ping { .. } => {}
+            }
+        }
+        if !rows.is_empty() {
+            self.step(Event::Rows(rows));
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let Some(mut engine) = self.engine.take() else { return };
+        self.totals.steps += 1;
+        let mut effects = Effects::default();
+        engine.step(event, self.now, &mut effects);
+        let late = engine.deadline().filter(|at| *at <= self.now);
+        assert!(late.is_none(), "a deadline of {late:?} is not after {:?}", self.now);
+        self.engine = Some(engine);
+        self.perform(effects);
+    }
+
+    /// Does what the driver does: ops in packets of one engine step, everything else with its delay.
+    fn perform(&mut self, effects: Effects) {
+        let mut ops = Vec::new();
+        for effect in effects.list {
+            match effect {
+                Effect::Keeper(op) => ops.push(op),
+                Effect::Probe { worker, generation, .. } => self.probe(worker, generation),
+                Effect::ReadEnv { worker, after, .. } => {
+                    let bad = self.host.tempers && self.rng.chance(5);
+                    let result = if bad { Err("no such file".to_owned()) } else { Ok(vec![("A".to_owned(), "1".to_owned())]) };
+                    self.answer(0, 30, Event::EnvRead { worker, after, result });
+                }
+                Effect::ReadConfig(purpose) => {
+                    let result = if self.rng.chance(15) { Err("error: not TOML".to_owned()) } else { Ok(Box::new(self.file.clone())) };
+                    self.answer(1, 50, Event::ConfigRead { purpose, result });
+                }
+                Effect::Accept { config, previous } => {
+                    self.accepted = Some(Accepted { config: *config, previous: previous.into_iter().collect() });
+                }
+                Effect::SaveIntent(intent) => {
+                    let after = self.rng.span(1, 20);
+                    self.at(after, Item::Saved(self.incarnation, Box::new(intent)));
+                }
+                Effect::Record(transition) => {
+                    let text = format!("{} {}", transition.subject, transition.what);
+                    self.say(|| text);
+                }
+                Effect::CloseLogs(_) | Effect::KeepSockets { .. } | Effect::ReopenLogs | Effect::Reply { .. } => {}
+            }
+        }
+        if !ops.is_empty() {
+            let when = self.now.after(self.rng.span(0, 3)).max(self.last_to_keeper);
+            self.last_to_keeper = when;
+            self.at_moment(when, Item::ToKeeper(self.incarnation, ops));
+        }
+    }
+
+    fn answer(&mut self, low: u64, high: u64, event: Event) {
+        let after = self.rng.span(low, high);
+        self.at(after, Item::Answer(self.incarnation, Box::new(event)));
+    }
+
+    fn probe(&mut self, worker: WorkerId, generation: Generation) {
+        let there = self.host.by_key.get(&RowKey::Slot(worker.clone())).and_then(|pid| self.host.procs.get(pid));
+        let listens = there.is_some_and(|proc| proc.leader && proc.listens && proc.generation == generation);
+        let result = if listens { Ok(()) } else { Err("refused".to_owned()) };
+        self.answer(1, 900, Event::Probed { worker, generation, result });
+    }
+
+    fn origin(&mut self, core: &mut Core) -> Origin {
+        let accepted = self.accepted.get_or_insert_with(|| Accepted { config: self.file.clone(), previous: BTreeMap::new() }).clone();
+        let rows = core.tell_all().into_iter().filter_map(|news| match news {
+            News::Row { key, header, body } => Some((key, header, body.unwrap_or_default())),
+            _ => None,
+        });
+        Origin {
+            config: accepted.config,
+            previous: accepted.previous,
+            intent: self.disk.clone(),
+            facts: Facts { node: "sim".to_owned(), notify_socket: "/run/notify".to_owned() },
+            asked: core.asked(),
+            rows: rows.collect(),
+            recover: false,
+            seed: self.seed,
+        }
+    }
+
+    fn start_supervisor(&mut self) {
+        let Some(mut core) = self.core.take() else { return };
+        self.incarnation += 1;
+        let origin = self.origin(&mut core);
+        self.core = Some(core);
+        let mut effects = Effects::default();
+        self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
+        self.perform(effects);
+    }
+
+    /// It dies after any number of the packets that it had sent; those that were sent are carried out before the next one starts.
+    fn supervisor_dies(&mut self) {
+        let (Some(mut old), true) = (self.engine.take(), self.core.is_some()) else { return };
+        self.totals.supervisor_deaths += 1;
+        let mut sent: Vec<Due> = Vec::new();
+        let mut rest = BinaryHeap::new();
+        for due in std::mem::take(&mut self.queue) {
+            match due.2 {
+                Item::ToKeeper(..) => sent.push(due),
+                _ => rest.push(due),
+            }
+        }
+        self.queue = rest;
+        sent.sort_by_key(|due| due.1);
+        let all = sent.len();
+        let kept = if self.rng.chance(50) { all } else { self.rng.below(all as u64 + 1) as usize };
+        self.say(|| format!("-- supervisor dies, {kept} of {all} packets sent"));
+        sent.truncate(kept);
+        for due in sent {
+            if let Item::ToKeeper(_, ops) = due.2 {
+                self.deliver(ops);
+            }
+        }
+        if kept == all && self.exit.is_none() {
+            self.compare_with_rebuilt(&mut old);
+        }
+        let pause = self.rng.span(1, 300);
+        self.at(pause, Item::SupervisorStarts);
+    }
+
+    /// With everything delivered, a rebuilt supervisor sees what the dead one would have seen after the same news.
+    fn compare_with_rebuilt(&mut self, old: &mut Supervisor) {
+        // An intent on its way to disk is known to the old one only, and will be there before the next one starts.
+        let unsaved = self.queue.iter().any(|due| matches!(due.2, Item::Saved(..) | Item::ToSupervisor(..)));
+        if unsaved {
+            return;
+        }
+        let Some(mut core) = self.core.take() else { return };
+        self.totals.rebuilt += 1;
+        let origin = self.origin(&mut core);
+        let rows = origin.rows.iter().map(|(key, header, _)| (key.clone(), header.clone())).collect();
+        let asked: Asked = origin.asked;
+        self.core = Some(core);
+        let mut ignored = Effects::default();
+        old.step(Event::Rows(rows), self.now, &mut ignored);
+        old.step(Event::Asked(asked), self.now, &mut ignored);
+        let new = Supervisor::new(origin, self.now, &mut ignored);
+        checks::same_picture(&old.status(self.now), &new.status(self.now));
+    }
+
+    fn keeper_dies(&mut self) {
+        if self.core.take().is_none() {
+            return;
+        }
+        self.totals.keeper_deaths += 1;
+        self.say(|| "-- keeper dies".to_owned());
+        self.engine = None;
+        self.incarnation += 1;
+        self.host.wipe();
+        let keep = |item: &Item| !matches!(item, Item::Process(..) | Item::ToKeeper(..) | Item::ToSupervisor(..) | Item::SupervisorStarts);
+        let rest = std::mem::take(&mut self.queue).into_iter().filter(|due| keep(&due.2));
+        self.queue = rest.collect();
+        let pause = self.rng.span(100, 3_000);
+        self.at(pause, Item::KeeperStarts);
+    }
+
+    fn operate(&mut self) {
+        self.requests += 1;
+        self.totals.commands += 1;
+        let fleet = (*self.rng.pick(&["db", "web", "flaky", "once", "web/1", "db/0", "*"])).to_owned();
+        let (names, by) = (vec![fleet.clone()], By::default());
+        let command = match self.rng.below(8) {
+            0 => Command::Stop { names, by },
+            1 | 2 => Command::Start { names, by },
+            3 => Command::Restart { names },
+            4 => {
+                let workers = if self.rng.chance(30) { None } else { Some(self.rng.below(7) as u32) };
+                Command::Scale { fleet, workers, by }
+            }
+            5 => Command::Signal { names, signal: 1 },
+            _ => {
+                self.file = fleets::edited(&self.file.clone(), &mut self.rng);
+                self.say(|| "-- file edited".to_owned());
+                if self.rng.chance(50) {
+                    return self.happen(Item::Signal(Request::Reload));
+                }
+                Command::Reload
+            }
+        };
+        self.say(|| format!("-- {command:?}"));
+        self.step(Event::Command { request: RequestId(self.requests), command });
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.trace {
+            eprintln!("the last of seed {}:", self.seed);
+            for line in &self.log {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
