@@ -133,8 +133,9 @@ mod tests {
 
     #[test]
     fn datagrams() {
-        let notes =
-            parse_note(b"READY=1\nSTATUS=up \x1b[31m\nX_OTHER=1\nEXTEND_TIMEOUT_USEC=5000\nWATCHDOG=1");
+        let notes = parse_note(
+            b"READY=1\nSTATUS=up \x1b[31m\nX_OTHER=1\nEXTEND_TIMEOUT_USEC=5000\nWATCHDOG=1",
+        );
         let status = Note::Status("up [31m".to_owned());
         assert_eq!(
             notes,

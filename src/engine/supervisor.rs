@@ -274,6 +274,16 @@ impl Supervisor {
         self.fleets.values().filter_map(Fleet::deadline).min()
     }
 
+    /// The state of every slot that is due at `now`, for whoever looks into a deadline that is never met.
+    pub fn overdue(&self, now: Moment) -> Vec<String> {
+        let slots = self.fleets.values().flat_map(|fleet| fleet.slots.values().map(move |slot| (fleet, slot)));
+        let due = slots.filter(|(fleet, slot)| {
+            let waits = [slot.deadline(), slot.start_at().filter(|at| *at > fleet.looked)];
+            waits.into_iter().flatten().any(|at| at <= now)
+        });
+        due.map(|(fleet, slot)| format!("{} {slot:?}", fleet.name)).collect()
+    }
+
     /// The accepted configuration.
     pub fn config(&self) -> &Config {
         &self.config
@@ -282,11 +292,14 @@ impl Supervisor {
     fn finish_step(&mut self, now: Moment, out: &mut Effects) {
         self.obey_signals(now, out);
         let names: Vec<FleetName> = self.fleets.keys().cloned().collect();
-        for name in &names {
-            self.with_fleet(name, now, out, Fleet::tick);
-        }
-        // Twice: what one fleet reached may be what another waits for.
-        for _ in 0..2 {
+        // More than once: what one fleet reached may be what another waits for, and a rollback makes new things due.
+        for pass in 0..4 {
+            if pass > 1 && self.deadline().is_none_or(|at| at > now) {
+                break;
+            }
+            for name in &names {
+                self.with_fleet(name, now, out, Fleet::tick);
+            }
             for name in &names {
                 let stance = self.stance(name);
                 self.with_fleet(name, now, out, |fleet, room| fleet.reconcile(stance, room));

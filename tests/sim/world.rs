@@ -349,7 +349,7 @@ impl World {
         let mut effects = Effects::default();
         engine.step(event, self.now, &mut effects);
         let late = engine.deadline().filter(|at| *at <= self.now);
-        assert!(late.is_none(), "a deadline of {late:?} is not after {:?}", self.now);
+        assert!(late.is_none(), "a deadline of {late:?} is not after {:?}: {:?}", self.now, engine.overdue(self.now));
         self.engine = Some(engine);
         self.perform(effects);
     }
