@@ -224,8 +224,9 @@ impl<'a> Reader<'a> {
             text: text.clone(),
         });
         let (table, errors) = DeTable::parse_recoverable(&text);
+        let whole = 0..text.chars().next().map_or(0, char::len_utf8);
         for error in &errors {
-            let place = error.span().map(|span| (file, span));
+            let place = Some((file, error.span().unwrap_or_else(|| whole.clone())));
             let message = error.message().trim().replace('\n', "; ");
             self.fault(
                 "E010",
@@ -235,7 +236,6 @@ impl<'a> Reader<'a> {
                 "see https://toml.io for the syntax".to_owned(),
             );
         }
-        let whole = 0..text.len().min(1);
         errors
             .is_empty()
             .then(|| Table::from_toml(file, whole, table.get_ref()))

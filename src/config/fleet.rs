@@ -788,7 +788,7 @@ fn log(section: &Section<'_, '_>) -> LogSpec {
             .unwrap_or(false),
         buffer: table.size("buffer").unwrap_or(65_536),
     };
-    if spec.rotate_size < 4096 || spec.max_size < 2 * spec.rotate_size {
+    if spec.rotate_size < 4096 || spec.max_size / 2 < spec.rotate_size {
         let message = format!(
             "{}: rotating at {} bytes below a cap of {} cannot keep a whole file",
             table.path, spec.rotate_size, spec.max_size

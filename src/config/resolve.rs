@@ -295,8 +295,9 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets) {
             );
         }
     }
+    let mut known = BTreeMap::new();
     for name in &names {
-        match depth(name, &edges, &mut Vec::new()) {
+        match depth(name, &edges, &mut Vec::new(), &mut known) {
             Ok(rank) => {
                 if let Some((spec, _)) = fleets.get_mut(name) {
                     spec.rank = rank;
@@ -323,18 +324,24 @@ fn depth(
     name: &FleetName,
     edges: &BTreeMap<FleetName, Vec<FleetName>>,
     path: &mut Vec<FleetName>,
+    known: &mut BTreeMap<FleetName, u16>,
 ) -> Result<u16, Vec<FleetName>> {
-    if path.contains(name) {
-        let mut circle = path.clone();
+    // Without this memory, diamonds would be walked once for each way through them.
+    if let Some(rank) = known.get(name) {
+        return Ok(*rank);
+    }
+    if let Some(at) = path.iter().position(|other| other == name) {
+        let mut circle = path[at..].to_vec();
         circle.push(name.clone());
         return Err(circle);
     }
     path.push(name.clone());
     let mut rank = 0;
     for next in edges.get(name).into_iter().flatten() {
-        rank = rank.max(depth(next, edges, path)? + 1);
+        rank = rank.max(depth(next, edges, path, known)? + 1);
     }
     path.pop();
+    known.insert(name.clone(), rank);
     Ok(rank)
 }
 

@@ -102,7 +102,7 @@ pub fn signal(text: &str) -> Option<i32> {
         } else {
             offset.strip_prefix('+')?.parse().ok()?
         };
-        return (0..=30).contains(&n).then_some(34 + n);
+        return (0..=30).contains(&n).then(|| 34 + n);
     }
     format!("SIG{bare}")
         .parse::<nix::sys::signal::Signal>()

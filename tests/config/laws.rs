@@ -1,0 +1,297 @@
+//! Laws of units and of `diff`, on random values.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use leasehold::{
+    config::{
+        self, Config,
+        diff::{Class, class, diff},
+        units,
+    },
+    id::FleetName,
+    time::Span,
+};
+use proptest::prelude::*;
+
+use crate::fake::FakeMachine;
+
+/// Spans as people type them as well as any other.
+fn spans() -> impl Strategy<Value = Span> {
+    prop_oneof![
+        any::<u64>().prop_map(Span::nanos),
+        (0..100_000_u64).prop_map(Span::secs),
+        (0..100_000_u64).prop_map(Span::millis),
+        (0..3_u64, 0..24_u64, 0..60_u64)
+            .prop_map(|(d, h, m)| Span::secs(86_400 * d + 3_600 * h + 60 * m)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_span_reads_back_as_it_is_shown(span in spans()) {
+        let read = units::span(&span.to_string());
+        // All endless spans are one.
+        prop_assert_eq!(read, Some(span.min(Span::FOREVER)));
+    }
+
+    #[test]
+    fn a_longer_span_never_reads_as_a_shorter_one(a in spans(), b in spans()) {
+        prop_assert_eq!(a.min(Span::FOREVER) <= b.min(Span::FOREVER),
+            units::span(&a.to_string()) <= units::span(&b.to_string()));
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(text in any::<String>(), near in "[0-9.]{0,22} ?[a-zA-Z/+-]{0,4}[0-9]{0,3}") {
+        for text in [text, near] {
+            if let Some(span) = units::span(&text) {
+                prop_assert_eq!(units::span(&span.to_string()), Some(span.min(Span::FOREVER)));
+            }
+            let _ = (units::size(&text), units::rate_per_kilosecond(&text), units::span_range(&text));
+            let _ = (units::port_range(&text), units::signal(&text));
+        }
+    }
+
+    #[test]
+    fn sizes_count_what_their_unit_says(n in 0..(1_u64 << 20)) {
+        prop_assert_eq!(units::size(&format!("{n}B")), Some(n));
+        prop_assert_eq!(units::size(&format!("{n} kB")), Some(n * 1_000));
+        prop_assert_eq!(units::size(&format!("{n}MiB")), Some(n << 20));
+        prop_assert_eq!(units::size(&format!("{n}.5KiB")), Some((n << 10) + 512));
+        prop_assert_eq!(units::size(&n.to_string()), None);
+    }
+
+    #[test]
+    fn rates_are_per_thousand_seconds(n in 0..1_000_000_u64) {
+        prop_assert_eq!(units::rate_per_kilosecond(&format!("{n}/s")), Some(n * 1_000));
+        prop_assert_eq!(units::rate_per_kilosecond(&format!("{n}/m")), Some(n * 1_000 / 60));
+    }
+
+    #[test]
+    fn ranges_read_back(a in any::<u16>(), b in any::<u16>(), from in spans(), to in spans()) {
+        let read = units::port_range(&format!("{a}-{b}"));
+        prop_assert_eq!(read, (0 < a && a <= b).then_some((a, b)));
+        let read = units::span_range(&format!("{from}..{to}"));
+        prop_assert_eq!(read, Some((from.min(Span::FOREVER), to.min(Span::FOREVER))));
+    }
+
+    #[test]
+    fn signals_read_back_by_name_and_number(number in (1..=64).prop_filter("glibc keeps these", |n| !matches!(n, 32 | 33))) {
+        let name = units::signal_name(number);
+        prop_assert_eq!(units::signal(&name), Some(number));
+        prop_assert_eq!(units::signal(&name.to_lowercase()), Some(number));
+        prop_assert_eq!(units::signal(name.strip_prefix("SIG").unwrap()), Some(number));
+        prop_assert_eq!(units::signal(&number.to_string()), Some(number));
+    }
+}
+
+/// What a fleet may say, one knob for each thing that `diff` must class.
+#[derive(Clone, Debug, PartialEq)]
+struct Knobs {
+    workers: u32,
+    argument: u8,
+    env: u8,
+    umask: u8,
+    port: u16,
+    backlog: u16,
+    stop_seconds: u16,
+    signal: u8,
+    policy: u8,
+    interval: u8,
+    log_mib: u8,
+}
+
+fn knobs() -> impl Strategy<Value = Knobs> {
+    // Few values each, so that equal ones are common.
+    let shape = (0..3_u32, 0..2_u8, 0..2_u8, 0..2_u8, 0..2_u16, 1..3_u16);
+    let care = (1..3_u16, 0..2_u8, 0..3_u8, 1..3_u8, 1..3_u8);
+    (shape, care).prop_map(|(shape, care)| Knobs {
+        workers: shape.0,
+        argument: shape.1,
+        env: shape.2,
+        umask: shape.3,
+        port: shape.4,
+        backlog: shape.5,
+        stop_seconds: care.0,
+        signal: care.1,
+        policy: care.2,
+        interval: care.3,
+        log_mib: care.4,
+    })
+}
+
+impl Knobs {
+    /// Each fleet has ports of its own, as it must.
+    fn toml(&self, name: &str, number: usize) -> String {
+        let policy = ["always", "on-failure", "never"][usize::from(self.policy)];
+        let signal = ["SIGTERM", "SIGQUIT"][usize::from(self.signal)];
+        let port = usize::from(self.port) + 9_000 + 10 * number;
+        format!(
+            "[fleet.{name}]\ncommand = [\"/bin/sleep\", \"{}\"]\nworkers = {}\nenv.A = \"{}\"\numask = \"002{}\"\n\
+             socket.http = {{ listen = \"127.0.0.1:{port}\", backlog = {} }}\nstop = {{ timeout = \"{}s\", signal = \"{signal}\" }}\n\
+             restart.policy = \"{policy}\"\nhealth = {{ tcp = \"localhost:1\", interval = \"{}s\" }}\nlog.rotate_size = \"{}MiB\"\n",
+            self.argument,
+            self.workers,
+            self.env,
+            self.umask,
+            self.backlog,
+            self.stop_seconds,
+            self.interval,
+            self.log_mib
+        )
+    }
+
+    /// What the documentation of `Class` says about a change from `self` to `other`.
+    fn class(&self, other: &Self) -> Option<Class> {
+        let spawn = |k: &Self| (k.argument, k.env, k.umask);
+        if (self.port, self.backlog) != (other.port, other.backlog) {
+            Some(Class::Replace)
+        } else if spawn(self) != spawn(other) {
+            Some(Class::Rolling)
+        } else if self.workers != other.workers {
+            Some(Class::Scale)
+        } else {
+            (self != other).then_some(Class::Live)
+        }
+    }
+}
+
+const NAMES: [&str; 4] = ["api", "db", "jobs", "web"];
+type Fleets = BTreeMap<&'static str, Knobs>;
+
+fn fleets() -> impl Strategy<Value = Fleets> {
+    prop::collection::btree_map(prop::sample::select(&NAMES[..]), knobs(), 1..=NAMES.len())
+}
+
+fn load(fleets: &Fleets) -> Config {
+    let mut text = "schema = 1\n".to_owned();
+    for (number, name) in NAMES.iter().enumerate() {
+        if let Some(knobs) = fleets.get(name) {
+            text.push_str(&knobs.toml(name, number));
+        }
+    }
+    load_text(text)
+}
+
+fn load_text(text: String) -> Config {
+    let path = PathBuf::from("leasehold.toml");
+    let machine = FakeMachine::with([(path.clone(), text)]);
+    config::load(&path, &machine).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+proptest! {
+    #[test]
+    fn nothing_changes_from_a_configuration_to_itself(fleets in fleets()) {
+        let config = load(&fleets);
+        prop_assert_eq!(diff(&config, &config), []);
+        prop_assert_eq!(load(&fleets), config.clone());
+        let text = serde_json::to_string(&config).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn every_change_has_the_class_that_is_documented(before in fleets(), after in fleets()) {
+        let expected: BTreeMap<&str, Class> = NAMES
+            .into_iter()
+            .filter_map(|name| {
+                let class = match (before.get(name), after.get(name)) {
+                    (Some(old), Some(new)) => old.class(new)?,
+                    (Some(_), None) => Class::Remove,
+                    (None, Some(_)) => Class::Add,
+                    (None, None) => return None,
+                };
+                Some((name, class))
+            })
+            .collect();
+        let (before, after) = (load(&before), load(&after));
+        let changes = diff(&before, &after);
+        let found: BTreeMap<&str, Class> = changes.iter().map(|c| (c.fleet.as_str(), c.class)).collect();
+        prop_assert_eq!(found, expected);
+        prop_assert!(changes.is_sorted_by_key(|change| &change.fleet));
+        for change in &changes {
+            let whole = matches!(change.class, Class::Add | Class::Remove);
+            prop_assert_eq!(change.differences.is_empty(), whole, "{:?}", change);
+            for difference in &change.differences {
+                prop_assert_ne!(&difference.before, &difference.after);
+                prop_assert_ne!(difference.key.as_str(), "revision");
+            }
+        }
+    }
+
+    #[test]
+    fn the_way_back_changes_the_same_fleets(before in fleets(), after in fleets()) {
+        let (before, after) = (load(&before), load(&after));
+        let (there, back) = (diff(&before, &after), diff(&after, &before));
+        prop_assert_eq!(there.len(), back.len());
+        for (there, back) in there.iter().zip(&back) {
+            let expected = match there.class {
+                Class::Add => Class::Remove,
+                Class::Remove => Class::Add,
+                same => same,
+            };
+            prop_assert_eq!((&back.fleet, back.class), (&there.fleet, expected));
+            for (there, back) in there.differences.iter().zip(&back.differences) {
+                prop_assert_eq!((&there.before, &there.after), (&back.after, &back.before));
+            }
+        }
+    }
+}
+
+#[test]
+fn classes_are_ordered_from_harmless_to_drastic() {
+    let order = [Class::Live, Class::Scale, Class::Rolling, Class::Replace];
+    assert!(order.is_sorted());
+    let name: FleetName = "web".parse().unwrap();
+    let config = load(&[("web", base())].into());
+    assert_eq!(class(&config.fleets[&name], &config.fleets[&name]), None);
+}
+
+/// Keys that the random fleets leave out, one change each.
+#[test]
+fn classes_of_single_keys() {
+    let base = "command = [\"/bin/sleep\", \"1\"]\n";
+    for (extra, expected) in [
+        ("rollout.max_surge = 1", Class::Live),
+        ("start.timeout = \"5s\"", Class::Live),
+        ("ready = \"notify\"", Class::Live),
+        ("log.on_full = \"drop\"", Class::Live),
+        ("health.tcp = \"localhost:1\"", Class::Live),
+        ("after.db = \"ready\"", Class::Live),
+        ("workers = 2", Class::Scale),
+        ("cwd = \"/srv\"", Class::Rolling),
+        ("env_file = \"app.env\"", Class::Rolling),
+        ("limits.nofile = 100", Class::Rolling),
+        ("port_range = \"9000-9001\"", Class::Rolling),
+        ("hooks.pre_stop.run = [\"/bin/true\"]", Class::Rolling),
+        ("health.watchdog = \"5s\"", Class::Rolling),
+        ("log.sink = \"none\"", Class::Rolling),
+        ("log.stderr = \"separate\"", Class::Rolling),
+        ("socket.http.listen = \"127.0.0.1:1\"", Class::Replace),
+    ] {
+        let with = |extra: &str| {
+            let text = format!("schema = 1\n[fleet.db]\n{base}[fleet.web]\n{base}{extra}\n");
+            load_text(text)
+        };
+        let changes = diff(&with(""), &with(extra));
+        let found: Vec<(&str, Class)> = changes
+            .iter()
+            .map(|c| (c.fleet.as_str(), c.class))
+            .collect();
+        assert_eq!(found, [("web", expected)], "{extra}");
+    }
+}
+
+fn base() -> Knobs {
+    Knobs {
+        workers: 1,
+        argument: 0,
+        env: 0,
+        umask: 0,
+        port: 0,
+        backlog: 1,
+        stop_seconds: 1,
+        signal: 0,
+        policy: 0,
+        interval: 1,
+        log_mib: 1,
+    }
+}
