@@ -4,9 +4,10 @@
 #
 #   tests/systemd/boot.sh [--hardened] BINARY
 #
-#   BINARY       the leasehold to test; it must run on Debian 12
+#   BINARY       the leasehold to test; it must run on that Debian
 #   --hardened   with systemd/hardening.conf as a drop-in
 #   LEASEHOLD_SYSTEMD_ROOT=DIR   keep the Debian tree there; without it one is made, and thrown away, each time
+#   LEASEHOLD_SYSTEMD_SUITE=trixie   another Debian than 12 (bookworm), and with it another systemd
 #
 # One line per check. Exit 0: all well; 1: a check failed; 77: this machine cannot do it, and a sentence why.
 # Needs root, cgroup2 and, for the tree, a Debian mirror ($LEASEHOLD_SYSTEMD_MIRROR). debootstrap and systemd-nspawn are
@@ -16,6 +17,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 files=$(cd "$here/../../systemd" && pwd)
 packages=systemd,systemd-sysv,dbus,jq
+suite=${LEASEHOLD_SYSTEMD_SUITE:-bookworm}
 # The whole of it, from the first process to the last; on a machine with nothing else to do it is over in a third.
 deadline_s=240
 
@@ -52,6 +54,7 @@ cgroup2=$(awk '$4 == "/" && / - cgroup2 / { print $5; exit }' /proc/self/mountin
 missing=
 command -v debootstrap >/dev/null || missing+=" debootstrap"
 command -v systemd-nspawn >/dev/null || missing+=" systemd-container"
+command -v systemctl >/dev/null || missing+=" systemd"
 if [ -n "$missing" ]; then
     command -v apt-get >/dev/null || cannot "there is no apt-get to install$missing with"
     say "installing$missing"
@@ -109,7 +112,7 @@ mkdir "$group" 2>/dev/null || cannot "no cgroup can be made below $cgroup2"
 # ---- the tree
 
 # The name says what is in it: another list of packages is another tree.
-name=bookworm-$(cksum <<<"$packages" | cut -d' ' -f1)
+name=$suite-$(cksum <<<"$packages" | cut -d' ' -f1)
 if [ -n "${LEASEHOLD_SYSTEMD_ROOT:-}" ]; then
     mkdir -p "$LEASEHOLD_SYSTEMD_ROOT"
     cache=$(realpath "$LEASEHOLD_SYSTEMD_ROOT")
@@ -123,7 +126,7 @@ if [ ! -d "$cache/$name" ]; then
     say "making the Debian tree in $cache (half a minute, and 300 MB)"
     rm -rf --one-file-system "$cache/$name.new"
     # Whatever it mounts ends with it.
-    unshare --mount debootstrap --variant=minbase --include="$packages" bookworm "$cache/$name.new" \
+    unshare --mount debootstrap --variant=minbase --include="$packages" "$suite" "$cache/$name.new" \
         "${LEASEHOLD_SYSTEMD_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log" 2>&1 ||
         { tail -n 5 "$work/debootstrap.log" >&2; cannot "debootstrap could not make a Debian tree"; }
     rm -rf "$cache/$name.new"/var/cache/apt/archives/*.deb "$cache/$name.new"/var/lib/apt/lists/*
@@ -144,9 +147,9 @@ systemctl --root="$root" enable leasehold.service 2>/dev/null
 if ! chroot "$root" /usr/bin/leasehold --version >"$work/version" 2>&1; then
     sed 's/^/# /' "$work/version"
     if grep -qE 'GLIBC|error while loading shared libraries' "$work/version"; then
-        cannot "the binary was built for a newer system than Debian 12"
+        cannot "the binary was built for a newer system than Debian $suite"
     fi
-    echo "not ok 1 - the binary runs on Debian 12"
+    echo "not ok 1 - the binary runs on Debian $suite"
     exit 1
 fi
 
@@ -161,7 +164,7 @@ TOML
 # It has something to finish when asked to stop, and leaves two children behind, one of which has left its session.
 cat >"$root/usr/local/bin/test-worker" <<'WORKER'
 #!/bin/bash
-trap 'sleep 1; echo $$ >>/run/drained; exit 0' TERM
+trap 'sleep 2; echo $$ >>/run/drained; exit 0' TERM
 setsid sleep infinity &
 sleep infinity &
 wait

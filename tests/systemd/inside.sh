@@ -108,6 +108,14 @@ write_config() {
 
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
+# What systemd has said since `mark`. The same match both times: journalctl 252 takes the first entry that matches for the
+# cursor's own, and leaves it out, when the cursor's own does not match.
+mark() { cursor=$(journalctl -b -n 1 --show-cursor _PID=1 | sed -n 's/^-- cursor: //p'); }
+systemd_said() {
+    journalctl --sync
+    journalctl -b -o cat --after-cursor="$cursor" _PID=1
+}
+
 # ---- start
 
 contained() {
@@ -150,12 +158,36 @@ group_reads_logs() {
     rm /var/log/leasehold/probe
 }
 
+# Who is not the main process, be it in the unit, says what it likes.
+only_keeper_speaks() {
+    local pid before
+    before=$(property StatusText)
+    for pid in $(worker_pids); do
+        # systemd-notify speaks for its parent; so it has to be a child of somebody in the worker's cgroup, and not the last command.
+        # shellcheck disable=SC2016 # expanded there
+        NOTIFY_SOCKET=/run/systemd/notify bash -c 'echo $$ >"$1/cgroup.procs" && systemd-notify --status=false STOPPING=1 && true' - \
+            "/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")" || return
+    done
+    is StatusText "$before" && is ActiveState active
+}
+
+journal_tells() {
+    local pid said
+    journalctl --sync
+    said=$(journalctl -b -o cat -u $unit)
+    for pid in $(worker_pids); do
+        [[ $said == *"web/"*" started, pid $pid"* ]] || { echo "nothing about the start of $pid in: $said"; return 1; }
+    done
+}
+
 check "the unit becomes active at boot, on READY=1" within 60 is ActiveState active || exit 1
 check "status --json shows two workers, ready" within 20 up 2
 check "each worker is contained (\"unit\") in a cgroup of its own below the unit's" contained
 if [ -z "${HARDENED:-}" ]; then
     check "a worker inherits no rights, limits or sockets that are the daemon's" inherits_nothing
 fi
+check "nobody but the keeper speaks to systemd for the unit" only_keeper_speaks
+check "the journal of the unit says which workers were started" journal_tells
 check "the directories belong to whom unit, sysusers and tmpfiles say" directories
 check "the group leasehold, and nobody else, may read the logs" group_reads_logs
 
@@ -174,9 +206,10 @@ reload_adds() {
 
 # systemd reports each datagram it gets at log level debug.
 heard_reloading() {
-    journalctl --sync
-    journalctl -b -o cat --after-cursor="$cursor" _PID=1 | grep -oE "$unit: Got notification message.*(RELOADING|READY)=1" |
-        grep -oE '(RELOADING|READY)=1' | tr '\n' ' ' | tee /dev/stderr | grep -q 'RELOADING=1.* READY=1'
+    local said
+    said=$(systemd_said | grep -oE "$unit: Got notification message.*(RELOADING|READY)=1" | grep -oE '(RELOADING|READY)=1')
+    echo "$said"
+    [[ $said == *RELOADING=1*READY=1* ]]
 }
 
 broken_reload_changes_nothing() {
@@ -186,7 +219,7 @@ broken_reload_changes_nothing() {
 
 before=$(workers)
 invocation=$(property InvocationID)
-cursor=$(journalctl -b -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
+mark
 systemctl log-level debug
 check "systemctl reload applies the changed file and touches no other worker" reload_adds
 check "systemd heard RELOADING=1 and then READY=1" within 10 heard_reloading
@@ -248,7 +281,7 @@ check "kill -9 of the keeper: systemd starts the unit again, with fresh workers"
 # ---- the keeper is frozen
 
 frozen() {
-    local main limit begun
+    local main limit begun said
     main=$(who "$(property MainPID)")
     limit=$(systemctl show -P WatchdogUSec $unit)
     limit=${limit%s}
@@ -257,8 +290,9 @@ frozen() {
     kill -STOP "${main%:*}" || return
     within $((limit + 3)) gone "$main" || return
     echo "ended after $((SECONDS - begun)) s"
-    journalctl --sync
-    journalctl -b -o cat --after-cursor="$cursor" _PID=1 | grep -q "$unit: Watchdog timeout"
+    said=$(systemd_said)
+    echo "$said"
+    [[ $said == *"$unit: Watchdog timeout"* ]]
 }
 
 all_gone() {
@@ -268,19 +302,24 @@ all_gone() {
 
 old=$(everybody)
 invocation=$(property InvocationID)
-cursor=$(journalctl -b -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
+mark
 check "the watchdog kills a frozen keeper in time" frozen
 check "frozen keeper: every process of the unit ends" all_gone
 check "frozen keeper: systemd starts the unit again, with fresh workers" fresh
 
 # ---- stop
 
+status_names() { local said; said=$(property StatusText); echo "$said"; [[ $said == *draining*"$1"* ]]; }
+
 # The workers say when they have drained: a worker that was killed did not.
 stops() {
-    local begun took
+    local begun took stopping
     rm -f /run/drained
     begun=$(now_ms)
-    timeout 60 systemctl stop $unit || return
+    timeout 60 systemctl stop $unit &
+    stopping=$!
+    within 2 status_names web/0 || { wait $stopping; return 1; }
+    wait $stopping || return
     took=$(($(now_ms) - begun))
     echo "took $took ms; drained: $(cat /run/drained)"
     is ActiveState inactive && is Result success && [ "$(wc -l </run/drained)" = 3 ] && [ $took -lt 5000 ]
@@ -296,9 +335,13 @@ nothing_left() {
     [ ! -e /run/leasehold ]
 }
 
+# Shorter than a drain: it is prolonged, or the workers are killed.
+mkdir -p /run/systemd/system/$unit.d
+printf '[Service]\nTimeoutStopSec=1s\n' >/run/systemd/system/$unit.d/short.conf
+systemctl daemon-reload
 old=$(everybody)
 group=$(cgroup)
-check "systemctl stop drains every worker, and takes no longer than a worker may" stops
+check "systemctl stop drains every worker, past TimeoutStopSec=, says whom, and takes no longer than a worker may" stops
 check "systemctl stop leaves no process, no cgroup with a process and no /run/leasehold" nothing_left
 
 # ---- a configuration that cannot work

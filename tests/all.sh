@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Passes the tests, on a fresh Debian machine with a Rust toolchain: installs by itself what they need.
+#
+#   tests/all.sh            everything
+#   tests/all.sh quick      without the sweep, the soak, the fuzzing and systemd
+#
+# SIM_SEEDS, SOAK_SECONDS and FUZZ_SECONDS widen or narrow what is random.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+began=$SECONDS
+section() { # name, command...
+  local name=$1 start=$SECONDS
+  shift
+  printf '\n== %s\n' "$name"
+  "$@"
+  printf '== %s: %d s\n' "$name" $((SECONDS - start))
+}
+
+need() { # command, package
+  command -v "$1" >/dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    [ -n "${updated:-}" ] || apt-get update -qq
+    updated=1
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+  else
+    echo "tests/all.sh: '$1' is missing; install the package '$2'" >&2
+    exit 1
+  fi
+}
+
+need cc gcc
+need python3 python3-minimal
+need setpriv util-linux
+
+section build cargo build --all-targets --locked
+section tests cargo test --locked --lib --bins --test house --test config --test wire --test process
+if [ "${1:-}" = quick ]; then
+  exit 0
+fi
+section simulation cargo test --locked --test sim
+section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-20}" cargo test --locked --test fuzz
+section soak env SOAK_SECONDS="${SOAK_SECONDS:-180}" cargo test --locked --test soak -- --nocapture
+section systemd tests/systemd/all.sh target/debug/leasehold
+printf '\nall tests passed in %d s\n' $((SECONDS - began))
