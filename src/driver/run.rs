@@ -249,7 +249,7 @@ impl Begin {
             driver.greet();
         }
         driver.perform(effects);
-        driver.tell_systemd("READY=1".to_owned());
+        driver.say_ready();
         driver.take_news(told.rest);
         Ok(driver)
     }
@@ -496,8 +496,17 @@ impl Driver {
         });
         self.step(Event::ConfigRead { purpose, result });
         if is_reload {
-            self.tell_systemd("READY=1".to_owned());
+            self.say_ready();
         }
+    }
+
+    /// READY=1 with what people see in `systemctl status`: the size of it, and a reload that was refused.
+    fn say_ready(&mut self) {
+        let config = self.engine.config();
+        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
+        let refused = if self.engine.is_rejected() { "; the newest reload was refused, nothing changed" } else { "" };
+        let fleets = config.fleets.len();
+        self.tell_systemd(format!("READY=1\nSTATUS=keeping {workers} workers in {fleets} fleets{refused}"));
     }
 
     fn bind_for(&mut self, config: &crate::config::Config) -> Result<(), String> {
@@ -519,15 +528,11 @@ impl Driver {
 
     /// While it drains, who remains is said once a second.
     fn report_progress(&mut self) {
-        let status_due = self.progress_at.is_none_or(|at| at <= self.now());
-        if !status_due {
+        let due = self.progress_at.is_none_or(|at| at <= self.now());
+        if self.engine.stopping() == Stopping::No || !due {
             return;
         }
         let status = self.engine.status(self.now());
-        if status.stopping == Stopping::No {
-            self.progress_at = None;
-            return;
-        }
         let remaining: Vec<_> = status
             .fleets
             .iter()
@@ -599,6 +604,7 @@ impl Driver {
         for name in ["control.sock", "notify"] {
             let _ = std::fs::remove_file(self.settings.directories.run.join(name));
         }
+        self.tell_systemd("STATUS=everything is stopped".to_owned());
         self.link.push(vec![(Op::Exit { code }, None)]);
         // The keeper reads whatever happens; should it not, it is dead, and so are we.
         while matches!(self.link.flush(), Ok(false)) {

@@ -645,6 +645,7 @@ impl Slot {
             },
         );
         self.process = None;
+        self.said.clear();
         self.forget_vitals();
         desk.out.keeper(Op::Forget {
             key: desk.key(),

@@ -284,6 +284,16 @@ impl Supervisor {
         due.map(|(fleet, slot)| format!("{} {slot:?}", fleet.name)).collect()
     }
 
+    /// Does the daemon stop, and how hard?
+    pub fn stopping(&self) -> Stopping {
+        self.asked.stopping
+    }
+
+    /// Was the newest reload refused?
+    pub fn is_rejected(&self) -> bool {
+        self.rejected.is_some()
+    }
+
     /// The accepted configuration.
     pub fn config(&self) -> &Config {
         &self.config

@@ -45,15 +45,19 @@ impl Tree {
         } else {
             unit
         };
-        if !is_delegated(&unit) {
+        let delegated = delegation(&unit);
+        if delegated == Delegation::No {
             return None;
         }
         let (main, workers) = (unit.join("main"), unit.join("workers"));
         make(&main).ok()?;
         make(&workers).ok()?;
         fs::write(main.join("cgroup.procs"), "0").ok()?;
-        pass_controllers(&unit);
-        pass_controllers(&workers);
+        // Without controllers, leaves beside other processes break no rule of the kernel's, whoever owns the unit.
+        if delegated == Delegation::Yes {
+            pass_controllers(&unit);
+            pass_controllers(&workers);
+        }
         Some(Self {
             workers,
             remove: None,
@@ -256,12 +260,31 @@ fn own_cgroup(mount: &Path) -> Option<PathBuf> {
     Some(mount.join(path))
 }
 
+/// Did systemd give this unit's cgroup away?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delegation {
+    Yes,
+    No,
+    /// systemd before 251 marks it with `trusted.delegate` alone, which only CAP_SYS_ADMIN may read.
+    Unknown,
+}
+
 /// systemd marks what it gave away (systemd's CGROUP_DELEGATION document).
-fn is_delegated(unit: &Path) -> bool {
-    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+fn delegation(unit: &Path) -> Delegation {
+    let marked = |name: &str| {
         let mut value = [0_u8; 4];
-        rustix::fs::getxattr(unit, *name, &mut value).is_ok_and(|n| value.get(..n) == Some(b"1"))
-    })
+        rustix::fs::getxattr(unit, name, &mut value).is_ok_and(|n| value.get(..n) == Some(b"1"))
+    };
+    if marked("user.delegate") || marked("trusted.delegate") {
+        return Delegation::Yes;
+    }
+    if may_read_trusted() { Delegation::No } else { Delegation::Unknown }
+}
+
+/// CAP_SYS_ADMIN, without which attributes named `trusted.` do not seem to exist (xattr(7)).
+fn may_read_trusted() -> bool {
+    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
 /// Offers every controller we have to the level below; one that is refused is simply not there for limits.

@@ -125,9 +125,12 @@ flock 9
 if [ ! -d "$cache/$name" ]; then
     say "making the Debian tree in $cache (half a minute, and 300 MB)"
     rm -rf --one-file-system "$cache/$name.new"
+    # The mirror that this machine's own apt uses, unless told otherwise.
+    mirror=${LEASEHOLD_SYSTEMD_MIRROR:-$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -v security | head -n 1)}
+    [ -n "$mirror" ] || cannot "no Debian mirror is known: set LEASEHOLD_SYSTEMD_MIRROR"
     # Whatever it mounts ends with it.
     unshare --mount debootstrap --variant=minbase --include="$packages" "$suite" "$cache/$name.new" \
-        "${LEASEHOLD_SYSTEMD_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log" 2>&1 ||
+        "$mirror" >"$work/debootstrap.log" 2>&1 ||
         { tail -n 5 "$work/debootstrap.log" >&2; cannot "debootstrap could not make a Debian tree"; }
     rm -rf "$cache/$name.new"/var/cache/apt/archives/*.deb "$cache/$name.new"/var/lib/apt/lists/*
     mv "$cache/$name.new" "$cache/$name"

@@ -1,0 +1,30 @@
+//! Real processes: what a person, a balancer and a worker see of a daemon that is killed, frozen, filled up and reloaded.
+//!
+//! Most tests run twice: with cgroups, and with `--no-cgroup`. Each has a daemon of its own; nothing is waited for but a condition
+//! with a bound. `LEASEHOLD_TEST_ROUNDS` raises how often the supervisor is killed.
+
+#[path = "process/rig.rs"]
+mod rig;
+
+#[path = "process/abuse.rs"]
+mod abuse;
+#[path = "process/death.rs"]
+mod death;
+#[path = "process/health.rs"]
+mod health;
+#[path = "process/holds.rs"]
+mod holds;
+#[path = "process/logs.rs"]
+mod logs;
+#[path = "process/places.rs"]
+mod places;
+#[path = "process/reload.rs"]
+mod reload;
+#[path = "process/spawn.rs"]
+mod spawn;
+#[path = "process/stop.rs"]
+mod stop;
+#[path = "process/survival.rs"]
+mod survival;
+#[path = "process/traffic.rs"]
+mod traffic;

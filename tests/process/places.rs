@@ -1,0 +1,324 @@
+//! Other places to run in: no privileges, PID 1, an old container's filter, few descriptors.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    process::Command,
+};
+
+use rustix::process::Signal;
+
+use crate::rig::{
+    Mode, Rig, all_pids, identities, is_root, parent_of, send, skip, state_of, until, until_true,
+};
+
+const FAMILY: &str = r#"
+    [fleet.web]
+    command = [{worker}, "family", "{notes}", "1"]
+    ready = "notify"
+    workers = 2
+    stop.timeout = "2s"
+    [fleet.fall]
+    command = [{worker}, "crash", "{notes}"]
+    restart = { backoff = "10ms..20ms", burst = 100000 }
+"#;
+
+/// Crashes, a killed supervisor, a hold, a drain: what every place must be able to do. `keeper` is its pid outside.
+fn a_day(rig: &mut Rig, keeper: i32) {
+    let before = rig.wait("the family is up", 10_000, |status| {
+        status.of("web").iter().filter(|w| w.ready).count() == 2
+    });
+    rig.wait("something crashed and came back", 8_000, |s| {
+        s.worker("fall/0").is_some_and(|w| w.restarts >= 2)
+    });
+    let supervisor = until("the supervisor", 2_000, || {
+        let children = all_pids()
+            .into_iter()
+            .filter(|pid| parent_of(*pid) == Some(keeper));
+        let mut named = children.filter(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(b"leasehold\0supervisor\0"))
+        });
+        named.next().ok_or_else(String::new)
+    });
+    send(supervisor, Signal::KILL);
+    let after = rig.wait("another supervisor", 3_000, |s| {
+        s.0["supervisor"]["incarnation"] == 2
+    });
+    assert_eq!(identities(&before.of("web")), identities(&after.of("web")));
+    rig.ok(&["stop", "web"]);
+    rig.assert_noted_are_gone();
+    until("no zombie", 3_000, || {
+        let mut zombies = all_pids();
+        zombies.retain(|pid| parent_of(*pid) == Some(keeper) && state_of(*pid) == Some('Z'));
+        if zombies.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{zombies:?}"))
+        }
+    });
+    send(keeper, Signal::TERM);
+    let status = rig.ended(6_000);
+    assert_eq!(status.code(), Some(0), "{status}: {}", rig.stderr());
+    rig.assert_nothing_left();
+}
+
+/// The three directories, made and given to another user.
+fn give(rig: &Rig, uid: u32) {
+    for what in ["run", "state", "log"] {
+        fs::create_dir(rig.path(what)).unwrap();
+        chown(rig.path(what), Some(uid), Some(uid)).unwrap();
+    }
+    fs::set_permissions(rig.path("state"), fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn an_ordinary_user_can_run_it() {
+    let Some(mut rig) = Rig::new(Mode::Cgroup) else {
+        return;
+    };
+    if !is_root() {
+        skip("needs root to become somebody else");
+        return;
+    }
+    let words = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+    ];
+    let seen = Command::new(words[0])
+        .args(&words[1..])
+        .args(["test", "-x", env!("CARGO_BIN_EXE_leasehold")])
+        .status();
+    if !seen.is_ok_and(|status| status.success()) {
+        skip("nobody cannot execute our binary (or there is no setpriv)");
+        return;
+    }
+    rig.wrapper = words.map(str::to_owned).to_vec();
+    give(&rig, 65534);
+    rig.configure(FAMILY);
+    let status = rig.start();
+    assert_eq!(status.0["keeper"]["containment"], "group");
+    let keeper = rig.keeper();
+    a_day(&mut rig, keeper);
+}
+
+/// A user's file that asks for another user is refused by name, not tried and retried.
+#[test]
+fn an_ordinary_user_may_not_name_another() {
+    let Some(rig) = Rig::new(Mode::Group) else {
+        return;
+    };
+    if !is_root() {
+        skip("needs root to become somebody else");
+        return;
+    }
+    rig.configure("[fleet.web]\ncommand = [\"/bin/sleep\", \"1000\"]\nuser = \"root\"\n");
+    let output = Command::new("setpriv")
+        .args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            env!("CARGO_BIN_EXE_leasehold"),
+            "check",
+        ])
+        .arg(rig.path("leasehold.toml"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(78) && text.contains("needs root"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn as_pid_1_it_reaps_and_drains() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        let Some(mut rig) = Rig::new(mode) else {
+            continue;
+        };
+        let words = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+        if !Command::new(words[0])
+            .args(&words[1..])
+            .arg("true")
+            .status()
+            .is_ok_and(|s| s.success())
+        {
+            skip("no PID namespace can be made here");
+            return;
+        }
+        rig.wrapper = words.map(str::to_owned).to_vec();
+        rig.elsewhere = true;
+        rig.configure(FAMILY);
+        let status = rig.start();
+        assert_eq!(status.0["keeper"]["pid"], 1);
+        let unshare = rig.keeper();
+        let keeper = until("the keeper's pid outside", 2_000, || {
+            all_pids()
+                .into_iter()
+                .find(|pid| parent_of(*pid) == Some(unshare))
+                .ok_or_else(String::new)
+        });
+        a_day(&mut rig, keeper);
+    }
+}
+
+/// PID 1 dies, and the kernel ends the rest; the next container on the same volume starts clean.
+#[test]
+fn as_pid_1_its_death_is_everybodys() {
+    let Some(mut rig) = Rig::new(Mode::Group) else {
+        return;
+    };
+    let words = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    if !Command::new(words[0])
+        .args(&words[1..])
+        .arg("true")
+        .status()
+        .is_ok_and(|s| s.success())
+    {
+        skip("no PID namespace can be made here");
+        return;
+    }
+    rig.wrapper = words.map(str::to_owned).to_vec();
+    rig.elsewhere = true;
+    rig.configure(FAMILY);
+    rig.start();
+    rig.wait("the family is up", 10_000, |status| {
+        status.of("web").iter().filter(|w| w.ready).count() == 2
+    });
+    rig.kill_keeper();
+    until_true("all are gone", 5_000, || rig.left().is_empty());
+    let _ = fs::remove_file(rig.path("notes/pids"));
+    rig.start();
+    let unshare = rig.keeper();
+    let keeper = until("the keeper's pid outside", 2_000, || {
+        all_pids()
+            .into_iter()
+            .find(|pid| parent_of(*pid) == Some(unshare))
+            .ok_or_else(String::new)
+    });
+    a_day(&mut rig, keeper);
+}
+
+/// Installs a filter under which clone3 does not exist, then executes its arguments.
+const FILTER: &str = r#"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_close_range, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof code / sizeof *code, code };
+    if (argc < 2 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 99;
+    execvp(argv[1], argv + 1);
+    return 98;
+}
+"#;
+
+/// As in containers whose filter is older than their kernel: neither clone3 nor close_range.
+#[test]
+fn under_an_old_containers_filter() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        let Some(mut rig) = Rig::new(mode) else {
+            continue;
+        };
+        let (source, program) = (rig.path("filter.c"), rig.path("filter"));
+        fs::write(&source, FILTER).unwrap();
+        let built = Command::new("cc")
+            .arg("-o")
+            .arg(&program)
+            .arg(&source)
+            .status();
+        if !built.is_ok_and(|status| status.success()) {
+            skip("no C compiler (cc)");
+            return;
+        }
+        if !Command::new(&program)
+            .arg("true")
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            skip("no seccomp filter can be installed here");
+            return;
+        }
+        rig.wrapper = vec![program.display().to_string()];
+        rig.configure(FAMILY);
+        rig.start();
+        let keeper = rig.keeper();
+        a_day(&mut rig, keeper);
+    }
+}
+
+/// The sum is shown before anything is started.
+#[test]
+fn too_few_descriptors_are_refused_with_the_arithmetic() {
+    let Some(mut rig) = Rig::new(Mode::Group) else {
+        return;
+    };
+    rig.configure("[fleet.web]\ncommand = [\"/bin/sleep\", \"1000\"]\nworkers = 200\n");
+    let limited = |words: &[&str]| {
+        Command::new("sh")
+            .args([
+                "-c",
+                "ulimit -n 300 && exec \"$@\"",
+                "sh",
+                env!("CARGO_BIN_EXE_leasehold"),
+            ])
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    let config = rig.path("leasehold.toml").display().to_string();
+    let check = limited(&["check", &config]);
+    let text = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert_eq!(check.status.code(), Some(78), "{text}");
+    for word in ["200 workers", "656", "hard limit is 300"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    rig.wrapper = ["sh", "-c", "ulimit -n 300 && exec \"$@\"", "sh"]
+        .map(str::to_owned)
+        .to_vec();
+    let run = rig.run_command().output().unwrap();
+    let text = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(
+        run.status.code() == Some(78) && text.contains("hard limit is 300"),
+        "{run:?}"
+    );
+    rig.assert_nothing_left();
+    // What fits, runs: the soft limit is raised by the daemon itself, and workers get theirs back.
+    rig.configure("[fleet.web]\ncommand = [\"/bin/sh\", \"-c\", \"ulimit -Sn; exec sleep 1000\"]\nworkers = 100\n");
+    rig.wrapper = [
+        "sh",
+        "-c",
+        "ulimit -Sn 64 && ulimit -Hn 456 && exec \"$@\"",
+        "sh",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    rig.start_settled();
+    until_true("it has its own limit", 3_000, || {
+        fs::read_to_string(rig.log("web/99")).is_ok_and(|text| text == "64\n")
+    });
+    let supervisor = rig.status().supervisor();
+    send(supervisor, Signal::KILL);
+    rig.wait("another supervisor", 3_000, |status| {
+        status.supervisor() != supervisor && status.settled()
+    });
+    rig.drain(8_000);
+}
