@@ -45,6 +45,8 @@ struct Seat {
     leaf: Option<Leaf>,
     watch: Option<Watch>,
     ended: bool,
+    /// Its leaf was empty when its leader had ended.
+    alone: bool,
     kill: bool,
 }
 
@@ -164,6 +166,8 @@ impl Linux {
         let seat = self.seats.get_mut(&key)?;
         let status = seat.child.peek().ok().flatten()?;
         seat.ended = true;
+        // Most leaders were alone: then there is nobody to kill and nothing to wait for.
+        seat.alone = seat.leaf.as_ref().is_some_and(|leaf| !leaf.populated().unwrap_or(true));
         let _ = self.poll.remove(&seat.child);
         Some(SeatNews::LeaderEnded(key, status))
     }
@@ -176,31 +180,51 @@ impl Linux {
             self.families_at = Some(self.families_not_before.max(now));
             return None;
         };
-        // The watch comes before the look: a change in between wakes us.
-        if let Ok(watch) = leaf.watch()
-            && leaf.populated().unwrap_or(true)
-        {
-            let _ = self
-                .poll
-                .add(&watch, seat.token, EventFlags::PRI | EventFlags::ERR);
-            seat.watch = Some(watch);
-            return None;
+        if seat.alone {
+            return Some(SeatNews::Empty(key.clone()));
         }
-        Some(SeatNews::Empty(key.clone()))
+        match leaf.watch() {
+            Ok(watch) => {
+                let flags = EventFlags::PRI | EventFlags::ERR;
+                let _ = self.poll.add(&watch, seat.token, flags);
+                seat.watch = Some(watch);
+                // It may have emptied before it was watched.
+                (!leaf.populated().unwrap_or(true)).then(|| SeatNews::Empty(key.clone()))
+            }
+            Err(_) => {
+                // Out of descriptors, most likely: looked at again with the orphans.
+                self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
+                None
+            }
+        }
+    }
+
+    /// Leaves that could not be watched and have become empty.
+    fn unwatched(&mut self, now: Moment) -> Vec<SeatNews> {
+        let seats = self.seats.iter().filter(|(_, seat)| seat.ended && seat.watch.is_none());
+        let leaves: Vec<(RowKey, bool)> = seats
+            .filter_map(|(key, seat)| Some((key.clone(), seat.leaf.as_ref()?.populated().unwrap_or(true))))
+            .collect();
+        if leaves.iter().any(|(_, populated)| *populated) {
+            self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
+        }
+        leaves.into_iter().filter(|(_, populated)| !populated).map(|(key, _)| SeatNews::Empty(key)).collect()
     }
 
     /// Does what is due: orphans, families.
     pub(super) fn tick(&mut self, now: Moment) -> Vec<SeatNews> {
+        let mut news = Vec::new();
         if self.orphans_at.is_some_and(|at| at <= now) {
             self.orphans_at = None;
             self.reap_orphans();
             self.stubborn.retain(|leaf| leaf.remove().is_err());
+            news = self.unwatched(now);
         }
         if self.families_at.is_some_and(|at| at <= now) {
             self.families_at = None;
-            return self.search_families(now);
+            news.extend(self.search_families(now));
         }
-        Vec::new()
+        news
     }
 
     fn reap_orphans(&mut self) {
@@ -410,6 +434,7 @@ impl Kernel for Linux {
             leaf,
             watch: None,
             ended: false,
+            alone: false,
             kill: false,
         };
         let before = self.seats.insert(key.clone(), seat);
@@ -433,6 +458,7 @@ impl Kernel for Linux {
         };
         seat.kill = true;
         match &seat.leaf {
+            Some(_) if seat.alone => {}
             Some(leaf) => {
                 let _ = leaf.kill();
             }
