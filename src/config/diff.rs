@@ -1,11 +1,12 @@
 //! What a reload would do, fleet by fleet.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{Config, FleetSpec},
+    config::{
+        shown::shown,
+        spec::{Config, FleetSpec},
+    },
     id::FleetName,
 };
 
@@ -41,7 +42,7 @@ pub struct Change {
 /// One key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// `process.env.RUST_LOG`.
+    /// As it is typed: `env.RUST_LOG`.
     pub key: String,
     /// Before; none if it was not there.
     pub before: Option<String>,
@@ -107,44 +108,14 @@ pub fn class(old: &FleetSpec, new: &FleetSpec) -> Option<Class> {
 }
 
 fn differences(old: &FleetSpec, new: &FleetSpec) -> Vec<Difference> {
-    let flat = |spec: &FleetSpec| {
-        let mut all = BTreeMap::new();
-        let value = serde_json::to_value(spec).expect("a specification has only string keys");
-        flatten("", &value, &mut all);
-        all.remove("revision");
-        all
-    };
-    let (old, new) = (flat(old), flat(new));
-    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    let (mut old, mut new) = (shown(old), shown(new));
+    let mut keys: Vec<String> = old.keys().chain(new.keys()).cloned().collect();
     keys.sort();
     keys.dedup();
-    let changed = keys
-        .into_iter()
-        .filter(|key| old.get(*key) != new.get(*key));
-    changed
-        .map(|key| Difference {
-            key: key.clone(),
-            before: old.get(key).cloned(),
-            after: new.get(key).cloned(),
-        })
-        .collect()
-}
-
-fn flatten(path: &str, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
-    match value {
-        serde_json::Value::Object(map) if !map.is_empty() => {
-            for (key, inner) in map {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                flatten(&path, inner, out);
-            }
-        }
-        serde_json::Value::Null => {}
-        other => {
-            out.insert(path.to_owned(), other.to_string());
-        }
-    }
+    let all = keys.into_iter().map(|key| Difference {
+        before: old.remove(&key),
+        after: new.remove(&key),
+        key,
+    });
+    all.filter(|one| one.before != one.after).collect()
 }

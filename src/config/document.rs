@@ -1,24 +1,15 @@
-//! Files and tables with their places; typed access that collects every fault instead of stopping at the first.
+//! Files as trees with places, and the list of everything that is wrong with them. What a value means is not known here.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{cell::RefCell, collections::BTreeMap, ops::Range, path::Path};
 
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use crate::{
-    config::{
-        Surroundings,
-        fault::{Fault, Faults, Source, nearest},
-        units,
-    },
-    time::Span,
+use crate::config::{
+    Surroundings,
+    fault::{Fault, Faults, Source},
 };
 
 /// Where something stands: file number and bytes.
@@ -27,9 +18,10 @@ pub(super) type Place = (usize, Range<usize>);
 /// A table of one file.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    file: usize,
-    span: Range<usize>,
-    entries: BTreeMap<String, (Range<usize>, Value)>,
+    pub(super) file: usize,
+    pub(super) span: Range<usize>,
+    /// By key: where the key stands, and its value.
+    pub(super) entries: BTreeMap<String, (Range<usize>, Value)>,
 }
 
 /// A value of one file.
@@ -51,7 +43,7 @@ pub(super) enum Kind {
 }
 
 impl Value {
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match &self.kind {
             Kind::String(text) => format!("the string {text:?}"),
             Kind::Integer(n) => format!("the integer {n}"),
@@ -124,20 +116,55 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Everything wrong so far, by file and place.
+    /// Everything wrong so far, by file and place; what several fleets inherit is said once.
     pub(super) fn into_faults(self) -> Faults {
-        let mut list = self.faults.into_inner();
-        list.sort_by_key(|fault| {
+        let start = |fault: &Fault| {
             fault
                 .place
                 .as_ref()
                 .map_or((usize::MAX, 0), |(file, span)| (*file, span.start))
-        });
-        list.dedup();
+        };
+        let mut all = self.faults.into_inner();
+        all.sort_by_key(start);
+        let mut list: Vec<Fault> = Vec::new();
+        for fault in all {
+            let said = list
+                .iter()
+                .rev()
+                .take_while(|other| start(other) == start(&fault))
+                .any(|other| *other == fault);
+            if !said {
+                list.push(fault);
+            }
+        }
         Faults {
             sources: self.sources.into_inner(),
             list,
         }
+    }
+
+    /// Is nothing wrong so far?
+    pub(super) fn is_clean(&self) -> bool {
+        self.faults.borrow().is_empty()
+    }
+
+    /// The path of a file, as shown.
+    pub(super) fn path_of(&self, file: usize) -> String {
+        self.sources
+            .borrow()
+            .get(file)
+            .map(|source| source.path.clone())
+            .unwrap_or_default()
+    }
+
+    /// What was typed at a place.
+    pub(super) fn typed(&self, (file, span): &Place) -> Option<String> {
+        let sources = self.sources.borrow();
+        sources
+            .get(*file)?
+            .text
+            .get(span.clone())
+            .map(str::to_owned)
     }
 
     pub(super) fn fault(
@@ -157,53 +184,16 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// Reads a file and everything it includes; the main file first.
-    pub(super) fn read_all(&self, path: &Path) -> Vec<Table> {
-        let Some(main) = self.read_file(path, None) else {
-            return Vec::new();
-        };
-        let base = path.parent().unwrap_or(Path::new(""));
-        let mut tables = vec![main.clone()];
-        let section = Section::new(self, "", vec![main]);
-        for (pattern, place) in section.strings("include").unwrap_or_default() {
-            for file in self.included(base, &pattern, &place) {
-                tables.extend(self.read_file(&file, Some(&place)));
-            }
-        }
-        tables
-    }
-
-    fn included(&self, base: &Path, pattern: &str, place: &Place) -> Vec<PathBuf> {
-        let full = base.join(pattern);
-        let (dir, name) = (
-            full.parent().unwrap_or(base),
-            full.file_name().unwrap_or_default().to_string_lossy(),
-        );
-        if !name.contains('*') {
-            return vec![full.clone()];
-        }
-        self.around.matching(dir, &name).unwrap_or_else(|error| {
-            // An empty conf.d is normal; a missing one is what a fresh machine has.
-            if error.kind() != std::io::ErrorKind::NotFound {
-                let message = format!("include: cannot list {}: {error}", dir.display());
-                self.fault(
-                    "E002",
-                    Some(place.clone()),
-                    message,
-                    "this pattern",
-                    "make the directory readable".to_owned(),
-                );
-            }
-            Vec::new()
-        })
-    }
-
-    fn read_file(&self, path: &Path, included_at: Option<&Place>) -> Option<Table> {
+    /// Reads one file; `included_at` is none for the main one.
+    pub(super) fn read_file(&self, path: &Path, included_at: Option<&Place>) -> Option<Table> {
         let shown = path.display().to_string();
         let text = match self.around.read(path) {
             Ok(text) => text,
             Err(error) => {
                 let help = match error.kind() {
+                    std::io::ErrorKind::NotFound if included_at.is_some() => {
+                        "create it, or correct the path"
+                    }
                     std::io::ErrorKind::NotFound => "create it, or name another file with -c",
                     std::io::ErrorKind::PermissionDenied => "make it readable for this user",
                     _ => "the file must be UTF-8 text",
@@ -225,8 +215,14 @@ impl<'a> Reader<'a> {
         });
         let (table, errors) = DeTable::parse_recoverable(&text);
         let whole = 0..text.chars().next().map_or(0, char::len_utf8);
+        let mut last = None;
         for error in &errors {
-            let place = Some((file, error.span().unwrap_or_else(|| whole.clone())));
+            let span = error.span().unwrap_or_else(|| whole.clone());
+            // A second error at the same place is what the parser stumbled into after the first.
+            if last.replace(span.start) == Some(span.start) {
+                continue;
+            }
+            let place = Some((file, span));
             let message = error.message().trim().replace('\n', "; ");
             self.fault(
                 "E010",
@@ -242,20 +238,25 @@ impl<'a> Reader<'a> {
     }
 
     /// `${VAR}`, `${VAR:-default}`, `${file:PATH}`, `$$`. In values only, after parsing: nothing here can add structure.
-    fn expand(&self, text: &str, place: &Place, base: &Path) -> String {
-        let mut out = String::new();
+    /// None, with a fault, if something cannot be filled in.
+    pub(super) fn expand(&self, text: &str, place: &Place, base: &Path) -> Option<String> {
+        let mut out = Some(String::new());
+        let mut put = |piece: Option<&str>| match (&mut out, piece) {
+            (Some(out), Some(piece)) => out.push_str(piece),
+            _ => out = None,
+        };
         let mut rest = text;
         while let Some(at) = rest.find('$') {
-            out.push_str(&rest[..at]);
+            put(Some(&rest[..at]));
             rest = &rest[at + 1..];
             if let Some(tail) = rest.strip_prefix('$') {
-                out.push('$');
+                put(Some("$"));
                 rest = tail;
             } else if !rest.starts_with('{') {
                 // A shell's own `$1` in a command is none of our business.
-                out.push('$');
+                put(Some("$"));
             } else if let Some((inner, tail)) = rest[1..].split_once('}') {
-                out.push_str(&self.lookup(inner, place, base));
+                put(self.lookup(inner, place, base).as_deref());
                 rest = tail;
             } else {
                 let help = "close it: ${NAME}; or write $$ for a dollar sign".to_owned();
@@ -266,364 +267,42 @@ impl<'a> Reader<'a> {
                     "in this value",
                     help,
                 );
+                put(None);
             }
         }
-        out + rest
+        put(Some(rest));
+        out
     }
 
-    fn lookup(&self, inner: &str, place: &Place, base: &Path) -> String {
+    fn lookup(&self, inner: &str, place: &Place, base: &Path) -> Option<String> {
+        let fault = |code, message, label, help| {
+            self.fault(code, Some(place.clone()), message, label, help);
+        };
         if let Some(path) = inner.strip_prefix("file:") {
-            return self.around.read(&base.join(path)).map_or_else(
-                |error| {
+            return match self.around.read(&base.join(path)) {
+                Ok(text) => Some(text.trim_end_matches('\n').to_owned()),
+                Err(error) => {
                     let message = format!("cannot read {path} for ${{{inner}}}: {error}");
-                    self.fault(
+                    fault(
                         "E021",
-                        Some(place.clone()),
                         message,
                         "in this value",
                         "create the file".to_owned(),
                     );
-                    String::new()
-                },
-                |text| text.trim_end_matches('\n').to_owned(),
-            );
+                    None
+                }
+            };
         }
         let (name, default) = inner
             .split_once(":-")
             .map_or((inner, None), |(name, default)| (name, Some(default)));
-        self.around
-            .variable(name)
-            .or_else(|| default.map(str::to_owned))
-            .unwrap_or_else(|| {
-                let message = format!("the environment variable {name} is not set");
-                self.fault(
-                    "E022",
-                    Some(place.clone()),
-                    message,
-                    "needed here",
-                    format!("set it, or give a default: ${{{name}:-value}}"),
-                );
-                String::new()
-            })
-    }
-}
-
-/// A table as seen through its layers: its own keys first, then those of `[defaults]`.
-pub(super) struct Section<'r, 'a> {
-    pub(super) reader: &'r Reader<'a>,
-    /// `fleet.web.stop`, for messages.
-    pub(super) path: String,
-    layers: Vec<Table>,
-    /// Layers whose unknown keys are reported here; defaults are reported once, by themselves.
-    own: usize,
-    known: RefCell<BTreeSet<&'static str>>,
-    base: PathBuf,
-}
-
-impl<'r, 'a> Section<'r, 'a> {
-    pub(super) fn new(reader: &'r Reader<'a>, path: &str, layers: Vec<Table>) -> Self {
-        let own = layers.len();
-        Self {
-            reader,
-            path: path.to_owned(),
-            layers,
-            own,
-            known: RefCell::default(),
-            base: PathBuf::new(),
+        let value = self.around.variable(name);
+        let value = value.or_else(|| default.map(str::to_owned));
+        if value.is_none() {
+            let message = format!("the environment variable {name} is not set");
+            let help = format!("set it, or give a default: ${{{name}:-value}}");
+            fault("E022", message, "needed here", help);
         }
-    }
-
-    /// The same with `defaults` below it.
-    pub(super) fn over(mut self, defaults: Option<&Table>) -> Self {
-        self.layers.extend(defaults.cloned());
-        self
-    }
-
-    /// Relative paths count from here.
-    pub(super) fn based(mut self, base: &Path) -> Self {
-        base.clone_into(&mut self.base);
-        self
-    }
-
-    pub(super) fn base(&self) -> &Path {
-        &self.base
-    }
-
-    /// Does nobody say anything about it?
-    pub(super) fn is_absent(&self) -> bool {
-        self.layers.is_empty()
-    }
-
-    /// Where the table itself stands.
-    pub(super) fn place(&self) -> Option<Place> {
-        self.layers
-            .first()
-            .map(|table| (table.file, table.span.clone()))
-    }
-
-    /// The key as people would type it.
-    pub(super) fn name(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        }
-    }
-
-    pub(super) fn value(&self, key: &'static str) -> Option<&Value> {
-        self.known.borrow_mut().insert(key);
-        self.layers
-            .iter()
-            .find_map(|table| table.entries.get(key))
-            .map(|(_, value)| value)
-    }
-
-    /// Does this table itself, not its defaults, say something?
-    pub(super) fn has_own(&self, key: &str) -> bool {
-        self.layers
-            .iter()
-            .take(self.own)
-            .any(|table| table.entries.contains_key(key))
-    }
-
-    pub(super) fn fault(&self, code: &'static str, key: &'static str, message: String, help: &str) {
-        let place = self
-            .layers
-            .iter()
-            .find_map(|table| table.entries.get(key))
-            .map(|(_, value)| value.place.clone());
-        self.reader.fault(
-            code,
-            place.or_else(|| self.place()),
-            message,
-            "",
-            help.to_owned(),
-        );
-    }
-
-    fn wrong_type(&self, key: &str, value: &Value, wanted: &str) {
-        let message = format!("{} must be {wanted}", self.name(key));
-        let label = format!("found {}", value.describe());
-        self.reader.fault(
-            "E030",
-            Some(value.place.clone()),
-            message,
-            &label,
-            format!("give {wanted}"),
-        );
-    }
-
-    /// A string with its variables put in.
-    pub(super) fn string(&self, key: &'static str) -> Option<String> {
-        let value = self.value(key)?;
-        match &value.kind {
-            Kind::String(text) => Some(self.checked(text, value)),
-            _ => {
-                self.wrong_type(key, value, "a string");
-                None
-            }
-        }
-    }
-
-    fn checked(&self, text: &str, value: &Value) -> String {
-        if text.contains('\0') {
-            let message = "a NUL byte cannot reach a program".to_owned();
-            self.reader.fault(
-                "E031",
-                Some(value.place.clone()),
-                message,
-                "in this string",
-                "remove it".to_owned(),
-            );
-            return String::new();
-        }
-        self.reader.expand(text, &value.place, &self.base)
-    }
-
-    pub(super) fn boolean(&self, key: &'static str) -> Option<bool> {
-        let value = self.value(key)?;
-        match value.kind {
-            Kind::Bool(b) => Some(b),
-            _ => {
-                self.wrong_type(key, value, "true or false");
-                None
-            }
-        }
-    }
-
-    /// An integer within bounds.
-    pub(super) fn integer(&self, key: &'static str, low: i64, high: i64) -> Option<i64> {
-        let value = self.value(key)?;
-        match value.kind {
-            Kind::Integer(n) if (low..=high).contains(&n) => Some(n),
-            _ => {
-                self.wrong_type(key, value, &format!("an integer from {low} to {high}"));
-                None
-            }
-        }
-    }
-
-    /// A string that `parse` understands.
-    pub(super) fn parsed<T>(
-        &self,
-        key: &'static str,
-        wanted: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        let value = self.value(key)?;
-        let parsed = match &value.kind {
-            Kind::String(text) => parse(&self.checked(text, value)),
-            _ => None,
-        };
-        if parsed.is_none() {
-            self.wrong_type(key, value, wanted);
-        }
-        parsed
-    }
-
-    pub(super) fn span(&self, key: &'static str) -> Option<Span> {
-        self.parsed(key, units::SPAN_FORM, units::span)
-    }
-
-    pub(super) fn size(&self, key: &'static str) -> Option<u64> {
-        self.parsed(key, units::SIZE_FORM, units::size)
-    }
-
-    /// One of a few words.
-    pub(super) fn word<T: Copy>(
-        &self,
-        key: &'static str,
-        words: &[(&'static str, T)],
-    ) -> Option<T> {
-        let list: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-        self.parsed(key, &format!("one of {}", list.join(", ")), |text| {
-            words
-                .iter()
-                .find(|(word, _)| *word == text)
-                .map(|(_, meaning)| *meaning)
-        })
-    }
-
-    /// An array of strings with their places; a lone string is an array of one.
-    pub(super) fn strings(&self, key: &'static str) -> Option<Vec<(String, Place)>> {
-        let value = self.value(key)?;
-        let items = match &value.kind {
-            Kind::Array(items) => items.as_slice(),
-            Kind::String(_) => std::slice::from_ref(value),
-            _ => {
-                self.wrong_type(key, value, "an array of strings");
-                return None;
-            }
-        };
-        let mut strings = Vec::new();
-        for item in items {
-            match &item.kind {
-                Kind::String(text) => strings.push((self.checked(text, item), item.place.clone())),
-                _ => self.wrong_type(key, item, "an array of strings"),
-            }
-        }
-        Some(strings)
-    }
-
-    /// The sub-table `key`, through all layers that have one; absent ones give a section that answers nothing.
-    pub(super) fn section(&self, key: &'static str) -> Section<'r, 'a> {
-        self.known.borrow_mut().insert(key);
-        let mut layers = Vec::new();
-        let mut own = 0;
-        for (depth, table) in self.layers.iter().enumerate() {
-            match table.entries.get(key).map(|(_, value)| value) {
-                Some(Value {
-                    kind: Kind::Table(inner),
-                    ..
-                }) => {
-                    layers.push(inner.clone());
-                    own += usize::from(depth < self.own);
-                }
-                Some(value) => self.wrong_type(key, value, "a table"),
-                None => {}
-            }
-        }
-        let path = self.name(key);
-        Section {
-            reader: self.reader,
-            path,
-            layers,
-            own,
-            known: RefCell::default(),
-            base: self.base.clone(),
-        }
-    }
-
-    /// All entries that are not known keys, for tables whose keys are names: `(name, its place, value)`; own layers win.
-    pub(super) fn entries(&self) -> Vec<(String, Place, Value)> {
-        let mut all: BTreeMap<String, (Place, Value)> = BTreeMap::new();
-        for table in self.layers.iter().rev() {
-            for (key, (span, value)) in &table.entries {
-                all.insert(key.clone(), ((table.file, span.clone()), value.clone()));
-            }
-        }
-        all.into_iter()
-            .map(|(key, (place, value))| (key, place, value))
-            .collect()
-    }
-
-    /// A string entry of [`Section::entries`].
-    pub(super) fn entry_string(&self, key: &str, value: &Value) -> Option<String> {
-        match &value.kind {
-            Kind::String(text) => Some(self.checked(text, value)),
-            Kind::Integer(n) => Some(n.to_string()),
-            Kind::Bool(b) => Some(b.to_string()),
-            Kind::Array(_) | Kind::Table(_) | Kind::Other(_) => {
-                self.wrong_type(key, value, "a string");
-                None
-            }
-        }
-    }
-
-    /// A table entry of [`Section::entries`], as a section of its own.
-    pub(super) fn entry_section(&self, key: &str, value: &Value) -> Option<Section<'r, 'a>> {
-        match &value.kind {
-            Kind::Table(table) => Some(
-                Section::new(self.reader, &self.name(key), vec![table.clone()]).based(&self.base),
-            ),
-            _ => {
-                self.wrong_type(key, value, "a table");
-                None
-            }
-        }
-    }
-
-    /// The single layer, for use as somebody's defaults.
-    pub(super) fn table(&self) -> Option<Table> {
-        self.layers.first().cloned()
-    }
-
-    /// Reports own keys that nobody asked for. Call it last.
-    pub(super) fn finish(&self) {
-        let known = self.known.borrow();
-        for table in self.layers.iter().take(self.own) {
-            for (key, (span, _)) in &table.entries {
-                if known.contains(key.as_str()) {
-                    continue;
-                }
-                let help = nearest(key, known.iter().copied()).map_or_else(
-                    || {
-                        format!(
-                            "known keys: {}",
-                            known.iter().copied().collect::<Vec<_>>().join(", ")
-                        )
-                    },
-                    |near| format!("did you mean `{near}`?"),
-                );
-                let place = (table.file, span.clone());
-                self.reader.fault(
-                    "E040",
-                    Some(place),
-                    format!("unknown key `{}`", self.name(key)),
-                    "nobody reads this",
-                    help,
-                );
-            }
-        }
+        value
     }
 }

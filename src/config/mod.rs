@@ -2,19 +2,33 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `document` | files, includes, tables with their places; typed access that collects every fault |
+//! | `document` | files as trees with their places; the list of faults |
+//! | `files` | the main file and those it includes |
+//! | `section` | a table over its defaults; typed access that collects every fault |
+//! | `forms` | how texts such as addresses are read, and what was meant by wrong ones |
 //! | `resolve` | the whole: node, http, fleets, and what holds between them |
-//! | `fleet` | one `[fleet.NAME]` |
+//! | `fleet` | one `[fleet.NAME]` and its smaller tables |
+//! | `process`, `commands`, `limits` | what reaches a worker's process |
+//! | `probes` | is it ready, is it well |
 //! | `spec` | what it all means: [`Config`] |
 //! | `diff` | what a reload would do |
+//! | `shown` | a fleet's settings as people type them |
 //! | `units` | `30s`, `8MiB`, `20/s` |
 //! | `fault` | what is wrong, where, and what would do |
 
+mod commands;
 pub mod diff;
 mod document;
 pub mod fault;
+mod files;
 mod fleet;
+mod forms;
+mod limits;
+mod probes;
+mod process;
 mod resolve;
+mod section;
+mod shown;
 pub mod spec;
 pub mod units;
 

@@ -1,15 +1,17 @@
 //! The whole: node, http, fleets, and what holds between them.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     config::{
         Config, Faults, Surroundings,
-        document::{Kind, Place, Reader, Section, Table},
+        document::{Kind, Place, Reader, Table},
         fault::nearest,
-        fleet,
+        files,
+        fleet::{self, Fleet},
+        forms,
+        section::Section,
         spec::*,
-        units,
     },
     id::{FleetName, Revision},
 };
@@ -20,41 +22,42 @@ const FDS_BASE: u64 = 256;
 /// Reads, checks and resolves a configuration; all faults at once, or none.
 pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     let reader = Reader::new(around);
-    let tables = reader.read_all(path);
+    let tables = files::read_all(&reader, path);
     let base = path.parent().unwrap_or(Path::new("")).to_owned();
     let top = Top::gather(&reader, tables, &base);
-    let node = node(&top.node);
-    let http = http(&top.http);
-    let mut fleets = BTreeMap::new();
-    for (name, section, place) in &top.fleets {
-        match name.parse::<FleetName>() {
-            Ok(name) => {
-                fleets.extend(fleet::fleet(section).map(|spec| (name, (spec, place.clone()))));
-            }
-            Err(why) => {
-                reader.fault(
-                    "E103",
-                    Some(place.clone()),
-                    format!("{name:?} is not a fleet's name: {why}"),
-                    "this name",
-                    String::new(),
-                );
-            }
-        }
-    }
-    check_dependencies(&reader, &mut fleets);
-    check_sockets(&reader, &fleets);
-    check_descriptors(&reader, &fleets);
-    if top.fleets.is_empty() && !top.broken {
-        let help = "add [fleet.web] with command = [\"/path/to/program\"]".to_owned();
+    // After another fault up to here, the fleets may only be unreadable.
+    if top.fleets.is_empty() && reader.is_clean() {
         reader.fault(
             "E104",
             None,
             format!("{} has no fleet", path.display()),
             "",
-            help,
+            "add [fleet.web] with command = [\"/path/to/program\"]".to_owned(),
         );
     }
+    if let Some(main) = &top.main {
+        schema(main);
+    }
+    let node = node(&top.node);
+    let http = http(&top.http);
+    let mut fleets = Fleets::new();
+    for (name, section, place) in &top.fleets {
+        match name.parse::<FleetName>() {
+            Ok(name) => {
+                fleets.insert(name, fleet::fleet(section, place));
+            }
+            Err(why) => reader.fault(
+                "E103",
+                Some(place.clone()),
+                format!("{name:?} is not a fleet's name: {why}"),
+                "this name",
+                String::new(),
+            ),
+        }
+    }
+    check_dependencies(&reader, &mut fleets, &top.declared);
+    check_sockets(&reader, &fleets);
+    check_descriptors(&reader, &fleets);
     drop(top);
     let faults = reader.into_faults();
     if !faults.list.is_empty() {
@@ -62,7 +65,7 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     }
     let fleets = fleets
         .into_iter()
-        .map(|(name, (spec, _))| (name, spec))
+        .map(|(name, fleet)| (name, fleet.spec))
         .collect();
     let path = path.display().to_string();
     let mut config = Config {
@@ -81,97 +84,99 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
 
 /// The top-level tables of all files, put together.
 struct Top<'r, 'a> {
+    /// The main file, if it could be read.
+    main: Option<Section<'r, 'a>>,
     node: Section<'r, 'a>,
     http: Section<'r, 'a>,
     fleets: Vec<(String, Section<'r, 'a>, Place)>,
-    broken: bool,
+    /// Every name below `fleet`, whatever stands there.
+    declared: Vec<String>,
 }
 
 impl<'r, 'a> Top<'r, 'a> {
     fn gather(reader: &'r Reader<'a>, tables: Vec<Table>, base: &Path) -> Self {
         let mut found: BTreeMap<&'static str, Table> = BTreeMap::new();
         let mut fleets: Vec<(String, Table, Place)> = Vec::new();
-        let broken = tables.is_empty();
-        for (number, table) in tables.into_iter().enumerate() {
-            let section = Section::new(reader, "", vec![table]).based(base);
-            if number == 0 {
-                schema(&section);
-                section.value("include");
+        let (mut main, mut declared) = (None, Vec::new());
+        for table in tables {
+            let section = Section::new(reader, "", Some(table)).based(base);
+            for key in ["schema", "include"] {
+                if main.is_none() {
+                    section.value(key);
+                } else if section.refused(key).is_some() {
+                    let message = format!("`{key}` belongs in the main file");
+                    section.fault("E040", key, message, "remove it here");
+                }
             }
             for key in ["node", "http", "defaults"] {
                 let Some(inner) = section.section(key).table() else {
                     continue;
                 };
-                if found.contains_key(key) {
-                    section.fault(
-                        "E003",
-                        key,
-                        format!("[{key}] is defined in two files"),
-                        "keep it in one",
-                    );
+                if let Some(other) = found.get(key) {
+                    let other = reader.path_of(other.file);
+                    let message = format!("[{key}] is defined in {other}, too");
+                    section.fault("E003", key, message, "keep it in one");
                 } else {
                     found.insert(key, inner);
                 }
             }
-            for (name, place, value) in section.section("fleet").entries() {
-                let Kind::Table(inner) = value.kind else {
-                    let message = format!("fleet.{name} must be a table");
+            for entry in section.section("fleet").entries() {
+                declared.push(entry.name.clone());
+                let path = entry.path;
+                let Kind::Table(inner) = entry.value.kind else {
                     reader.fault(
                         "E030",
-                        Some(place),
-                        message,
+                        Some(entry.place),
+                        format!("{path} must be a table"),
                         "",
-                        format!("write [fleet.{name}]"),
+                        format!("write [{path}]"),
                     );
                     continue;
                 };
-                if fleets.iter().any(|(other, ..)| *other == name) {
+                if let Some((_, other, _)) = fleets.iter().find(|(name, ..)| *name == entry.name) {
+                    let other = reader.path_of(other.file);
                     reader.fault(
                         "E003",
-                        Some(place),
-                        format!("[fleet.{name}] is defined in two files"),
+                        Some(entry.place),
+                        format!("[{path}] is defined in {other}, too"),
                         "the second time",
                         "keep one".to_owned(),
                     );
                 } else {
-                    fleets.push((name, inner, place));
+                    fleets.push((entry.name, inner, entry.place));
                 }
             }
             for key in ["etcd", "cron", "template"] {
-                if section.value(key).is_some() {
-                    section.fault(
-                        "E102",
-                        key,
-                        format!("[{key}] is not available in this version"),
-                        "remove it",
-                    );
+                if section.refused(key).is_some() {
+                    let message = format!("[{key}] is not available in this version");
+                    section.fault("E102", key, message, "remove it");
                 }
             }
             section.finish();
+            main.get_or_insert(section);
         }
         let defaults = found.get("defaults").cloned();
         check_defaults(reader, defaults.as_ref());
-        let of = |key: &str| {
-            Section::new(reader, key, found.get(key).cloned().into_iter().collect()).based(base)
-        };
+        let of = |key: &str| Section::new(reader, key, found.get(key).cloned()).based(base);
         let fleets = fleets.into_iter().map(|(name, table, place)| {
-            let section = Section::new(reader, &format!("fleet.{name}"), vec![table])
+            let section = Section::new(reader, &format!("fleet.{name}"), Some(table))
                 .over(defaults.as_ref())
                 .based(base);
             (name, section, place)
         });
         Self {
+            main,
             node: of("node"),
             http: of("http"),
             fleets: fleets.collect(),
-            broken,
+            declared,
         }
     }
 }
 
-/// Defaults are read as part of each fleet; here only their names are checked, once.
+/// Defaults are read as part of each fleet; here only the names at their top are checked.
 fn check_defaults(reader: &Reader<'_>, defaults: Option<&Table>) {
-    let section = Section::new(reader, "defaults", defaults.cloned().into_iter().collect());
+    let section = Section::new(reader, "defaults", defaults.cloned());
     for key in [
         "user",
         "group",
@@ -201,7 +206,7 @@ fn check_defaults(reader: &Reader<'_>, defaults: Option<&Table>) {
 }
 
 fn schema(section: &Section<'_, '_>) {
-    if section.value("schema").is_none() {
+    let Some(value) = section.value("schema") else {
         section.reader.fault(
             "E004",
             section.place(),
@@ -209,24 +214,36 @@ fn schema(section: &Section<'_, '_>) {
             "",
             "begin with schema = 1".to_owned(),
         );
-    } else {
-        section.integer("schema", 1, 1);
+        return;
+    };
+    match value.kind {
+        Kind::Integer(1) => {}
+        Kind::Integer(n) => {
+            let message = format!("schema {n} is unknown: this build reads schema 1");
+            section.fault("E030", "schema", message, "write schema = 1");
+        }
+        _ => {
+            section.integer("schema", 1, 1);
+        }
     }
 }
 
 fn node(section: &Section<'_, '_>) -> NodeSpec {
+    let rate = section.parsed("restart_rate", &forms::RATE);
+    if rate == Some(0) {
+        let message = format!(
+            "{} is less than one restart in 1000 s",
+            section.name("restart_rate")
+        );
+        let help = "the slowest is \"4/h\"; fleets that shall not be restarted have restart.policy = \"never\"";
+        section.fault("E106", "restart_rate", message, help);
+    }
     let spec = NodeSpec {
         name: section
             .string("name")
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| section.reader.around.hostname()),
-        restart_rate: section
-            .parsed(
-                "restart_rate",
-                "a rate such as \"20/s\"",
-                units::rate_per_kilosecond,
-            )
-            .unwrap_or(20_000),
+        restart_rate: rate.unwrap_or(20_000),
         restart_burst: section
             .integer("restart_burst", 1, 1_000_000)
             .unwrap_or(100) as u64,
@@ -238,51 +255,50 @@ fn node(section: &Section<'_, '_>) -> NodeSpec {
 fn http(section: &Section<'_, '_>) -> HttpSpec {
     let mut listen = Vec::new();
     for (text, place) in section.strings("listen").unwrap_or_default() {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => listen.push(address),
-            Ok(address) => {
-                let help = "use 127.0.0.1 or [::1], and a proxy in front where others must read it"
-                    .to_owned();
-                section.reader.fault(
-                    "E200",
-                    Some(place),
-                    format!("{address} is not a loopback address"),
-                    "here",
-                    help,
-                );
+        let (code, message, help) = match (forms::TCP_ADDRESS.parse)(&text) {
+            Some(address) if address.ip().is_loopback() => {
+                listen.push(address);
+                continue;
             }
-            Err(_) => {
-                let help = "write ADDRESS:PORT, such as \"127.0.0.1:9640\"".to_owned();
-                section.reader.fault(
-                    "E201",
-                    Some(place),
-                    format!("{text:?} is not an address with a port"),
-                    "here",
-                    help,
-                );
-            }
-        }
+            Some(address) => (
+                "E200",
+                format!("{address} is not a loopback address"),
+                "use 127.0.0.1 or [::1], and a proxy in front where others must read it".to_owned(),
+            ),
+            None => (
+                "E201",
+                format!("{text:?} is not an IP address and a port"),
+                forms::TCP_ADDRESS.guess(&text).map_or_else(
+                    || format!("give {}", forms::TCP_ADDRESS.wanted),
+                    |meant| format!("write {meant:?}"),
+                ),
+            ),
+        };
+        section
+            .reader
+            .fault(code, Some(place), message, "here", help);
     }
     section.finish();
     HttpSpec { listen }
 }
 
-type Fleets = BTreeMap<FleetName, (FleetSpec, Place)>;
+type Fleets = BTreeMap<FleetName, Fleet>;
 
 /// Every dependency exists and none leads back to where it began; ranks follow.
-fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets) {
+fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[String]) {
     let names: Vec<FleetName> = fleets.keys().cloned().collect();
     let edges: BTreeMap<FleetName, Vec<FleetName>> = fleets
         .iter()
-        .map(|(name, (spec, _))| (name.clone(), spec.after.keys().cloned().collect()))
+        .map(|(name, fleet)| (name.clone(), fleet.after.keys().cloned().collect()))
         .collect();
-    for (name, (spec, place)) in fleets.iter() {
-        for wanted in spec
-            .after
-            .keys()
-            .filter(|wanted| !edges.contains_key(*wanted))
-        {
-            let help = nearest(wanted.as_str(), names.iter().map(FleetName::as_str)).map_or_else(
+    for (name, fleet) in fleets.iter() {
+        for (wanted, place) in &fleet.after {
+            if declared.iter().any(|other| other == wanted.as_str()) {
+                continue;
+            }
+            let others = declared.iter().map(String::as_str);
+            let others = others.filter(|other| *other != name.as_str());
+            let help = nearest(wanted.as_str(), others).map_or_else(
                 || "add that fleet, or remove the dependency".to_owned(),
                 |near| format!("did you mean `{near}`?"),
             );
@@ -290,7 +306,7 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets) {
                 "E181",
                 Some(place.clone()),
                 format!("fleet.{name} waits for `{wanted}`, which does not exist"),
-                "this fleet",
+                "no such fleet",
                 help,
             );
         }
@@ -299,20 +315,25 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets) {
     for name in &names {
         match depth(name, &edges, &mut Vec::new(), &mut known) {
             Ok(rank) => {
-                if let Some((spec, _)) = fleets.get_mut(name) {
-                    spec.rank = rank;
+                if let Some(fleet) = fleets.get_mut(name) {
+                    fleet.spec.rank = rank;
                 }
             }
             Err(circle) => {
                 let path: Vec<&str> = circle.iter().map(FleetName::as_str).collect();
-                let place = fleets.get(name).map(|(_, place)| place.clone());
+                let place = match circle.as_slice() {
+                    [first, second, ..] => fleets
+                        .get(first)
+                        .and_then(|fleet| fleet.after.get(second).cloned()),
+                    _ => None,
+                };
                 let message = format!("fleets wait for each other: {}", path.join(" -> "));
                 reader.fault(
                     "E182",
                     place,
                     message,
-                    "this fleet",
-                    "remove one of the `after` entries".to_owned(),
+                    "one of the circle",
+                    "remove one of these `after` entries".to_owned(),
                 );
                 return;
             }
@@ -348,16 +369,16 @@ fn depth(
 /// Two fleets cannot listen on one address.
 fn check_sockets(reader: &Reader<'_>, fleets: &Fleets) {
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
-    for (name, (spec, place)) in fleets {
-        for (socket, what) in &spec.sockets {
+    for (name, fleet) in fleets {
+        for (socket, what) in &fleet.spec.sockets {
             let ours = format!("fleet.{name}.socket.{socket}");
             if let Some(theirs) = taken.insert(what.listen.to_string(), ours.clone()) {
                 let message = format!("{ours} and {theirs} both listen on {}", what.listen);
                 reader.fault(
                     "E132",
-                    Some(place.clone()),
+                    fleet.listens.get(socket).cloned(),
                     message,
-                    "this fleet",
+                    "taken",
                     "give each its own address".to_owned(),
                 );
             }
@@ -365,33 +386,82 @@ fn check_sockets(reader: &Reader<'_>, fleets: &Fleets) {
     }
 }
 
-/// Two descriptors a worker in each process (keeper: pidfd and pipe; supervisor: pipe and file), one more for a separate stderr.
+/// What fleets need of the limit on open descriptors.
+///
+/// For each worker the keeper holds a pidfd and a pipe for each stream of output; the supervisor holds that pipe and the file it
+/// goes to. Two for each stream, and two for a worker without any, is enough for either. The keeper holds the sockets, too.
+#[derive(Clone, Copy, Default)]
+struct Need {
+    workers: u64,
+    /// Workers more while rollouts run.
+    surge: u64,
+    /// Of all these, with a stderr of its own.
+    separate: u64,
+    sockets: u64,
+}
+
+impl Need {
+    fn of(spec: &FleetSpec) -> Self {
+        let (workers, surge) = (u64::from(spec.workers), u64::from(spec.rollout.max_surge));
+        let slots = workers + surge;
+        let separate = spec.log.file && spec.process.stderr_separate;
+        let sockets = spec.sockets.values();
+        Self {
+            workers,
+            surge,
+            separate: if separate { slots } else { 0 },
+            sockets: sockets
+                .map(|socket| if socket.reuse_port { slots } else { 1 })
+                .sum(),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            workers: self.workers + other.workers,
+            surge: self.surge + other.surge,
+            separate: self.separate + other.separate,
+            sockets: self.sockets + other.sockets,
+        }
+    }
+
+    fn total(self) -> u64 {
+        FDS_BASE + 2 * (self.workers + self.surge) + 2 * self.separate + self.sockets
+    }
+
+    /// `256 + 2 x 3001 workers + 4 sockets`.
+    fn sum(self) -> String {
+        let mut sum = format!("{FDS_BASE} + 2 x {} workers", self.workers);
+        if self.surge > 0 {
+            sum += &format!(" + 2 x {} max_surge", self.surge);
+        }
+        if self.separate > 0 {
+            sum += &format!(" + 2 x {} separate stderr", self.separate);
+        }
+        if self.sockets > 0 {
+            sum += &format!(" + {} sockets", self.sockets);
+        }
+        sum
+    }
+}
+
 fn check_descriptors(reader: &Reader<'_>, fleets: &Fleets) {
     let hard = reader.around.nofile_hard();
-    let each = |spec: &FleetSpec| {
-        let streams = if spec.process.stderr_separate { 4 } else { 2 };
-        u64::from(spec.workers + spec.rollout.max_surge) * streams.max(1 + streams / 2)
-            + spec.sockets.len() as u64
-    };
-    let workers: u64 = fleets
-        .values()
-        .map(|(spec, _)| u64::from(spec.workers))
-        .sum();
-    let needed = FDS_BASE + fleets.values().map(|(spec, _)| each(spec)).sum::<u64>();
-    if needed > hard {
-        let place = fleets
-            .values()
-            .max_by_key(|(spec, _)| each(spec))
-            .map(|(_, place)| place.clone());
-        let message = format!(
-            "{workers} workers need {needed} open descriptors ({FDS_BASE} + 2 for each worker and stream); the hard limit is {hard}"
-        );
-        reader.fault(
-            "E105",
-            place,
-            message,
-            "the largest fleet",
-            format!("raise LimitNOFILE= (ulimit -Hn) to {needed}, or use fewer workers"),
-        );
+    let need = |fleet: &Fleet| Need::of(&fleet.spec);
+    let all = fleets.values().map(need).fold(Need::default(), Need::plus);
+    let total = all.total();
+    if total <= hard {
+        return;
     }
+    let largest = fleets.values().max_by_key(|fleet| need(fleet).total());
+    reader.fault(
+        "E105",
+        largest.map(|fleet| fleet.place.clone()),
+        format!(
+            "{total} open descriptors may be needed ({}); the hard limit is {hard}",
+            all.sum()
+        ),
+        "the largest fleet",
+        format!("raise LimitNOFILE= (ulimit -Hn) to {total}, or use fewer workers"),
+    );
 }

@@ -24,6 +24,9 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
+/// CPUs are numbered below this: what a `cpu_set_t` holds.
+const CPUS_MAX: u32 = 1024;
+
 /// What a duration looks like, for error messages.
 pub const SPAN_FORM: &str = "a duration such as \"30s\", \"250ms\" or \"1h30m\"";
 /// What a size looks like.
@@ -64,6 +67,17 @@ pub fn size(text: &str) -> Option<u64> {
     scaled(number, factor)
 }
 
+/// The shortest exact way to write a size: `64KiB`, `1536B`.
+pub fn show_size(bytes: u64) -> String {
+    let fits = |unit: &&(&str, u64)| bytes > 0 && bytes.is_multiple_of(unit.1);
+    let (unit, size) = SIZE_UNITS
+        .iter()
+        .filter(fits)
+        .max_by_key(|(_, size)| *size)
+        .unwrap_or(&("B", 1));
+    format!("{}{unit}", bytes / size)
+}
+
 /// `20/s`, `5/m`: events per second in thousandths.
 pub fn rate_per_kilosecond(text: &str) -> Option<u64> {
     let (number, unit) = text.split_once('/')?;
@@ -87,6 +101,27 @@ pub fn port_range(text: &str) -> Option<(u16, u16)> {
     let (low, high) = text.split_once('-')?;
     let (low, high) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
     (low > 0 && low <= high).then_some((low, high))
+}
+
+/// `0-1,3`: numbers of CPUs.
+pub fn cpus(text: &str) -> Option<Vec<u32>> {
+    let mut all = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (u32, u32) = (low.parse().ok()?, high.parse().ok()?);
+        if low > high || high >= CPUS_MAX {
+            return None;
+        }
+        all.extend(low..=high);
+    }
+    Some(all)
+}
+
+/// `0027`: a file mode in octal.
+pub fn mode(text: &str) -> Option<u32> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777)
 }
 
 /// A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number.
@@ -173,6 +208,19 @@ mod tests {
         );
         assert_eq!(port_range("18000-18063"), Some((18000, 18063)));
         assert_eq!(port_range("9-8"), None);
+        assert_eq!(show_size(8 << 20), "8MiB");
+        assert_eq!(show_size(1_500_000), "1500kB");
+        assert_eq!(show_size(0), "0B");
+    }
+
+    #[test]
+    fn cpu_lists_and_modes() {
+        assert_eq!(cpus("0-1, 3"), Some(vec![0, 1, 3]));
+        for bad in ["", "5-2,1", "all", "0-1024", "1,"] {
+            assert_eq!(cpus(bad), None, "{bad:?}");
+        }
+        assert_eq!(mode("0027"), Some(0o27));
+        assert_eq!(mode("10000"), None);
     }
 
     #[test]

@@ -504,9 +504,15 @@ impl Driver {
     fn say_ready(&mut self) {
         let config = self.engine.config();
         let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
-        let refused = if self.engine.is_rejected() { "; the newest reload was refused, nothing changed" } else { "" };
+        let refused = if self.engine.is_rejected() {
+            "; the newest reload was refused, nothing changed"
+        } else {
+            ""
+        };
         let fleets = config.fleets.len();
-        self.tell_systemd(format!("READY=1\nSTATUS=keeping {workers} workers in {fleets} fleets{refused}"));
+        self.tell_systemd(format!(
+            "READY=1\nSTATUS=keeping {workers} workers in {fleets} fleets{refused}"
+        ));
     }
 
     fn bind_for(&mut self, config: &crate::config::Config) -> Result<(), String> {

@@ -114,7 +114,10 @@ impl Fleet {
 
     /// Slots that are through with their work and want no other.
     pub(super) fn done(&self) -> u32 {
-        self.slots.values().filter(|slot| slot.state == State::Done).count() as u32
+        self.slots
+            .values()
+            .filter(|slot| slot.state == State::Done)
+            .count() as u32
     }
 
     pub(super) fn live(&self) -> usize {
@@ -167,7 +170,10 @@ impl Fleet {
         // A start that was due and could not be (too many are starting) waits for an event, not for time.
         let starts = self.slots.values().filter_map(Slot::start_at);
         let starts = starts.filter(|at| *at > self.looked).min();
-        [slots, starts, self.rollout_deadline()].into_iter().flatten().min()
+        [slots, starts, self.rollout_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due in its slots.

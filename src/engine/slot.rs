@@ -994,7 +994,7 @@ impl Slot {
             ProbeKind::Tcp(address) => ProbeTarget::Tcp(fill.put(address)),
             ProbeKind::Http { address, path } => ProbeTarget::Http {
                 address: fill.put(address),
-                path: path.clone(),
+                path: fill.put(path),
             },
         };
         let (worker, generation, timeout) = (desk.worker.clone(), self.generation, probe.timeout);

@@ -276,12 +276,19 @@ impl Supervisor {
 
     /// The state of every slot that is due at `now`, for whoever looks into a deadline that is never met.
     pub fn overdue(&self, now: Moment) -> Vec<String> {
-        let slots = self.fleets.values().flat_map(|fleet| fleet.slots.values().map(move |slot| (fleet, slot)));
+        let slots = self
+            .fleets
+            .values()
+            .flat_map(|fleet| fleet.slots.values().map(move |slot| (fleet, slot)));
         let due = slots.filter(|(fleet, slot)| {
-            let waits = [slot.deadline(), slot.start_at().filter(|at| *at > fleet.looked)];
+            let waits = [
+                slot.deadline(),
+                slot.start_at().filter(|at| *at > fleet.looked),
+            ];
             waits.into_iter().flatten().any(|at| at <= now)
         });
-        due.map(|(fleet, slot)| format!("{} {slot:?}", fleet.name)).collect()
+        due.map(|(fleet, slot)| format!("{} {slot:?}", fleet.name))
+            .collect()
     }
 
     /// Does the daemon stop, and how hard?
@@ -685,24 +692,24 @@ impl Supervisor {
     }
 
     fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {
-        let ports = self
-            .fleets
-            .get(name)
-            .and_then(|fleet| fleet.spec.process.port_range);
-        match (workers, ports) {
-            (Some(n), _) if n > 20_000 => Err(Denial::new(
-                ExitCode::Usage,
-                format!("{n} workers are more than a fleet can have (20000)"),
-            )),
-            (Some(n), Some((low, high))) if n > u32::from(high - low) + 1 => {
-                let have = u32::from(high - low) + 1;
-                Err(Denial::new(
-                    ExitCode::Conflict,
-                    format!("{name} has {have} ports (port_range) for {n} workers"),
-                ))
-            }
-            _ => Ok(()),
+        let (Some(workers), Some(fleet)) = (workers, self.fleets.get(name)) else {
+            return Ok(());
+        };
+        if workers > 20_000 {
+            let why = format!("{workers} workers are more than a fleet can have (20000)");
+            return Err(Denial::new(ExitCode::Usage, why));
         }
+        let surge = fleet.spec.rollout.max_surge;
+        if let Some((low, high)) = fleet.spec.process.port_range
+            && workers.saturating_add(surge) > u32::from(high - low) + 1
+        {
+            let have = u32::from(high - low) + 1;
+            let why = format!(
+                "{name} has {have} ports (port_range) for {workers} workers and {surge} more while it rolls"
+            );
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
+        Ok(())
     }
 
     /// Has an intent written to disk; it takes effect when that is done.
@@ -1150,7 +1157,9 @@ impl Supervisor {
         let size = fleet.size(&self.intent);
         // Slots are shown as held whether or not they were ever used.
         let shown = fleet.spec.workers.max(size);
-        let held_slots = (0..shown).map(SlotIndex).filter(|index| self.intent.holds(&fleet.name, *index));
+        let held_slots = (0..shown)
+            .map(SlotIndex)
+            .filter(|index| self.intent.holds(&fleet.name, *index));
         let indexes: BTreeSet<SlotIndex> = fleet.slots.keys().copied().chain(held_slots).collect();
         let unused = Slot::default();
         let workers = indexes.into_iter().filter_map(|index| {

@@ -167,7 +167,10 @@ impl Linux {
         let status = seat.child.peek().ok().flatten()?;
         seat.ended = true;
         // Most leaders were alone: then there is nobody to kill and nothing to wait for.
-        seat.alone = seat.leaf.as_ref().is_some_and(|leaf| !leaf.populated().unwrap_or(true));
+        seat.alone = seat
+            .leaf
+            .as_ref()
+            .is_some_and(|leaf| !leaf.populated().unwrap_or(true));
         let _ = self.poll.remove(&seat.child);
         Some(SeatNews::LeaderEnded(key, status))
     }
@@ -201,14 +204,23 @@ impl Linux {
 
     /// Leaves that could not be watched and have become empty.
     fn unwatched(&mut self, now: Moment) -> Vec<SeatNews> {
-        let seats = self.seats.iter().filter(|(_, seat)| seat.ended && seat.watch.is_none());
+        let seats = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.ended && seat.watch.is_none());
         let leaves: Vec<(RowKey, bool)> = seats
-            .filter_map(|(key, seat)| Some((key.clone(), seat.leaf.as_ref()?.populated().unwrap_or(true))))
+            .filter_map(|(key, seat)| {
+                Some((key.clone(), seat.leaf.as_ref()?.populated().unwrap_or(true)))
+            })
             .collect();
         if leaves.iter().any(|(_, populated)| *populated) {
             self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
         }
-        leaves.into_iter().filter(|(_, populated)| !populated).map(|(key, _)| SeatNews::Empty(key)).collect()
+        leaves
+            .into_iter()
+            .filter(|(_, populated)| !populated)
+            .map(|(key, _)| SeatNews::Empty(key))
+            .collect()
     }
 
     /// Does what is due: orphans, families.

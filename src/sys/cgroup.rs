@@ -193,8 +193,13 @@ impl Leaf {
 
     /// Is a process in it or below it? A leaf that is gone is empty.
     pub fn populated(&self) -> io::Result<bool> {
-        match fs::read_to_string(self.path.join("cgroup.events")) {
-            Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
+        let mut text = [0; 64];
+        let read = fs::File::open(self.path.join("cgroup.events"))
+            .and_then(|mut file| io::Read::read(&mut file, &mut text));
+        match read {
+            Ok(n) => Ok(!text[..n]
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"populated 0")),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
@@ -225,12 +230,16 @@ impl AsFd for Watch {
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
-    }
     match fs::remove_dir(path) {
+        // A worker made cgroups of its own below it.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            for entry in fs::read_dir(path)?.flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    remove_tree(&entry.path())?;
+                }
+            }
+            fs::remove_dir(path)
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }
@@ -278,7 +287,11 @@ fn delegation(unit: &Path) -> Delegation {
     if marked("user.delegate") || marked("trusted.delegate") {
         return Delegation::Yes;
     }
-    if may_read_trusted() { Delegation::No } else { Delegation::Unknown }
+    if may_read_trusted() {
+        Delegation::No
+    } else {
+        Delegation::Unknown
+    }
 }
 
 /// CAP_SYS_ADMIN, without which attributes named `trusted.` do not seem to exist (xattr(7)).

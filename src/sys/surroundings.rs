@@ -68,6 +68,13 @@ impl Surroundings for ThisMachine {
     }
 
     fn cpus(&self) -> u32 {
-        std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+        // The configured ones, not those that this process may use: a worker's affinity is its own.
+        let configured = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_CONF);
+        configured
+            .ok()
+            .flatten()
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(1)
+            .max(1)
     }
 }

@@ -6,6 +6,7 @@ use leasehold::{
     config::{
         self, Config,
         diff::{Class, class, diff},
+        spec::{ProbeKind, ReadySpec},
         units,
     },
     id::FleetName,
@@ -58,6 +59,8 @@ proptest! {
         prop_assert_eq!(units::size(&format!("{n}MiB")), Some(n << 20));
         prop_assert_eq!(units::size(&format!("{n}.5KiB")), Some((n << 10) + 512));
         prop_assert_eq!(units::size(&n.to_string()), None);
+        prop_assert_eq!(units::size(&units::show_size(n)), Some(n));
+        prop_assert_eq!(units::size(&units::show_size(n << 20)), Some(n << 20));
     }
 
     #[test]
@@ -212,7 +215,8 @@ proptest! {
             prop_assert_eq!(change.differences.is_empty(), whole, "{:?}", change);
             for difference in &change.differences {
                 prop_assert_ne!(&difference.before, &difference.after);
-                prop_assert_ne!(difference.key.as_str(), "revision");
+                let ours = ["revision", "rank", "program", "argv", "process"];
+                prop_assert!(difference.key.split('.').all(|word| !ours.contains(&word)), "{:?}", difference);
             }
         }
     }
@@ -278,6 +282,126 @@ fn classes_of_single_keys() {
             .collect();
         assert_eq!(found, [("web", expected)], "{extra}");
     }
+}
+
+/// A plan speaks as the file does.
+#[test]
+fn differences_read_as_they_are_typed() {
+    let differences = |before: &str, after: &str| -> Vec<String> {
+        let with = |extra: &str| {
+            load_text(format!(
+                "schema = 1\n[fleet.db]\ncommand = [\"/bin/true\"]\n[fleet.web]\n{extra}\n"
+            ))
+        };
+        let changes = diff(&with(before), &with(after));
+        let web = changes
+            .into_iter()
+            .find(|change| change.fleet.as_str() == "web");
+        let show = |side: Option<String>| side.unwrap_or_else(|| "nothing".to_owned());
+        let all = web.into_iter().flat_map(|change| change.differences);
+        all.map(|one| format!("{}: {} -> {}", one.key, show(one.before), show(one.after)))
+            .collect()
+    };
+    let before = r#"
+        command = ["/bin/sleep", "1"]
+        cwd = "/srv"
+        log = { rotate_size = "8MiB" }
+        ready = "notify"
+        restart = { backoff = "200ms..30s" }
+        stop = { timeout = "30s", signal = "SIGTERM" }
+        socket.http.listen = "127.0.0.1:8080"
+    "#;
+    let after = r#"
+        command = ["python3", "-m", "web"]
+        cwd = "/srv/app"
+        after = { db = "started" }
+        env = { MODE = "live" }
+        health = { exec = ["/bin/true"], interval = "1m30s" }
+        hooks.pre_stop.run = ["/bin/true"]
+        limits = { nofile = 100, core = "infinity", memory_max = "1.5GiB", tasks = 5, cpus = "0-1", nice = -5 }
+        log = { rotate_size = "1000kB", stderr = "separate", sink = "none" }
+        port_range = "18000-18003"
+        ready = { http = "http://127.0.0.1/healthz" }
+        restart = { backoff = "1s..60s", policy = "on-failure", success = [0, 3], then = "fail" }
+        rollout.on_failure = "rollback"
+        stop = { timeout = "45s", signal = "SIGQUIT", to = "group" }
+        socket.http = { listen = "127.0.0.1:8081", mode = "0660" }
+        umask = "0027"
+        workers = 2
+    "#;
+    let expected = r#"
+        after.db: nothing -> started
+        command: ["/bin/sleep", "1"] -> ["python3", "-m", "web"] (/usr/bin/python3)
+        cwd: "/srv" -> "/srv/app"
+        depth of dependencies: 0 -> 1
+        env.MODE: nothing -> "live"
+        health.exec: nothing -> ["/bin/true"]
+        health.fail: nothing -> 3
+        health.interval: nothing -> 1m30s
+        health.pass: nothing -> 1
+        health.restarts_per_minute: 0 -> 6
+        health.timeout: nothing -> 2s
+        hooks.pre_stop.on_error: nothing -> ignore
+        hooks.pre_stop.run: nothing -> ["/bin/true"]
+        hooks.pre_stop.timeout: nothing -> 10s
+        limits.core: nothing -> infinity
+        limits.cpus: nothing -> 0,1
+        limits.memory_max: nothing -> 1536MiB
+        limits.nice: nothing -> -5
+        limits.nofile: nothing -> 100
+        limits.tasks: nothing -> 5
+        log.rotate_size: 8MiB -> 1MB
+        log.sink: file -> none
+        log.stderr: merge -> separate
+        port_range: nothing -> 18000-18003
+        ready: notify -> nothing
+        ready.fail: nothing -> 3
+        ready.http: nothing -> http://127.0.0.1:80/healthz
+        ready.interval: nothing -> 500ms
+        ready.pass: nothing -> 1
+        ready.timeout: nothing -> 2s
+        restart.backoff: 200ms..30s -> 1s..1m
+        restart.policy: always -> on-failure
+        restart.success: [0] -> [0, 3]
+        restart.then: retry -> fail
+        rollout.on_failure: stop -> rollback
+        socket.http.listen: 127.0.0.1:8080 -> 127.0.0.1:8081
+        socket.http.mode: nothing -> 0660
+        stop.signal: SIGTERM -> SIGQUIT
+        stop.timeout: 30s -> 45s
+        stop.to: leader -> group
+        umask: nothing -> 0027
+        workers: 1 -> 2
+    "#;
+    let expected: Vec<&str> = expected
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    assert_eq!(differences(before, after), expected);
+}
+
+/// A fleet's own words win over inherited ones that mean the same by another name.
+#[test]
+fn own_keys_win_over_defaults() {
+    let config = load_text(include_str!("good/own-over-defaults.toml").to_owned());
+    let fleet = |name: &str| &config.fleets[&name.parse::<FleetName>().unwrap()];
+    let waits = |name: &str| {
+        let stop = &fleet(name).stop;
+        (stop.timeout, stop.deregister_delay)
+    };
+    assert_eq!(waits("api"), (Span::secs(5), Span::secs(1)));
+    assert_eq!(waits("jobs"), (Span::secs(7), Span::secs(1)));
+    assert_eq!(waits("web"), (Span::secs(10), Span::secs(2)));
+    assert!(config.fleets.values().all(|spec| spec.stop.signal == 3));
+    assert_eq!(fleet("web").process.cwd.as_deref(), Some("/srv/app"));
+    assert_eq!(fleet("api").ready, ReadySpec::Notify);
+    assert_eq!(fleet("jobs").ready, ReadySpec::Spawned);
+    assert!(matches!(&fleet("web").ready, ReadySpec::Probe(probe)
+        if probe.kind == ProbeKind::Tcp("127.0.0.1:2".to_owned())));
+    let health = fleet("web").health.probe.as_ref().unwrap();
+    assert!(matches!(health.kind, ProbeKind::Http { .. }));
+    assert_eq!(health.interval, Span::secs(10));
 }
 
 fn base() -> Knobs {

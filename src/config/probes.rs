@@ -1,0 +1,152 @@
+//! Questions to a worker: is it ready, is it still well?
+
+use crate::{
+    config::{
+        commands::Programs,
+        document::Kind,
+        fault::nearest,
+        forms,
+        section::{Origin, Section},
+        spec::*,
+    },
+    time::Span,
+};
+
+const KINDS: [&str; 3] = ["tcp", "http", "exec"];
+
+pub(super) fn ready(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> ReadySpec {
+    let Some(value) = section.value("ready") else {
+        return ReadySpec::Spawned;
+    };
+    let text = match &value.kind {
+        Kind::Table(_) => {
+            let table = section.tables("ready");
+            let probe = probe(&table, programs, Span::millis(500));
+            table.finish();
+            if probe.is_none() {
+                no_kind(&table, "ready", section);
+            }
+            return probe.map_or(ReadySpec::Spawned, ReadySpec::Probe);
+        }
+        Kind::String(text) => text.as_str(),
+        _ => "",
+    };
+    if let Some(delay) = text.strip_prefix("delay=") {
+        return (forms::SPAN.parse)(delay).map_or_else(
+            || {
+                let help = forms::SPAN.guess(delay).map_or_else(
+                    || "write \"delay=2s\"".to_owned(),
+                    |meant| format!("write \"delay={meant}\""),
+                );
+                section.fault("E140", "ready", format!("{text:?} has no duration"), &help);
+                ReadySpec::Spawned
+            },
+            ReadySpec::Delay,
+        );
+    }
+    match text {
+        "notify" => ReadySpec::Notify,
+        "spawned" => ReadySpec::Spawned,
+        _ => {
+            let help = nearest(text, ["notify", "spawned"]).map_or_else(
+                || "\"notify\", \"spawned\", \"delay=2s\", or a probe such as { tcp = \"127.0.0.1:8080\" }".to_owned(),
+                |near| format!("did you mean {near:?}?"),
+            );
+            let message = format!("{} cannot be {}", section.name("ready"), value.describe());
+            section.fault("E141", "ready", message, &help);
+            ReadySpec::Spawned
+        }
+    }
+}
+
+pub(super) fn health(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> HealthSpec {
+    let table = section.section("health");
+    if table.is_absent() {
+        return HealthSpec::default();
+    }
+    let spec = HealthSpec {
+        watchdog: table.span("watchdog"),
+        probe: probe(&table, programs, Span::secs(5)),
+        restarts_per_minute: table
+            .integer("restarts_per_minute", 0, 100_000)
+            .unwrap_or(6) as u32,
+    };
+    table.finish();
+    // What is only inherited may be there for other fleets, which do say how.
+    let mut details = ["interval", "timeout", "fail", "pass"].into_iter();
+    if spec.probe.is_none() && details.any(|key| table.origin(key) == Some(Origin::Own)) {
+        no_kind(&table, "health", section);
+    }
+    spec
+}
+
+/// There is no probe; unless one was tried, says that its kind is missing.
+fn no_kind(table: &Section<'_, '_>, key: &str, outer: &Section<'_, '_>) {
+    if KINDS.iter().any(|kind| table.origin(kind).is_some()) {
+        return;
+    }
+    let message = format!("{} does not say what to ask", outer.name(key));
+    let help = "add tcp = \"127.0.0.1:8080\", http = \"http://127.0.0.1:8080/healthz\", or exec = [\"/path/to/program\"]";
+    outer.fault("E143", key, message, help);
+}
+
+/// `{ tcp | http | exec = …, interval, timeout, fail, pass }`; none if none of the three is there and right.
+fn probe(
+    table: &Section<'_, '_>,
+    programs: &Programs<'_, '_, '_>,
+    interval: Span,
+) -> Option<ProbeSpec> {
+    let timeout = table.span("timeout").unwrap_or(Span::secs(2));
+    let interval = table.span("interval").unwrap_or(interval);
+    let (fail, pass) = (
+        table.integer("fail", 1, 1_000).unwrap_or(3) as u32,
+        table.integer("pass", 1, 1_000).unwrap_or(1) as u32,
+    );
+    let tcp = table.parsed("tcp", &forms::PROBE_ADDRESS);
+    let http = table.parsed("http", &forms::PROBE_URL);
+    let http_texts = http.iter().flat_map(|(address, path)| [address, path]);
+    let texts = tcp.iter().map(|text| ("tcp", text));
+    for (key, text) in texts.chain(http_texts.map(|text| ("http", text))) {
+        if let Some(place) = table.place_of(key) {
+            programs.placeholders.check(text, &place);
+        }
+    }
+    let exec = table
+        .value("exec")
+        .and_then(|_| programs.command(table, "exec"));
+    let exec = exec.map(|(program, argv)| HookSpec {
+        program,
+        argv,
+        timeout,
+        abort: true,
+    });
+    let kind = match one_kind(table)? {
+        "tcp" => ProbeKind::Tcp(tcp?),
+        "http" => http.map(|(address, path)| ProbeKind::Http { address, path })?,
+        _ => ProbeKind::Exec(exec?),
+    };
+    Some(ProbeSpec {
+        kind,
+        interval: interval.max(Span::millis(10)),
+        timeout,
+        fail,
+        pass,
+    })
+}
+
+/// The one kind that is asked for: the table's own wins over what it inherits.
+fn one_kind(table: &Section<'_, '_>) -> Option<&'static str> {
+    let from = |origin| {
+        let kinds = KINDS.into_iter();
+        kinds.filter(move |kind| table.origin(kind) == Some(origin))
+    };
+    let mut kinds: Vec<&'static str> = from(Origin::Own).collect();
+    if kinds.is_empty() {
+        kinds = from(Origin::Inherited).collect();
+    }
+    if let [first, second, ..] = kinds[..] {
+        let message = format!("{} asks in more than one way", table.table_of(first));
+        table.fault("E142", second, message, "choose one of tcp, http, exec");
+    }
+    kinds.first().copied()
+}

@@ -1,0 +1,288 @@
+//! A fleet's settings as people type them, for differences: keys of the file, `30s`, `8MiB`, words.
+
+use std::collections::BTreeMap;
+
+use crate::config::{
+    fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
+    limits,
+    process::{ON_ERROR, STDERR},
+    spec::*,
+    units,
+};
+
+/// Settings by key.
+#[derive(Default)]
+struct Shown(BTreeMap<String, String>);
+
+/// All settings of a fleet that differ between different fleets, by key. Free text is quoted; words, numbers and units are not.
+pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
+    // Taken apart in full, so that a new setting cannot be forgotten here.
+    let FleetSpec {
+        revision: _,
+        workers,
+        process,
+        sockets,
+        ready,
+        start: StartSpec { timeout, parallel },
+        health,
+        restart,
+        stop,
+        rollout,
+        after,
+        rank,
+        log,
+    } = spec;
+    let mut all = Shown::default();
+    all.put("workers", workers);
+    all.process(process);
+    for (name, socket) in sockets {
+        all.socket(name, socket);
+    }
+    all.ready(ready);
+    all.put("start.timeout", timeout);
+    all.put("start.parallel", parallel);
+    all.health(health);
+    all.restart(restart);
+    all.stop(stop);
+    all.rollout(rollout);
+    for (name, state) in after {
+        all.word(&format!("after.{name}"), &AFTER, state);
+    }
+    // Not typed: it follows from the dependencies of all fleets.
+    all.put("depth of dependencies", rank);
+    all.log(log);
+    all.0
+}
+
+impl Shown {
+    fn put(&mut self, key: &str, value: impl ToString) {
+        self.0.insert(key.to_owned(), value.to_string());
+    }
+
+    fn maybe(&mut self, key: &str, value: &Option<impl ToString>) {
+        if let Some(value) = value {
+            self.put(key, value.to_string());
+        }
+    }
+
+    fn word<T: PartialEq>(&mut self, key: &str, words: &[(&str, T)], value: &T) {
+        let word = words.iter().find(|(_, meaning)| meaning == value);
+        self.put(key, word.map_or("", |(word, _)| word));
+    }
+
+    fn process(&mut self, process: &ProcessSpec) {
+        let ProcessSpec {
+            program,
+            argv,
+            cwd,
+            env,
+            env_files,
+            user,
+            umask,
+            rlimits,
+            nice,
+            affinity,
+            session,
+            no_new_privs,
+            cgroup_limits,
+            port_range,
+            stderr_separate,
+            pre_start,
+            pre_stop,
+        } = process;
+        self.command("command", program, argv);
+        self.maybe("cwd", &cwd.as_ref().map(|dir| format!("{dir:?}")));
+        for (name, value) in env {
+            self.put(&format!("env.{name}"), format!("{value:?}"));
+        }
+        if !env_files.is_empty() {
+            let sign = |file: &EnvFile| if file.optional { "-" } else { "" };
+            let files = env_files
+                .iter()
+                .map(|file| format!("{}{}", sign(file), file.path));
+            self.put("env_file", format!("{:?}", files.collect::<Vec<_>>()));
+        }
+        if let Some(user) = user {
+            let text = format!("{}:{} with groups {:?}", user.uid, user.gid, user.groups);
+            self.put("user", text);
+        }
+        self.maybe("umask", &umask.map(|mode| format!("{mode:04o}")));
+        self.limits(rlimits, cgroup_limits);
+        self.maybe("limits.nice", nice);
+        if !affinity.is_empty() {
+            let list: Vec<String> = affinity.iter().map(u32::to_string).collect();
+            self.put("limits.cpus", list.join(","));
+        }
+        self.put("session", session);
+        self.put("no_new_privs", no_new_privs);
+        let ports = port_range.map(|(low, high)| format!("{low}-{high}"));
+        self.maybe("port_range", &ports);
+        self.word("log.stderr", &STDERR, stderr_separate);
+        for (key, hook) in [("hooks.pre_start", pre_start), ("hooks.pre_stop", pre_stop)] {
+            if let Some(hook) = hook {
+                self.command(&format!("{key}.run"), &hook.program, &hook.argv);
+                self.put(&format!("{key}.timeout"), hook.timeout);
+                self.word(&format!("{key}.on_error"), &ON_ERROR, &hook.abort);
+            }
+        }
+    }
+
+    /// The words as typed, and where the program was found: that may change by itself.
+    fn command(&mut self, key: &str, program: &str, argv: &[String]) {
+        let mut text = format!("{argv:?}");
+        if argv.first().is_none_or(|word| word != program) {
+            text += &format!(" ({program})");
+        }
+        self.put(key, text);
+    }
+
+    fn limits(&mut self, rlimits: &[(u32, u64, u64)], cgroup: &[(String, String)]) {
+        for (resource, soft, _) in rlimits {
+            let here = |(_, number): &&(&str, u32)| number == resource;
+            if let Some((key, _)) = limits::COUNTS.iter().find(here) {
+                self.put(&format!("limits.{key}"), soft);
+            }
+            if let Some((key, _)) = limits::SIZES.iter().find(here) {
+                let size = match *soft {
+                    u64::MAX => "infinity".to_owned(),
+                    bytes => units::show_size(bytes),
+                };
+                self.put(&format!("limits.{key}"), size);
+            }
+        }
+        for (file, value) in cgroup {
+            for (key, _) in limits::CGROUP_SIZES.iter().filter(|(_, f)| f == file) {
+                let bytes = value.parse().map(units::show_size);
+                self.put(&format!("limits.{key}"), bytes.as_ref().unwrap_or(value));
+            }
+            for (key, ..) in limits::CGROUP_COUNTS.iter().filter(|(_, f, _)| f == file) {
+                self.put(&format!("limits.{key}"), value);
+            }
+        }
+    }
+
+    fn socket(&mut self, name: &str, socket: &SocketSpec) {
+        let SocketSpec {
+            listen,
+            backlog,
+            reuse_port,
+            mode,
+        } = socket;
+        let key = |last: &str| format!("socket.{name}.{last}");
+        self.put(&key("listen"), listen);
+        self.put(&key("backlog"), backlog);
+        self.put(&key("reuse_port"), reuse_port);
+        self.maybe(&key("mode"), &mode.map(|mode| format!("{mode:04o}")));
+    }
+
+    fn ready(&mut self, ready: &ReadySpec) {
+        match ready {
+            ReadySpec::Spawned => self.put("ready", "spawned"),
+            ReadySpec::Delay(span) => self.put("ready", format!("delay={span}")),
+            ReadySpec::Notify => self.put("ready", "notify"),
+            ReadySpec::Probe(probe) => self.probe("ready", probe),
+        }
+    }
+
+    fn probe(&mut self, table: &str, probe: &ProbeSpec) {
+        let ProbeSpec {
+            kind,
+            interval,
+            timeout,
+            fail,
+            pass,
+        } = probe;
+        let key = |last: &str| format!("{table}.{last}");
+        match kind {
+            ProbeKind::Tcp(address) => self.put(&key("tcp"), address),
+            ProbeKind::Http { address, path } => {
+                self.put(&key("http"), format!("http://{address}{path}"));
+            }
+            ProbeKind::Exec(hook) => self.command(&key("exec"), &hook.program, &hook.argv),
+        }
+        self.put(&key("interval"), interval);
+        self.put(&key("timeout"), timeout);
+        self.put(&key("fail"), fail);
+        self.put(&key("pass"), pass);
+    }
+
+    fn health(&mut self, health: &HealthSpec) {
+        let HealthSpec {
+            watchdog,
+            probe,
+            restarts_per_minute,
+        } = health;
+        self.maybe("health.watchdog", watchdog);
+        if let Some(probe) = probe {
+            self.probe("health", probe);
+        }
+        self.put("health.restarts_per_minute", restarts_per_minute);
+    }
+
+    fn restart(&mut self, restart: &RestartSpec) {
+        let RestartSpec {
+            policy,
+            backoff_min,
+            backoff_max,
+            burst,
+            window,
+            healthy,
+            give_up,
+            success,
+        } = restart;
+        self.word("restart.policy", &POLICIES, policy);
+        self.put("restart.backoff", format!("{backoff_min}..{backoff_max}"));
+        self.put("restart.burst", burst);
+        self.put("restart.window", window);
+        self.put("restart.healthy", healthy);
+        self.word("restart.then", &THEN, give_up);
+        self.put("restart.success", format!("{success:?}"));
+    }
+
+    fn stop(&mut self, stop: &StopSpec) {
+        let StopSpec {
+            signal,
+            to,
+            timeout,
+            extend_max,
+            deregister_delay,
+        } = stop;
+        self.put("stop.signal", units::signal_name(*signal));
+        self.word("stop.to", &TARGETS, to);
+        self.put("stop.timeout", timeout);
+        self.put("stop.extend_max", extend_max);
+        self.put("stop.deregister_delay", deregister_delay);
+    }
+
+    fn rollout(&mut self, rollout: &RolloutSpec) {
+        let RolloutSpec {
+            max_surge,
+            max_unavailable,
+            min_ready,
+            rollback,
+        } = rollout;
+        self.put("rollout.max_surge", max_surge);
+        self.put("rollout.max_unavailable", max_unavailable);
+        self.put("rollout.min_ready", min_ready);
+        self.word("rollout.on_failure", &ON_FAILURE, rollback);
+    }
+
+    fn log(&mut self, log: &LogSpec) {
+        let LogSpec {
+            file,
+            rotate_size,
+            max_size,
+            drop,
+            buffer,
+        } = log;
+        self.word("log.sink", &SINKS, file);
+        for (key, bytes) in [
+            ("rotate_size", rotate_size),
+            ("max_size", max_size),
+            ("buffer", buffer),
+        ] {
+            self.put(&format!("log.{key}"), units::show_size(*bytes));
+        }
+        self.word("log.on_full", &ON_FULL, drop);
+    }
+}
