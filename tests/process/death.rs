@@ -34,74 +34,123 @@ fn all_gone(rig: &Rig, bound_ms: u64) {
     });
 }
 
-both_ways! {
-    /// Also descendants that left group and session; and the same directories serve the next run.
-    fn a_killed_keeper_leaves_nothing(mut rig) {
-        configure(&rig, if rig.mode == Mode::Cgroup { 2 } else { 1 });
-        let before = rig.start_settled();
-        rig.kill_keeper();
-        all_gone(&rig, 5_000);
-        until_true("the supervisor is gone", 2_000, || !lives(before.supervisor()));
-        rig.assert_nothing_left();
-        let _ = std::fs::remove_file(rig.path("notes/pids"));
-        let after = rig.start_settled();
-        assert_eq!(after.of("web").len(), 2);
-        assert_ne!(identities(&before.of("web")), identities(&after.of("web")));
-        rig.drain(8_000);
-    }
+both_ways!(
+    a_killed_keeper_leaves_nothing,
+    a_keeper_that_is_killed_and_started_at_once_starts_clean,
+    what_both_leave_behind_is_ended_by_the_next_run,
+    a_second_run_is_refused_and_told_by_whom,
+    a_frozen_keeper_goes_on_where_it_was
+);
 
-    /// Nobody is there to clean up: the next run does it before it says that it is ready. Without cgroups it knows them by their
-    /// environment alone: who dropped that is not covered.
-    fn what_both_leave_behind_is_ended_by_the_next_run(mut rig) {
-        configure(&rig, if rig.mode == Mode::Cgroup { 2 } else { 0 });
-        let before = rig.start_settled();
-        // Frozen first, so that it cannot clean up while the keeper dies.
-        let keeper = rig.keeper();
-        send(keeper, Signal::STOP);
-        until_true("the keeper is frozen", 2_000, || crate::rig::state_of(keeper) == Some('T'));
-        send(before.supervisor(), Signal::KILL);
-        rig.kill_keeper();
-        let orphans = rig.noted_pids().into_iter().filter(|pid| lives(*pid)).count();
-        assert!(orphans > 0, "the kernel kills leaders, not their descendants");
-        let stale = rig.noted_pids();
-        let _ = std::fs::remove_file(rig.path("notes/pids"));
+/// Also descendants that left group and session; and the same directories serve the next run.
+fn a_killed_keeper_leaves_nothing(mut rig: Rig) {
+    configure(&rig, if rig.mode == Mode::Cgroup { 2 } else { 1 });
+    let before = rig.start_settled();
+    rig.kill_keeper();
+    all_gone(&rig, 5_000);
+    until_true("the supervisor is gone", 2_000, || {
+        !lives(before.supervisor())
+    });
+    rig.assert_nothing_left();
+    let _ = std::fs::remove_file(rig.path("notes/pids"));
+    let after = rig.start_settled();
+    assert_eq!(after.of("web").len(), 2);
+    assert_ne!(identities(&before.of("web")), identities(&after.of("web")));
+    rig.drain(8_000);
+}
+
+/// The next run begins while the supervisor of the one before still cleans up: neither takes away what the other needs.
+fn a_keeper_that_is_killed_and_started_at_once_starts_clean(mut rig: Rig) {
+    rig.configure(
+        "[fleet.web]\ncommand = [\"/bin/sleep\", \"1000\"]\nworkers = 12\nstop.timeout = \"1s\"\n",
+    );
+    for _ in 0..25 {
         rig.start();
-        let alive: Vec<i32> = stale.into_iter().filter(|pid| lives(*pid)).collect();
-        assert!(alive.is_empty(), "READY with leftovers {alive:?}");
-        assert!(rig.stderr().contains("that an earlier run had left behind") || rig.mode == Mode::Cgroup, "{}", rig.stderr());
-        rig.settle(10_000);
-        rig.drain(8_000);
+        let status = rig.settle(3_000);
+        let first = status.workers().iter().all(|w| w.generation == 1);
+        assert!(first && status.workers().len() == 12, "{status:?}");
+        rig.kill_keeper();
     }
+    let status = rig.start_settled();
+    let cgroup = rig.cgroup().filter(|_| rig.mode == Mode::Cgroup);
+    assert!(cgroup.is_none_or(|path| path.is_dir()));
+    crate::rig::pause(200);
+    assert_eq!(
+        identities(&status.workers()),
+        identities(&rig.status().workers())
+    );
+    rig.drain(5_000);
+}
 
-    /// One daemon per run directory.
-    fn a_second_run_is_refused_and_told_by_whom(mut rig) {
-        rig.configure("[fleet.web]\ncommand = [{worker}, \"sleep\"]\n");
-        let before = rig.start_settled();
-        let output = rig.run_command().stdin(Stdio::null()).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(9), "{text}");
-        assert!(text.contains(&format!("pid {}", rig.keeper())), "{text}");
-        let after = rig.status();
-        assert_eq!(identities(&before.workers()), identities(&after.workers()));
-        assert_eq!(before.supervisor(), after.supervisor());
-        rig.drain(5_000);
-    }
+/// Nobody is there to clean up: the next run does it before it says that it is ready. Without cgroups it knows them by their
+/// environment alone: who dropped that is not covered.
+fn what_both_leave_behind_is_ended_by_the_next_run(mut rig: Rig) {
+    configure(&rig, if rig.mode == Mode::Cgroup { 2 } else { 0 });
+    let before = rig.start_settled();
+    // Frozen first, so that it cannot clean up while the keeper dies.
+    let keeper = rig.keeper();
+    send(keeper, Signal::STOP);
+    until_true("the keeper is frozen", 2_000, || {
+        crate::rig::state_of(keeper) == Some('T')
+    });
+    send(before.supervisor(), Signal::KILL);
+    rig.kill_keeper();
+    let orphans = rig
+        .noted_pids()
+        .into_iter()
+        .filter(|pid| lives(*pid))
+        .count();
+    assert!(
+        orphans > 0,
+        "the kernel kills leaders, not their descendants"
+    );
+    let stale = rig.noted_pids();
+    let _ = std::fs::remove_file(rig.path("notes/pids"));
+    rig.start();
+    let alive: Vec<i32> = stale.into_iter().filter(|pid| lives(*pid)).collect();
+    assert!(alive.is_empty(), "READY with leftovers {alive:?}");
+    assert!(
+        rig.stderr().contains("that an earlier run had left behind") || rig.mode == Mode::Cgroup,
+        "{}",
+        rig.stderr()
+    );
+    rig.settle(10_000);
+    rig.drain(8_000);
+}
 
-    /// Alive, but deaf: the kernel's instance lock still keeps a second one away; its thaw harms nobody.
-    fn a_frozen_keeper_goes_on_where_it_was(mut rig) {
-        rig.configure("[fleet.web]\ncommand = [{worker}, \"sleep\"]\nworkers = 3\n");
-        let before = rig.start_settled();
-        rig.signal(Signal::STOP);
-        send(before.workers()[0].pid, Signal::KILL);
-        let output = rig.run_command().stdin(Stdio::null()).output().unwrap();
-        assert_eq!(output.status.code(), Some(9));
-        rig.signal(Signal::CONT);
-        let after = rig.wait("the dead one is back", 3_000, |status| {
-            status.worker("web/0").is_some_and(|w| w.generation == 2 && w.ready)
-        });
-        assert_eq!(identities(&before.workers()[1..]), identities(&after.workers()[1..]));
-        rig.drain(5_000);
-    }
+/// One daemon per run directory.
+fn a_second_run_is_refused_and_told_by_whom(mut rig: Rig) {
+    rig.configure("[fleet.web]\ncommand = [{worker}, \"sleep\"]\n");
+    let before = rig.start_settled();
+    let output = rig.run_command().stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(9), "{text}");
+    assert!(text.contains(&format!("pid {}", rig.keeper())), "{text}");
+    let after = rig.status();
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    assert_eq!(before.supervisor(), after.supervisor());
+    rig.drain(5_000);
+}
+
+/// Alive, but deaf: the kernel's instance lock still keeps a second one away; its thaw harms nobody.
+fn a_frozen_keeper_goes_on_where_it_was(mut rig: Rig) {
+    rig.configure("[fleet.web]\ncommand = [{worker}, \"sleep\"]\nworkers = 3\n");
+    let before = rig.start_settled();
+    rig.signal(Signal::STOP);
+    send(before.workers()[0].pid, Signal::KILL);
+    let output = rig.run_command().stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(9));
+    rig.signal(Signal::CONT);
+    let after = rig.wait("the dead one is back", 3_000, |status| {
+        status
+            .worker("web/0")
+            .is_some_and(|w| w.generation == 2 && w.ready)
+    });
+    assert_eq!(
+        identities(&before.workers()[1..]),
+        identities(&after.workers()[1..])
+    );
+    rig.drain(5_000);
 }
 
 /// What a check of "nothing is left" would overlook if it looked in the wrong place.
@@ -125,6 +174,8 @@ fn the_checks_look_where_workers_are() {
     assert!(cgroup.contains(&format!("0::/{name}/web.0.1")), "{cgroup}");
     assert!(rig.cgroup().unwrap().is_dir());
     assert!(rig.left().contains(&worker.pid) && rig.left().contains(&status.supervisor()));
-    assert_eq!(rig.noted_pids().len(), 24);
+    until_true("both families are complete", 3_000, || {
+        rig.noted_pids().len() == 24
+    });
     rig.drain(8_000);
 }

@@ -21,25 +21,26 @@ pub(crate) enum Mode {
     Group,
 }
 
-/// The test's body runs once with cgroups and once without.
+/// Each of these runs once with cgroups and once without.
 macro_rules! both_ways {
-    ($($(#[$doc:meta])* fn $name:ident($rig:pat_param) $body:block)*) => {$(
+    ($($name:ident),* $(,)?) => {$(
         mod $name {
+            use crate::rig::{Mode, Rig};
+
             #[test]
             fn by_cgroup() {
-                if let Some(rig) = crate::rig::Rig::new(crate::rig::Mode::Cgroup) {
+                if let Some(rig) = Rig::new(Mode::Cgroup) {
                     super::$name(rig);
                 }
             }
+
             #[test]
             fn by_group() {
-                if let Some(rig) = crate::rig::Rig::new(crate::rig::Mode::Group) {
+                if let Some(rig) = Rig::new(Mode::Group) {
                     super::$name(rig);
                 }
             }
         }
-        $(#[$doc])*
-        fn $name($rig: crate::rig::Rig) $body
     )*};
 }
 pub(crate) use both_ways;
@@ -99,10 +100,8 @@ pub(crate) fn is_root() -> bool {
 /// Says, loudly, why a test does not test anything here.
 pub(crate) fn skip(why: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
-    let text = format!("\nSKIPPED {test}: {why}\n");
-    // Past the capture of the test harness.
-    let _ = fs::write("/dev/stderr", &text);
-    eprintln!("{text}");
+    // Written, not printed: the harness keeps what is printed by tests that pass.
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED {test}: {why}");
 }
 
 pub(crate) fn send(pid: i32, signal: Signal) {

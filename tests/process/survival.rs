@@ -183,51 +183,58 @@ pub(crate) fn whole_log(rig: &Rig, worker: &str) -> String {
         .collect()
 }
 
-both_ways! {
-    /// Spaced, so that every supervisor believes its rows: counters too are right in the end.
-    fn a_killed_supervisor_loses_nothing(rig) {
-        let busy = Busy::begin(rig);
-        let rounds = rounds(5);
-        let mut supervisor = busy.status.supervisor();
-        for _ in 0..rounds {
-            pause(any(300));
-            send(supervisor, Signal::KILL);
-            supervisor = busy.replaced(supervisor, 2_000).supervisor();
-            pause(2_600);
-        }
-        busy.end(rounds, true);
-    }
+both_ways!(
+    a_killed_supervisor_loses_nothing,
+    a_storm_of_kills_loses_no_worker,
+    a_frozen_supervisor_is_replaced
+);
 
-    /// As fast as they come up, at any moment of their start: from the fifth on they ignore row bodies, and wait between starts.
-    fn a_storm_of_kills_loses_no_worker(rig) {
-        let busy = Busy::begin(rig);
-        let mut before = busy.status.supervisor();
-        let mut kills = 0;
-        for _ in 0..8 {
-            // Found in /proc, not asked: it dies before it could answer.
-            let supervisor = until("a next supervisor", 6_000, || {
-                supervisor_of(busy.rig.keeper()).filter(|pid| *pid != before).or((kills == 0).then_some(before)).ok_or_else(String::new)
-            });
-            pause(any(40));
-            send(supervisor, Signal::KILL);
-            (before, kills) = (supervisor, kills + 1);
-        }
-        busy.replaced(before, 8_000);
-        busy.end(kills, false);
+/// Spaced, so that every supervisor believes its rows: counters too are right in the end.
+fn a_killed_supervisor_loses_nothing(rig: Rig) {
+    let busy = Busy::begin(rig);
+    let rounds = rounds(5);
+    let mut supervisor = busy.status.supervisor();
+    for _ in 0..rounds {
+        pause(any(300));
+        send(supervisor, Signal::KILL);
+        supervisor = busy.replaced(supervisor, 2_000).supervisor();
+        pause(2_600);
     }
+    busy.end(rounds, true);
+}
 
-    /// Seen at once and replaced; it does not count as a death of its own.
-    fn a_frozen_supervisor_is_replaced(rig) {
-        let busy = Busy::begin(rig);
-        let rounds = rounds(30);
-        let mut supervisor = busy.status.supervisor();
-        for _ in 0..rounds {
-            pause(any(100));
-            send(supervisor, Signal::STOP);
-            supervisor = busy.replaced(supervisor, 2_000).supervisor();
-        }
-        busy.end(rounds, true);
+/// As fast as they come up, at any moment of their start: from the fifth on they ignore row bodies, and wait between starts.
+fn a_storm_of_kills_loses_no_worker(rig: Rig) {
+    let busy = Busy::begin(rig);
+    let mut before = busy.status.supervisor();
+    let mut kills = 0;
+    for _ in 0..8 {
+        // Found in /proc, not asked: it dies before it could answer.
+        let supervisor = until("a next supervisor", 6_000, || {
+            supervisor_of(busy.rig.keeper())
+                .filter(|pid| *pid != before)
+                .or((kills == 0).then_some(before))
+                .ok_or_else(String::new)
+        });
+        pause(any(40));
+        send(supervisor, Signal::KILL);
+        (before, kills) = (supervisor, kills + 1);
     }
+    busy.replaced(before, 8_000);
+    busy.end(kills, false);
+}
+
+/// Seen at once and replaced; it does not count as a death of its own.
+fn a_frozen_supervisor_is_replaced(rig: Rig) {
+    let busy = Busy::begin(rig);
+    let rounds = rounds(30);
+    let mut supervisor = busy.status.supervisor();
+    for _ in 0..rounds {
+        pause(any(100));
+        send(supervisor, Signal::STOP);
+        supervisor = busy.replaced(supervisor, 2_000).supervisor();
+    }
+    busy.end(rounds, true);
 }
 
 /// The keeper's child that is called so.
