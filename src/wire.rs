@@ -403,6 +403,11 @@ pub enum Op {
         /// The process's exit code.
         code: u8,
     },
+    /// Answer with the same number, after everything that is known by now was told.
+    Echo {
+        /// Any number.
+        number: u64,
+    },
 }
 
 /// Keeper to supervisor.
@@ -437,6 +442,11 @@ pub enum News {
     },
     /// Are you there? Answered from the engine's loop.
     Ping {
+        /// Its number.
+        number: u64,
+    },
+    /// Answer to `Echo`: whatever was known when that was read has been told before.
+    Echo {
         /// Its number.
         number: u64,
     },

@@ -24,7 +24,11 @@ const FLOORS: [(&str, u32); 14] = [
 ];
 
 fn floor(module: &str) -> u32 {
-    FLOORS.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no floor: add it to FLOORS")).1
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == module)
+        .unwrap_or_else(|| panic!("{module} has no floor: add it to FLOORS"))
+        .1
 }
 
 /// Every source file, with the top-level module it belongs to.
@@ -44,7 +48,15 @@ fn sources() -> Vec<(String, PathBuf, String)> {
     walk(&root, &mut paths);
     paths.sort();
     let named = paths.into_iter().map(|path| {
-        let first = path.strip_prefix(&root).unwrap().components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+        let first = path
+            .strip_prefix(&root)
+            .unwrap()
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_string_lossy()
+            .into_owned();
         let module = first.trim_end_matches(".rs").to_owned();
         let text = fs::read_to_string(&path).unwrap();
         (module, path, text)
@@ -77,7 +89,11 @@ fn imports(text: &str) -> Vec<String> {
                 }
             }
         } else {
-            found.push(rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect());
+            found.push(
+                rest.chars()
+                    .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     found.retain(|name| FLOORS.iter().any(|(known, _)| known == name));
@@ -91,19 +107,45 @@ fn a_floor_imports_only_floors_below_it() {
         for target in imports(shipped(&text)) {
             seen += 1;
             let fine = target == module || floor(&target) < floor(&module);
-            assert!(fine, "{} (floor {}) imports {target} (floor {})", path.display(), floor(&module), floor(&target));
+            assert!(
+                fine,
+                "{} (floor {}) imports {target} (floor {})",
+                path.display(),
+                floor(&module),
+                floor(&target)
+            );
         }
     }
-    assert!(seen > 100, "the scan found only {seen} imports: it is blind");
+    assert!(
+        seen > 100,
+        "the scan found only {seen} imports: it is blind"
+    );
 }
 
 #[test]
 fn the_engine_has_no_clock_no_io_no_async_no_chance() {
-    let banned = ["std::time", "std::fs", "std::net", "std::io", "std::thread", "HashMap", "HashSet", "tokio", "async ", "println!", "OwnedFd", "mpsc"];
+    let banned = [
+        "std::time",
+        "std::fs",
+        "std::net",
+        "std::io",
+        "std::thread",
+        "HashMap",
+        "HashSet",
+        "tokio",
+        "async ",
+        "println!",
+        "OwnedFd",
+        "mpsc",
+    ];
     for (module, path, text) in sources() {
         if module == "engine" {
             for word in banned {
-                assert!(!shipped(&text).contains(word), "{} uses {word}", path.display());
+                assert!(
+                    !shipped(&text).contains(word),
+                    "{} uses {word}",
+                    path.display()
+                );
             }
         }
     }
@@ -112,17 +154,31 @@ fn the_engine_has_no_clock_no_io_no_async_no_chance() {
 #[test]
 fn async_stays_in_driver_and_http_and_the_client() {
     for (module, path, text) in sources() {
-        let allowed = matches!(module.as_str(), "driver" | "http") || path.ends_with("cli/client.rs");
-        assert!(allowed || !shipped(&text).contains("async "), "{} is async", path.display());
+        let allowed =
+            matches!(module.as_str(), "driver" | "http") || path.ends_with("cli/client.rs");
+        assert!(
+            allowed || !shipped(&text).contains("async "),
+            "{} is async",
+            path.display()
+        );
     }
 }
 
 #[test]
 fn unsafe_lives_in_named_files() {
-    let allowed = ["sys/spawn.rs", "sys/child.rs", "keeper/signals.rs", "driver/link.rs"];
+    let allowed = [
+        "sys/spawn.rs",
+        "sys/child.rs",
+        "keeper/signals.rs",
+        "driver/link.rs",
+    ];
     for (_, path, text) in sources() {
         let named = allowed.iter().any(|name| path.ends_with(name));
-        assert!(named || !text.contains("unsafe {"), "{} has an unsafe block", path.display());
+        assert!(
+            named || !text.contains("unsafe {"),
+            "{} has an unsafe block",
+            path.display()
+        );
     }
 }
 
@@ -130,8 +186,20 @@ fn unsafe_lives_in_named_files() {
 fn only_the_keeper_spawns_and_nothing_looks_up_its_own_path() {
     for (module, path, text) in sources() {
         let text = shipped(&text);
-        assert!(!text.contains("std::process::Command"), "{} starts a process of its own", path.display());
-        assert!(!text.contains("current_exe"), "{} looks up its own path", path.display());
-        assert!(module == "keeper" || module == "sys" || !text.contains("Spawner"), "{} spawns", path.display());
+        assert!(
+            !text.contains("std::process::Command"),
+            "{} starts a process of its own",
+            path.display()
+        );
+        assert!(
+            !text.contains("current_exe"),
+            "{} looks up its own path",
+            path.display()
+        );
+        assert!(
+            module == "keeper" || module == "sys" || !text.contains("Spawner"),
+            "{} spawns",
+            path.display()
+        );
     }
 }

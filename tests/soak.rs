@@ -50,14 +50,21 @@ struct Sample {
 fn sample(rig: &Rig) -> Sample {
     let keeper = rig.keeper();
     let status = fs::read_to_string(format!("/proc/{keeper}/status")).unwrap();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let children = all_pids().into_iter().filter(|pid| parent_of(*pid) == Some(keeper));
+    let rss = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let children = all_pids()
+        .into_iter()
+        .filter(|pid| parent_of(*pid) == Some(keeper));
     let cgroups = rig.cgroup().and_then(|path| fs::read_dir(path).ok());
     Sample {
         rss_kib: rss.trim().trim_end_matches(" kB").parse().unwrap(),
         fds: fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count() as u64,
         zombies: children.filter(|pid| state_of(*pid) == Some('Z')).count() as u64,
-        cgroups: cgroups.map_or(0, |dir| dir.flatten().filter(|e| e.path().is_dir()).count() as u64),
+        cgroups: cgroups.map_or(0, |dir| {
+            dir.flatten().filter(|e| e.path().is_dir()).count() as u64
+        }),
     }
 }
 
@@ -79,15 +86,25 @@ const CONFIG: &str = r#"
 
 /// One random thing that goes wrong, or that an operator does.
 fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str {
-    let Ok(status) = rig.try_status() else { return "nothing: nobody answers" };
+    let Ok(status) = rig.try_status() else {
+        return "nothing: nobody answers";
+    };
     let workers = status.workers();
-    let some_worker = |rng: &mut Rng| workers.get(rng.below(workers.len().max(1) as u64) as usize).and_then(|w| w.pid);
+    let some_worker = |rng: &mut Rng| {
+        workers
+            .get(rng.below(workers.len().max(1) as u64) as usize)
+            .and_then(|w| w.pid)
+    };
     // Four deaths in ten seconds are forgiven; more would be answered with a pause that this test is not about.
     let may_die = uptime() - *last_death > Duration::from_millis(2_700);
     match rng.below(10) {
         0..=2 if may_die => {
             *last_death = uptime();
-            let signal = if rng.below(4) == 0 { Signal::STOP } else { Signal::KILL };
+            let signal = if rng.below(4) == 0 {
+                Signal::STOP
+            } else {
+                Signal::KILL
+            };
             send(status.supervisor(), signal);
             "supervisor"
         }
@@ -107,7 +124,11 @@ fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str 
             "scale"
         }
         7 => {
-            rig.cli(&["restart", if rng.below(2) == 0 { "talk" } else { "idle" }, "--no-wait"]);
+            rig.cli(&[
+                "restart",
+                if rng.below(2) == 0 { "talk" } else { "idle" },
+                "--no-wait",
+            ]);
             "restart"
         }
         8 => {
@@ -120,9 +141,15 @@ fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str 
 }
 
 fn soak(mode: Mode) {
-    let Some(mut rig) = Rig::new(mode) else { return };
+    let Some(mut rig) = Rig::new(mode) else {
+        return;
+    };
     let seconds = setting("SOAK_SECONDS").unwrap_or(30) / 2;
-    let seed = setting("SOAK_SEED").unwrap_or_else(|| UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64));
+    let seed = setting("SOAK_SEED").unwrap_or_else(|| {
+        UNIX_EPOCH
+            .elapsed()
+            .map_or(1, |since| since.as_nanos() as u64)
+    });
     println!("soak {mode:?}: {seconds} s, SOAK_SEED={seed}");
     let mut rng = Rng(seed);
     rig.configure(CONFIG);
@@ -132,14 +159,16 @@ fn soak(mode: Mode) {
     let mut samples = Vec::new();
     let mut did: BTreeMap<&str, u32> = BTreeMap::new();
     while uptime() < end {
-        *did.entry(trouble(&rig, &mut rng, &mut last_death)).or_default() += 1;
+        *did.entry(trouble(&rig, &mut rng, &mut last_death))
+            .or_default() += 1;
         pause(20 + rng.below(300));
         samples.push(sample(&rig));
     }
     rig.cli(&["scale", "talk", "auto", "--no-wait"]);
     let calm = until("the fleets to be as configured", 30_000, || {
         let status: Status = rig.try_status().ok()?;
-        (status.settled() && status.of("talk").len() == 10 && status.of("idle").len() == 4).then_some(status)
+        (status.settled() && status.of("talk").len() == 10 && status.of("idle").len() == 4)
+            .then_some(status)
     });
     println!("did {did:?}; calm with {} workers", calm.workers().len());
     let last = until("orphans to be reaped and cgroups removed", 10_000, || {
@@ -160,9 +189,20 @@ fn assert_growth(samples: &[Sample], last: Sample) {
     let early = &samples[..(samples.len() / 3).max(1)];
     let most = |of: fn(&Sample) -> u64| early.iter().map(of).max().unwrap_or(0);
     let (rss, fds) = (most(|s| s.rss_kib), most(|s| s.fds));
-    println!("keeper: rss {} KiB (early at most {rss}), {} descriptors (early at most {fds})", last.rss_kib, last.fds);
-    assert!(last.rss_kib <= rss + rss / 4 + 1_024, "the keeper grew from {rss} to {} KiB", last.rss_kib);
-    assert!(last.fds <= fds + 8, "the keeper's descriptors grew from {fds} to {}", last.fds);
+    println!(
+        "keeper: rss {} KiB (early at most {rss}), {} descriptors (early at most {fds})",
+        last.rss_kib, last.fds
+    );
+    assert!(
+        last.rss_kib <= rss + rss / 4 + 1_024,
+        "the keeper grew from {rss} to {} KiB",
+        last.rss_kib
+    );
+    assert!(
+        last.fds <= fds + 8,
+        "the keeper's descriptors grew from {fds} to {}",
+        last.fds
+    );
 }
 
 /// Each generation's lines are numbered from 1 without gap or repetition; a worker that ended by itself says how many it wrote.
@@ -177,12 +217,22 @@ fn check_logs(dir: &Path) -> u64 {
                 match words.as_slice() {
                     [generation, "last", count] => {
                         let count: u64 = count.parse().unwrap();
-                        assert_eq!(seen.get(*generation).copied().unwrap_or(0), count, "{}: {line}", path.display());
+                        assert_eq!(
+                            seen.get(*generation).copied().unwrap_or(0),
+                            count,
+                            "{}: {line}",
+                            path.display()
+                        );
                     }
                     [generation, number] => {
                         let number: u64 = number.parse().unwrap();
                         let before = seen.insert((*generation).to_owned(), number).unwrap_or(0);
-                        assert_eq!(before + 1, number, "{}: {line:?} after {before}", path.display());
+                        assert_eq!(
+                            before + 1,
+                            number,
+                            "{}: {line:?} after {before}",
+                            path.display()
+                        );
                         total += 1;
                     }
                     _ => panic!("{}: {line:?} is no line that was written", path.display()),
@@ -196,7 +246,9 @@ fn check_logs(dir: &Path) -> u64 {
 /// A slot's files, oldest first.
 fn parts(dir: &Path, slot: u32) -> Vec<PathBuf> {
     let current = dir.join(format!("{slot}.log"));
-    let rotated = (1..100_000).map(|n| dir.join(format!("{slot}.log.{n}"))).take_while(|path| path.exists());
+    let rotated = (1..100_000)
+        .map(|n| dir.join(format!("{slot}.log.{n}")))
+        .take_while(|path| path.exists());
     let mut all: Vec<PathBuf> = rotated.collect();
     all.reverse();
     all.extend(current.exists().then_some(current));

@@ -116,9 +116,10 @@ fn op_number(op: &Op) -> usize {
         Op::Pong { .. } => 9,
         Op::Notify { .. } => 10,
         Op::Exit { .. } => 11,
+        Op::Echo { .. } => 12,
     }
 }
-const OPS: usize = 12;
+const OPS: usize = 13;
 
 fn news_number(news: &News) -> usize {
     match news {
@@ -129,9 +130,10 @@ fn news_number(news: &News) -> usize {
         News::Node(_) => 4,
         News::Refused { .. } => 5,
         News::Ping { .. } => 6,
+        News::Echo { .. } => 7,
     }
 }
-const NEWS: usize = 7;
+const NEWS: usize = 8;
 
 fn ops() -> Vec<(&'static str, Op)> {
     let (generation, body) = (Generation(300), vec![1, 255]);
@@ -226,6 +228,7 @@ fn ops() -> Vec<(&'static str, Op)> {
             },
         ),
         ("EXIT", Op::Exit { code: 78 }),
+        ("ECHO", Op::Echo { number: 128 }),
     ]
 }
 
@@ -323,6 +326,7 @@ fn news() -> Vec<(&'static str, News)> {
             },
         ),
         ("PING", News::Ping { number: 128 }),
+        ("ECHOED", News::Echo { number: 128 }),
     ]);
     all
 }

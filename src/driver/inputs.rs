@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     engine::{Event, event::Note},
     id::{Generation, WorkerId},
-    sys::{family::Stat, notify::Datagram},
+    sys::family::Stat,
     time::Span,
     wire::{Header, News, Process, RowKey},
 };
@@ -34,11 +34,15 @@ impl Known {
     }
 
     /// Whose process this is: a leader, or a descendant or group member of one. Its generation is what the row says now.
-    fn owner(&self, pid: i32) -> Option<(&WorkerId, Generation)> {
-        let key = self.by_pid.get(&pid).or_else(|| self.by_kinship(pid))?;
-        match key {
-            RowKey::Slot(worker) => Some((worker, self.headers.get(key)?.generation)),
-            RowKey::Node | RowKey::Fleet(_) | RowKey::Task(..) => None,
+    pub(super) fn sender(&self, pid: i32, keeper: i32) -> Sender {
+        match self.by_pid.get(&pid).or_else(|| self.by_kinship(pid)) {
+            Some(key @ RowKey::Slot(worker)) => match self.headers.get(key) {
+                Some(header) => Sender::Worker(worker.clone(), header.generation),
+                None => Sender::Stranger,
+            },
+            Some(RowKey::Node | RowKey::Fleet(_) | RowKey::Task(..)) => Sender::Stranger,
+            None if descends_from(pid, keeper) => Sender::Untold,
+            None => Sender::Stranger,
         }
     }
 
@@ -56,21 +60,33 @@ impl Known {
         }
         None
     }
+}
 
-    /// What a datagram says, as events; nothing if it is from a stranger or says nothing we know.
-    pub(super) fn notes(&self, datagram: &Datagram) -> Vec<Event> {
-        let Some((worker, generation)) = self.owner(datagram.pid) else {
-            return Vec::new();
-        };
-        let notes = parse_note(&datagram.bytes).into_iter();
-        notes
-            .map(|note| Event::Note {
-                worker: worker.clone(),
-                generation,
-                note,
-            })
-            .collect()
+/// Who sent a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// This generation of this worker.
+    Worker(WorkerId, Generation),
+    /// A child of the keeper's of whom we have not been told: it was quicker than the news of its birth.
+    Untold,
+    /// Nobody whose word counts.
+    Stranger,
+}
+
+/// A process that is gone already may have been one.
+fn descends_from(pid: i32, keeper: i32) -> bool {
+    let mut pid = pid;
+    for _ in 0..16 {
+        if pid == keeper {
+            return true;
+        }
+        match Stat::read(pid) {
+            Some(stat) if stat.ppid > 0 => pid = stat.ppid,
+            Some(_) => return false,
+            None => return true,
+        }
     }
+    false
 }
 
 /// The keeper's news, sorted into what the loop does with it.
@@ -78,6 +94,8 @@ impl Known {
 pub(super) struct Sorted {
     pub(super) events: Vec<Event>,
     pub(super) pings: Vec<u64>,
+    /// The newest echo that came back.
+    pub(super) echo: Option<u64>,
 }
 
 /// Sorts one batch of news; rows that came together are one event.
@@ -93,6 +111,7 @@ pub(super) fn sort(news: Vec<News>, known: &mut Known) -> Sorted {
             News::Node(asked) => sorted.events.push(Event::Asked(asked)),
             News::Refused { key, after } => sorted.events.push(Event::Refused { key, after }),
             News::Ping { number } => sorted.pings.push(number),
+            News::Echo { number } => sorted.echo = Some(number),
             News::Welcome(_) | News::Held { .. } | News::Caught => {}
         }
     }

@@ -30,6 +30,10 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         })
     };
     let me = std::process::id() as i32;
+    let heads: Vec<family::Head> = headers
+        .iter()
+        .filter_map(|(key, header)| head(key, header))
+        .collect();
     loop {
         for leaf in leaves() {
             let _ = leaf.kill();
@@ -38,7 +42,13 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         for pid in &carriers {
             let _ = child::signal_pid(*pid, libc::SIGKILL);
         }
-        let clear = carriers.is_empty() && leaves().all(|leaf| leaf.remove().is_ok());
+        // Whoever dropped the cookie is still of a leader's group or session.
+        let kin = family::search(&heads, &welcome.cookie, me).members;
+        for member in &kin {
+            family::kill(member, &heads);
+        }
+        let clear =
+            carriers.is_empty() && kin.is_empty() && leaves().all(|leaf| leaf.remove().is_ok());
         if clear || clock::now() > until {
             break;
         }
@@ -47,4 +57,18 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
     if let Some(base) = &welcome.cgroup {
         let _ = std::fs::remove_dir(base);
     }
+}
+
+/// A leader that lived when the keeper was last heard: its number is its group's and its session's for as long as either has a member.
+fn head(key: &RowKey, header: &Header) -> Option<family::Head> {
+    let (pid, start_ticks) = match header.process {
+        Process::Alive(alive) => (alive.pid, alive.start_ticks),
+        Process::Vacant | Process::Clearing(_) | Process::Gone(_) => return None,
+    };
+    Some(family::Head {
+        key: key.clone(),
+        generation: header.generation,
+        pid,
+        start_ticks,
+    })
 }

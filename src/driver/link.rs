@@ -156,6 +156,7 @@ fn weight(op: &Op) -> usize {
         | Op::Hold { .. }
         | Op::Release { .. }
         | Op::Pong { .. }
+        | Op::Echo { .. }
         | Op::Exit { .. } => fixed,
     }
 }

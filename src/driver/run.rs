@@ -18,7 +18,7 @@ use crate::{
         boot::{self, Request},
         console::Console,
         inbox::Inbox,
-        inputs::{self, Known},
+        inputs::{self, Known, Sender},
         journal::Journal,
         last_rites,
         link::{self, Link},
@@ -59,6 +59,8 @@ pub(super) struct Driver {
     known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
     notify: AsyncFd<OwnedFd>,
+    echo: Echo,
+    echoes: u64,
     welcome: Welcome,
     requests: u64,
     progress_at: Option<Moment>,
@@ -240,6 +242,8 @@ impl Begin {
             known,
             inbox,
             notify,
+            echo: Echo::None,
+            echoes: 0,
             welcome,
             requests: 0,
             progress_at: None,
@@ -364,7 +368,7 @@ impl Driver {
             packets = self.link.receive() => Next::Keeper(packets),
             () = self.link.writable(), if !quiet => Next::Writable,
             // Notes are consumed only after the keeper holds what they changed.
-            ready = self.notify.readable(), if quiet => {
+            ready = self.notify.readable(), if quiet && !matches!(self.echo, Echo::Asked(_)) => {
                 drop(ready);
                 Next::Note
             }
@@ -385,6 +389,9 @@ impl Driver {
 
     fn take_news(&mut self, news: Vec<News>) {
         let sorted = inputs::sort(news, &mut self.known);
+        if self.echo == Echo::Asked(sorted.echo.unwrap_or(0)) {
+            self.echo = Echo::Heard;
+        }
         for event in sorted.events {
             self.step(event);
         }
@@ -400,9 +407,22 @@ impl Driver {
         for _ in 0..64 {
             match notify::peek(self.notify.get_ref()) {
                 Ok(Some(datagram)) => {
-                    for event in self.known.notes(&datagram) {
-                        self.step(event);
+                    match self.known.sender(datagram.pid, self.welcome.keeper) {
+                        // It stays where it is until the keeper has told us all that it knew when it was asked.
+                        Sender::Untold if self.echo == Echo::None => return self.ask_echo(),
+                        Sender::Untold | Sender::Stranger => {}
+                        Sender::Worker(worker, generation) => {
+                            for note in inputs::parse_note(&datagram.bytes) {
+                                let worker = worker.clone();
+                                self.step(Event::Note {
+                                    worker,
+                                    generation,
+                                    note,
+                                });
+                            }
+                        }
                     }
+                    self.echo = Echo::None;
                     if !matches!(self.flush(), Ok(true)) {
                         return;
                     }
@@ -421,6 +441,17 @@ impl Driver {
                 Ok(None) => Err(std::io::ErrorKind::WouldBlock.into()),
                 Ok(Some(_)) | Err(_) => Ok(()),
             });
+    }
+
+    fn ask_echo(&mut self) {
+        self.echoes += 1;
+        self.echo = Echo::Asked(self.echoes);
+        self.link.push(vec![(
+            Op::Echo {
+                number: self.echoes,
+            },
+            None,
+        )]);
     }
 
     fn take_item(&mut self, item: Inbox) {
@@ -629,6 +660,14 @@ impl Driver {
         self.console.flush();
         ExitCode::Failed.number()
     }
+}
+
+/// Whether the keeper was asked to tell all that it knows, for the sake of the datagram that waits first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Echo {
+    None,
+    Asked(u64),
+    Heard,
 }
 
 enum Next {

@@ -56,6 +56,7 @@ pub struct Core {
     dirty: BTreeSet<RowKey>,
     asked_dirty: bool,
     refused: Vec<(RowKey, Generation)>,
+    echoes: Vec<u64>,
     alone: bool,
 }
 
@@ -149,6 +150,7 @@ impl Core {
             | Op::Release { .. }
             | Op::Pong { .. }
             | Op::Notify { .. }
+            | Op::Echo { .. }
             | Op::Exit { .. } => {
                 debug_assert!(false, "{op:?} is not about rows");
             }
@@ -220,6 +222,7 @@ impl Core {
         self.dirty.clear();
         self.asked_dirty = false;
         self.refused.clear();
+        self.echoes.clear();
         self.rows
             .iter()
             .map(|(key, row)| News::Row {
@@ -253,12 +256,15 @@ impl Core {
                 });
             }
         }
+        if self.dirty.is_empty() {
+            news.extend(self.echoes.drain(..).map(|number| News::Echo { number }));
+        }
         news
     }
 
-    /// Is there something to tell?
-    pub fn has_news(&self) -> bool {
-        self.asked_dirty || !self.refused.is_empty() || !self.dirty.is_empty()
+    /// To be answered when everything that is known by now has been told.
+    pub fn echo(&mut self, number: u64) {
+        self.echoes.push(number);
     }
 
     /// Is no process left?

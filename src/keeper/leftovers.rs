@@ -55,21 +55,24 @@ pub enum LeftoverError {
     },
 }
 
-/// Ends every provable leftover and records this run. Returns how many processes were ended.
+/// Ends every process that carries the earlier run's cookie. Returns how many there were.
+pub(super) fn end_processes(run_dir: &Path) -> Result<usize, LeftoverError> {
+    let before: Option<RunFile> = fs::read(run_dir.join("run.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match before.filter(|run| run.boot_id == host::boot_id() && run.cookie.len() == 32) {
+        Some(run) => end_carriers(&run.cookie),
+        None => Ok(0),
+    }
+}
+
+/// Ends what is left in our cgroups, and records this run.
 pub(super) fn begin(
     run_dir: &Path,
     cookie: &str,
     tree: Option<&Tree>,
-) -> Result<usize, LeftoverError> {
+) -> Result<(), LeftoverError> {
     let path = run_dir.join("run.json");
-    let before: Option<RunFile> = fs::read(&path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let mut ended = 0;
-    if let Some(run) = before.filter(|run| run.boot_id == host::boot_id() && run.cookie.len() == 32)
-    {
-        ended = end_carriers(&run.cookie)?;
-    }
     if let Some(tree) = tree {
         end_cgroups(tree)?;
     }
@@ -86,8 +89,7 @@ pub(super) fn begin(
     let fresh = run_dir.join("run.json.new");
     fs::write(&fresh, bytes)
         .and_then(|()| fs::rename(&fresh, &path))
-        .map_err(failed)?;
-    Ok(ended)
+        .map_err(failed)
 }
 
 /// Forgets this run: nothing of it is left.

@@ -28,6 +28,11 @@ const ORPHANS_EVERY: Span = Span::millis(100);
 /// A family whose members were killed is looked at again after this, if no death of a child wakes us first.
 const FAMILY_AGAIN: Span = Span::millis(100);
 
+/// Orphans that keep dying hold up a family's end for no longer than this.
+const CHURN_PATIENCE: Span = Span::secs(3);
+/// So many passes over /proc in one turn.
+const PASSES_MAX: usize = 8;
+
 /// What happened to a seat.
 pub(super) enum SeatNews {
     /// The leader ended.
@@ -62,9 +67,12 @@ pub(super) struct Linux {
     cookie: String,
     nofile: (u64, u64),
     reset_oom_score: bool,
+    /// The supervisor's pid: a child of ours that is nobody's orphan.
+    pub(super) supervisor: Option<i32>,
     orphans_at: Option<Moment>,
     families_at: Option<Moment>,
     families_not_before: Moment,
+    churns_since: Option<Moment>,
     stubborn: Vec<Leaf>,
 }
 
@@ -87,9 +95,11 @@ impl Linux {
             cookie,
             nofile,
             reset_oom_score: score.trim().parse().is_ok_and(|n: i32| n < 0),
+            supervisor: None,
             orphans_at: None,
             families_at: None,
             families_not_before: Moment(0),
+            churns_since: None,
             stubborn: Vec::new(),
         })
     }
@@ -239,10 +249,13 @@ impl Linux {
         news
     }
 
+    fn is_ours(&self, pid: i32) -> bool {
+        self.supervisor == Some(pid) || self.seats.values().any(|seat| seat.child.pid() == pid)
+    }
+
     fn reap_orphans(&mut self) {
         loop {
-            let ours = |pid: i32| self.seats.values().any(|seat| seat.child.pid() == pid);
-            match child::reap_orphan(ours) {
+            match child::reap_orphan(|pid| self.is_ours(pid)) {
                 Zombie::Reaped(_) => {}
                 Zombie::None => return,
                 Zombie::Ours(_) => break,
@@ -250,11 +263,20 @@ impl Linux {
         }
         // A leader that is kept unreaped hides the others from waitid: find them by name.
         let me = std::process::id() as i32;
-        for pid in family::search(&[], &self.cookie, me).zombies {
-            if !self.seats.values().any(|seat| seat.child.pid() == pid) {
-                child::reap_pid(pid);
-            }
+        self.reap_zombies(&family::search(&[], &self.cookie, me).zombies);
+    }
+
+    /// Reaps those of our dead children that are orphans; true if there was one.
+    fn reap_zombies(&self, zombies: &[i32]) -> bool {
+        let orphans: Vec<i32> = zombies
+            .iter()
+            .copied()
+            .filter(|pid| !self.is_ours(*pid))
+            .collect();
+        for pid in &orphans {
+            child::reap_pid(*pid);
         }
+        !orphans.is_empty()
     }
 
     fn clearing_families(&self) -> impl Iterator<Item = (&RowKey, &Seat)> {
@@ -263,7 +285,10 @@ impl Linux {
             .filter(|(_, seat)| seat.leaf.is_none() && (seat.ended || seat.kill))
     }
 
-    /// One pass over /proc for all families that are ending: kills who is left, tells which are empty.
+    /// Passes over /proc for all families that are ending: kills who is left, tells which are empty.
+    ///
+    /// A pass that finds nobody proves nothing while orphans of ours still die: whoever forks and exits faster than we look is
+    /// seen by its dead parents alone.
     fn search_families(&mut self, now: Moment) -> Vec<SeatNews> {
         let heads: Vec<family::Head> = self
             .clearing_families()
@@ -277,17 +302,35 @@ impl Linux {
         if heads.is_empty() {
             return Vec::new();
         }
-        let found = family::search(&heads, &self.cookie, std::process::id() as i32);
-        for &(_, pid) in &found.members {
-            let _ = child::signal_pid(pid, libc::SIGKILL);
+        let me = std::process::id() as i32;
+        let mut found = family::search(&heads, &self.cookie, me);
+        let mut churn = self.reap_zombies(&found.zombies);
+        for _ in 0..PASSES_MAX {
+            if found.members.is_empty() && !churn {
+                break;
+            }
+            for member in &found.members {
+                family::kill(member, &heads);
+            }
+            found = family::search(&heads, &self.cookie, me);
+            churn = self.reap_zombies(&found.zombies);
         }
         // The search costs what the machine has processes: leave half of the time to everything else.
         let after = clock::now();
         self.families_not_before = after.after(after.since(now));
-        if !found.members.is_empty() {
+        // Other workers' orphans may die all day: after a while they are not waited for any more.
+        let churns_since = *self.churns_since.get_or_insert(now);
+        if !churn {
+            self.churns_since = None;
+        }
+        let churn = churn && churns_since.after(CHURN_PATIENCE) > after;
+        if !found.members.is_empty() || churn {
             self.families_at = Some(self.families_not_before.max(after.after(FAMILY_AGAIN)));
         }
-        let is_left = |n: usize| found.members.iter().any(|(head, _)| *head == n);
+        if churn {
+            return Vec::new();
+        }
+        let is_left = |n: usize| found.members.iter().any(|member| member.head == n);
         let ended = |key: &RowKey| self.seats.get(key).is_some_and(|seat| seat.ended);
         let empty = heads
             .iter()

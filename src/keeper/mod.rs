@@ -86,8 +86,10 @@ pub enum KeeperError {
 /// Runs until everything is stopped; returns the exit code. Call it on the main thread, before any other thread exists.
 pub fn run(settings: Settings) -> Result<u8, KeeperError> {
     let needs = |what| move |source| KeeperError::Kernel { what, source };
-    let spawner = Spawner::new().map_err(needs("reserve descriptors"))?;
     let nofile = host::raise_nofile();
+    let spawner = Spawner::new().map_err(needs(
+        "reserve descriptors (the hard limit on them must be well above 64: ulimit -Hn, LimitNOFILE=)",
+    ))?;
     let lock = InstanceLock::take(&settings.run_dir.join("lock"))?;
     let signals = Signals::new().map_err(needs("catch signals"))?;
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
@@ -96,12 +98,14 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
         "open our own binary (/proc/self/exe; is /proc mounted?)",
     ))?;
     let cookie = host::cookie().map_err(needs("get random bits"))?;
+    // First the old supervisor, if there is one: it removes cgroups while it dies.
+    let ended = leftovers::end_processes(&settings.run_dir)?;
     let tree = if settings.no_cgroup {
         None
     } else {
         Tree::find(&settings.run_dir)
     };
-    let ended = leftovers::begin(&settings.run_dir, &cookie, tree.as_ref())?;
+    leftovers::begin(&settings.run_dir, &cookie, tree.as_ref())?;
     if ended > 0 {
         say(&format!(
             "ended {ended} processes that an earlier run had left behind"
@@ -282,6 +286,7 @@ impl Keeper {
                 Op::Pong { number } => self.revival.answered(number, clock::now()),
                 Op::Notify { text } => self.tell_systemd(&text),
                 Op::Exit { code } => self.exit = Some(code),
+                Op::Echo { number } => self.core.echo(number),
                 Op::Spawn { key, after, .. } if self.core.asked().stopping == Stopping::Kill => {
                     self.core.refuse(key, after)
                 }
@@ -367,6 +372,7 @@ impl Keeper {
             .add(&child, SUPERVISOR, EventFlags::IN)
             .map_err(|e| format!("watch it: {e}"))?;
         self.link = Some(link);
+        self.linux.supervisor = Some(child.pid());
         self.supervisor = Some(child);
         self.revival.started(now);
         self.core.accompanied();
@@ -380,6 +386,7 @@ impl Keeper {
         };
         let _ = self.linux.poll.remove(&child);
         let status = child.reap().ok().flatten();
+        self.linux.supervisor = None;
         self.take_requests();
         if let Some(link) = self.link.take() {
             let _ = self.linux.poll.remove(&link);

@@ -34,6 +34,8 @@ impl Signals {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1];
+        // Whoever started us may have blocked signals; we must hear ours.
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
         Ok(Self {
             delivery: SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?,
         })

@@ -53,6 +53,8 @@ pub(super) struct Stream {
     rules: Rules,
     unfinished_since: Option<Moment>,
     splices: bool,
+    /// The file ends in the middle of a line whose rest was dropped.
+    cut: bool,
     pub(super) counts: Counts,
     /// Why its file cannot be written, if so.
     pub(super) failing: Option<String>,
@@ -106,6 +108,7 @@ impl Stream {
             rules,
             unfinished_since: None,
             splices: true,
+            cut: false,
             counts: Counts::default(),
             failing: None,
         }
@@ -164,6 +167,8 @@ impl Stream {
                 }
                 Err(error) if self.rules.drop => {
                     self.failing = Some(error.to_string());
+                    // A line that was cut short must not run into the next one that is kept.
+                    self.cut |= self.file.as_ref().is_some_and(|file| file.mid_line);
                     if let Err(error) = self.discard(wanted) {
                         return self.fail(&error, now);
                     }
@@ -186,6 +191,10 @@ impl Stream {
             Some(file) => file,
             None => self.file.insert(LogFile::open(&self.path)?),
         };
+        if self.cut {
+            file.write(b"\n")?;
+            self.cut = false;
+        }
         let mut moved = 0;
         while moved < wanted {
             let step = if self.splices {

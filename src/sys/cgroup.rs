@@ -100,7 +100,11 @@ impl Tree {
     /// A fresh leaf.
     pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
         let path = self.workers.join(name);
-        fs::create_dir(&path)?;
+        match fs::create_dir(&path) {
+            // Somebody tidied up above us.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&path)?,
+            done => done?,
+        }
         Ok(Leaf { path })
     }
 

@@ -160,6 +160,14 @@ pub fn signal_pid(number: i32, signal_number: i32) -> io::Result<()> {
     }
 }
 
+/// Sends a signal to a process group that was just proven to be ours.
+pub fn signal_group(number: i32, signal_number: i32) -> io::Result<()> {
+    match rustix::process::kill_process_group(pid(number)?, signal(signal_number)?) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 fn pid(number: i32) -> io::Result<Pid> {
     if number <= 1 {
         return Err(io::ErrorKind::InvalidInput.into());

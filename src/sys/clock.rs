@@ -19,7 +19,9 @@ pub fn wall() -> jiff::Timestamp {
 /// What the wall clock, as it is set now, would have shown at `moment`.
 pub fn wall_at(moment: Moment) -> jiff::Timestamp {
     let ago = now().0 as i64 - moment.0 as i64;
-    wall()
+    let shown = wall()
         .checked_sub(jiff::SignedDuration::from_nanos(ago))
-        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    // The two clocks are read one after the other: what is below a microsecond is noise.
+    shown.round(jiff::Unit::Millisecond).unwrap_or(shown)
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use crate::{id::Generation, wire::RowKey};
+use crate::{id::Generation, sys::child, wire::RowKey};
 
 /// A worker whose family is looked for.
 #[derive(Debug, Clone)]
@@ -60,11 +60,32 @@ impl Stat {
     }
 }
 
+/// A living process of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Index into the heads.
+    pub head: usize,
+    /// Its pid.
+    pub pid: i32,
+    /// Its process group.
+    pub group: i32,
+}
+
+/// SIGKILL to a member, and to its process group if that is one of the family's own making: what forks inside a group cannot outrun
+/// a signal to the group.
+pub fn kill(member: &Member, heads: &[Head]) {
+    let of_a_leader = heads.iter().any(|head| head.pid == member.group);
+    if member.group == member.pid && !of_a_leader {
+        let _ = child::signal_group(member.group, libc::SIGKILL);
+    }
+    let _ = child::signal_pid(member.pid, libc::SIGKILL);
+}
+
 /// What one pass found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Living members: index into the heads, pid. The leader itself is not among them.
-    pub members: Vec<(usize, i32)>,
+    /// Living members; the leaders themselves are not among them.
+    pub members: Vec<Member>,
     /// Dead children of `parent`, orphans that came to us.
     pub zombies: Vec<i32>,
 }
@@ -108,10 +129,17 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
         }
     }
     add_descendants(&table, &by_leader, &mut belongs);
-    found.members = belongs
+    let members = belongs
         .into_iter()
-        .filter(|(pid, _)| !by_leader.contains_key(pid))
-        .map(|(pid, n)| (n, pid))
+        .filter(|(pid, _)| !by_leader.contains_key(pid));
+    found.members = members
+        .filter_map(|(pid, head)| {
+            Some(Member {
+                head,
+                pid,
+                group: table.get(&pid)?.group,
+            })
+        })
         .collect();
     found
 }

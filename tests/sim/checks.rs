@@ -15,7 +15,12 @@ const DRAIN_MAX: Span = Span::secs(30 + 45);
 pub fn no_drain_is_endless(host: &Host, now: Moment) {
     for (pid, proc) in &host.procs {
         if let Some(term) = proc.term_at {
-            assert!(term.after(DRAIN_MAX) > now, "{} (pid {pid}) lives {:?} after its stop signal", proc.key, now.since(term));
+            assert!(
+                term.after(DRAIN_MAX) > now,
+                "{} (pid {pid}) lives {:?} after its stop signal",
+                proc.key,
+                now.since(term)
+            );
         }
     }
 }
@@ -23,8 +28,14 @@ pub fn no_drain_is_endless(host: &Host, now: Moment) {
 /// Before SIGTERM reaches a worker it is ready nowhere.
 pub fn not_ready_before_term(host: &mut Host, status: Option<&Status>) {
     for (key, generation) in std::mem::take(&mut host.terms) {
-        let (RowKey::Slot(worker), Some(status)) = (&key, status) else { continue };
-        let seen = status.fleets.iter().flat_map(|fleet| &fleet.workers).find(|w| w.id == *worker);
+        let (RowKey::Slot(worker), Some(status)) = (&key, status) else {
+            continue;
+        };
+        let seen = status
+            .fleets
+            .iter()
+            .flat_map(|fleet| &fleet.workers)
+            .find(|w| w.id == *worker);
         let ready = seen.is_some_and(|w| w.generation == generation && w.ready);
         assert!(!ready, "{worker} got SIGTERM while it was ready");
     }
@@ -33,19 +44,39 @@ pub fn not_ready_before_term(host: &mut Host, status: Option<&Status>) {
 /// With nobody failing any more, live equals desired.
 pub fn settled(host: &Host, status: &Status, held: &[String]) {
     for fleet in &status.fleets {
-        let living = host.by_key.keys().filter(|key| matches!(key, RowKey::Slot(worker) if worker.fleet == fleet.name)).count();
+        let living = host
+            .by_key
+            .keys()
+            .filter(|key| matches!(key, RowKey::Slot(worker) if worker.fleet == fleet.name))
+            .count();
         if held.contains(&fleet.name.to_string()) {
-            assert_eq!(living, 0, "{} is held and has {living} processes", fleet.name);
+            assert_eq!(
+                living, 0,
+                "{} is held and has {living} processes",
+                fleet.name
+            );
             continue;
         }
         // What waits for somebody who is not wanted waits, and its rollout with it.
-        let db_wanted = status.fleets.iter().any(|fleet| fleet.name == fleets::name("db") && fleet.desired > 0);
+        let db_wanted = status
+            .fleets
+            .iter()
+            .any(|fleet| fleet.name == fleets::name("db") && fleet.desired > 0);
         if fleet.name == fleets::name("web") && !db_wanted {
             continue;
         }
-        assert!(matches!(fleet.state, "ok" | "done"), "{} is {}: {fleet:?}", fleet.name, fleet.state);
+        assert!(
+            matches!(fleet.state, "ok" | "done"),
+            "{} is {}: {fleet:?}",
+            fleet.name,
+            fleet.state
+        );
         if fleet.name != fleets::name("once") {
-            assert_eq!(living as u32, fleet.desired, "{} wants {} and has {living}: {fleet:?}", fleet.name, fleet.desired);
+            assert_eq!(
+                living as u32, fleet.desired,
+                "{} wants {} and has {living}: {fleet:?}",
+                fleet.name, fleet.desired
+            );
         }
     }
 }

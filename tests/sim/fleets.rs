@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use leasehold::{
     config::{
         Config,
-        spec::{AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy},
+        spec::{
+            AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec,
+            ReadySpec, RestartPolicy,
+        },
     },
     id::{FleetName, Revision},
     time::Span,
@@ -43,7 +46,12 @@ fn seal(mut spec: FleetSpec) -> FleetSpec {
 }
 
 fn hook(program: &str) -> HookSpec {
-    HookSpec { program: program.to_owned(), argv: vec![program.to_owned()], timeout: Span::secs(3), abort: true }
+    HookSpec {
+        program: program.to_owned(),
+        argv: vec![program.to_owned()],
+        timeout: Span::secs(3),
+        abort: true,
+    }
 }
 
 /// The configuration that a story begins with.
@@ -64,7 +72,10 @@ pub fn first() -> Config {
     web.after.insert(name("db"), AfterState::Ready);
     web.rank = 1;
     web.stop.deregister_delay = Span::secs(2);
-    web.process.env_files = vec![EnvFile { path: "/etc/web.env".to_owned(), optional: false }];
+    web.process.env_files = vec![EnvFile {
+        path: "/etc/web.env".to_owned(),
+        optional: false,
+    }];
     web.rollout.max_surge = 1;
     web.rollout.max_unavailable = 0;
     let mut flaky = base("flaky", 2);
@@ -73,13 +84,29 @@ pub fn first() -> Config {
     once.restart.policy = RestartPolicy::OnFailure;
     once.start.parallel = 1;
     let fleets = [("db", db), ("web", web), ("flaky", flaky), ("once", once)];
-    config(fleets.into_iter().map(|(n, spec)| (name(n), seal(spec))).collect())
+    config(
+        fleets
+            .into_iter()
+            .map(|(n, spec)| (name(n), seal(spec)))
+            .collect(),
+    )
 }
 
 fn config(fleets: BTreeMap<FleetName, FleetSpec>) -> Config {
-    let node = NodeSpec { name: "sim".to_owned(), restart_rate: 20_000, restart_burst: 50 };
+    let node = NodeSpec {
+        name: "sim".to_owned(),
+        restart_rate: 20_000,
+        restart_burst: 50,
+    };
     let revision = Revision::of(format!("{fleets:?}").as_bytes());
-    Config { revision, path: "sim.toml".to_owned(), base: String::new(), node, http: HttpSpec::default(), fleets }
+    Config {
+        revision,
+        path: "sim.toml".to_owned(),
+        base: String::new(),
+        node,
+        http: HttpSpec::default(),
+        fleets,
+    }
 }
 
 /// The same, edited by somebody: sizes, commands, limits, fleets that come and go.
@@ -89,12 +116,16 @@ pub fn edited(before: &Config, rng: &mut Rng) -> Config {
         let names: Vec<FleetName> = fleets.keys().cloned().collect();
         let which = rng.pick(&names).clone();
         match rng.below(6) {
-            0 => fleets.entry(which).and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),
+            0 => fleets
+                .entry(which)
+                .and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),
             1 | 2 => fleets.entry(which).and_modify(|spec| {
                 spec.process.argv = vec![format!("v{}", rng.below(1_000))];
                 spec.rollout.rollback = rng.chance(50);
             }),
-            3 => fleets.entry(which).and_modify(|spec| spec.stop.timeout = Span::secs(3 + rng.below(10))),
+            3 => fleets
+                .entry(which)
+                .and_modify(|spec| spec.stop.timeout = Span::secs(3 + rng.below(10))),
             4 if which.as_str() != "db" => {
                 fleets.remove(&which);
                 continue;
@@ -102,8 +133,15 @@ pub fn edited(before: &Config, rng: &mut Rng) -> Config {
             _ => fleets.entry(name("extra")),
         };
         if rng.chance(20) {
-            fleets.entry(name("extra")).or_insert_with(|| base("extra", 2));
+            fleets
+                .entry(name("extra"))
+                .or_insert_with(|| base("extra", 2));
         }
     }
-    config(fleets.into_iter().map(|(name, spec)| (name, seal(spec))).collect())
+    config(
+        fleets
+            .into_iter()
+            .map(|(name, spec)| (name, seal(spec)))
+            .collect(),
+    )
 }

@@ -94,7 +94,11 @@ impl Host {
             2 => OnTerm::AskForMore(rng.span(1_000, 9_000), rng.span(5_000, 60_000)),
             _ => OnTerm::Exit(Span::ZERO),
         };
-        let dies_in = if self.tempers && rng.chance(3) { rng.span(1_000, 12_000) } else { rng.span(1, 40) };
+        let dies_in = if self.tempers && rng.chance(3) {
+            rng.span(1_000, 12_000)
+        } else {
+            rng.span(1, 40)
+        };
         Temper { on_term, dies_in }
     }
 
@@ -103,21 +107,39 @@ impl Host {
         let bad = self.tempers;
         if let RowKey::Task(..) = key {
             let code = i32::from(bad && self.rng.chance(20));
-            let end = if bad && self.rng.chance(10) { Span::secs(60) } else { self.rng.span(1, 800) };
+            let end = if bad && self.rng.chance(10) {
+                Span::secs(60)
+            } else {
+                self.rng.span(1, 800)
+            };
             return self.later(end, pid, Act::Exit(ExitStatus::Code(code)));
         }
-        let start = if bad && self.rng.chance(10) { Span::secs(60) } else { self.rng.span(1, 1_500) };
+        let start = if bad && self.rng.chance(10) {
+            Span::secs(60)
+        } else {
+            self.rng.span(1, 1_500)
+        };
         self.later(start, pid, Act::Say(Note::Ready));
         self.later(Span::secs(4), pid, Act::Say(Note::Watchdog));
         let program = spec.program.as_str();
         let end = match program {
-            "/bin/once" => Some((self.rng.span(500, 30_000), i32::from(bad && self.rng.chance(40)))),
+            "/bin/once" => Some((
+                self.rng.span(500, 30_000),
+                i32::from(bad && self.rng.chance(40)),
+            )),
             "/bin/flaky" if bad => Some((self.rng.span(0, 9_000), 1)),
             _ if bad && self.rng.chance(15) => Some((self.rng.span(0, 120_000), 1)),
             _ => None,
         };
         if let Some((after, code)) = end {
-            let status = if self.rng.chance(30) { ExitStatus::Signal { number: 11, core: true } } else { ExitStatus::Code(code) };
+            let status = if self.rng.chance(30) {
+                ExitStatus::Signal {
+                    number: 11,
+                    core: true,
+                }
+            } else {
+                ExitStatus::Code(code)
+            };
             self.later(after, pid, Act::Exit(status));
         }
     }
@@ -139,9 +161,17 @@ impl Host {
                 proc.listens |= *note == Note::Ready;
                 let falls_silent = self.tempers && self.rng.chance(2);
                 if *note == Note::Watchdog && !falls_silent {
-                    self.agenda.push((self.now.after(Span::secs(4)), pid, Act::Say(Note::Watchdog)));
+                    self.agenda.push((
+                        self.now.after(Span::secs(4)),
+                        pid,
+                        Act::Say(Note::Watchdog),
+                    ));
                 }
-                Some(Change::Said(proc.key.clone(), proc.generation, note.clone()))
+                Some(Change::Said(
+                    proc.key.clone(),
+                    proc.generation,
+                    note.clone(),
+                ))
             }
             Act::Exit(_) | Act::FamilyGone | Act::Say(_) => None,
         }
@@ -164,18 +194,33 @@ pub enum Change {
 }
 
 impl Kernel for Host {
-    fn spawn(&mut self, key: &RowKey, generation: Generation, spec: &SpawnSpec) -> Result<Alive, ExitStatus> {
+    fn spawn(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<Alive, ExitStatus> {
         if let Some(pid) = self.by_key.get(key) {
             let there = &self.procs[pid];
-            panic!("{key}.{generation} spawned while generation {} has leader {} and family {}", there.generation, there.leader, there.family);
+            panic!(
+                "{key}.{generation} spawned while generation {} has leader {} and family {}",
+                there.generation, there.leader, there.family
+            );
         }
         if self.tempers && self.rng.chance(3) {
-            return Err(ExitStatus::SpawnFailed { step: SpawnStep::Exec, errno: 2 });
+            return Err(ExitStatus::SpawnFailed {
+                step: SpawnStep::Exec,
+                errno: 2,
+            });
         }
         let pid = self.next_pid;
         self.next_pid += 1;
         self.spawned += 1;
-        let family = if self.rng.chance(30) { 1 + self.rng.below(3) as u32 } else { 0 };
+        let family = if self.rng.chance(30) {
+            1 + self.rng.below(3) as u32
+        } else {
+            0
+        };
         let temper = self.temper();
         let proc = Proc {
             key: key.clone(),
@@ -190,13 +235,22 @@ impl Kernel for Host {
         self.procs.insert(pid, proc);
         self.by_key.insert(key.clone(), pid);
         self.plan_life(pid, key, spec);
-        Ok(Alive { pid, start_ticks: pid as u64, since: self.now, containment: Containment::Cgroup })
+        Ok(Alive {
+            pid,
+            start_ticks: pid as u64,
+            since: self.now,
+            containment: Containment::Cgroup,
+        })
     }
 
     fn signal(&mut self, key: &RowKey, number: i32, _: Target) {
-        let Some(&pid) = self.by_key.get(key) else { return };
+        let Some(&pid) = self.by_key.get(key) else {
+            return;
+        };
         let now = self.now;
-        let Some(proc) = self.procs.get_mut(&pid) else { return };
+        let Some(proc) = self.procs.get_mut(&pid) else {
+            return;
+        };
         if number != 15 || !proc.leader {
             return;
         }
@@ -213,23 +267,40 @@ impl Kernel for Host {
     }
 
     fn kill(&mut self, key: &RowKey) {
-        let Some(&pid) = self.by_key.get(key) else { return };
-        let Some(proc) = self.procs.get_mut(&pid) else { return };
+        let Some(&pid) = self.by_key.get(key) else {
+            return;
+        };
+        let Some(proc) = self.procs.get_mut(&pid) else {
+            return;
+        };
         if proc.killed && proc.leader {
             return;
         }
         proc.killed = true;
         let (leader, dies_in) = (proc.leader, proc.temper.dies_in);
         if leader {
-            self.later(dies_in, pid, Act::Exit(ExitStatus::Signal { number: 9, core: false }));
+            self.later(
+                dies_in,
+                pid,
+                Act::Exit(ExitStatus::Signal {
+                    number: 9,
+                    core: false,
+                }),
+            );
         }
         self.later(dies_in.plus(Span::micros(10)), pid, Act::FamilyGone);
     }
 
     fn release(&mut self, key: &RowKey) {
-        let pid = self.by_key.remove(key).unwrap_or_else(|| panic!("{key} released twice"));
+        let pid = self
+            .by_key
+            .remove(key)
+            .unwrap_or_else(|| panic!("{key} released twice"));
         let proc = self.procs.remove(&pid).expect("a seat has a process");
-        assert!(!proc.leader && proc.family == 0, "{key} released while something of it lives");
+        assert!(
+            !proc.leader && proc.family == 0,
+            "{key} released while something of it lives"
+        );
         assert!(self.reaped.insert(pid), "pid {pid} reaped twice");
     }
 }

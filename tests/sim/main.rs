@@ -15,8 +15,13 @@ use world::{Faults, World};
 const SEEDS: u64 = 1_000;
 
 fn sweep(name: &str, faults: Faults) {
-    let one: Option<u64> = std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok());
-    let count = std::env::var("SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
+    let one: Option<u64> = std::env::var("SIM_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let count = std::env::var("SIM_SEEDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(SEEDS);
     let seeds = one.map_or(0..count, |seed| seed..seed + 1);
     let mut totals = world::Totals::default();
     for seed in seeds {
@@ -24,7 +29,9 @@ fn sweep(name: &str, faults: Faults) {
         match outcome {
             Ok(more) => totals.add(more),
             Err(cause) => {
-                eprintln!("seed {seed} of {name} failed; SIM_SEED={seed} cargo test --test sim {name} -- --nocapture replays it");
+                eprintln!(
+                    "seed {seed} of {name} failed; SIM_SEED={seed} cargo test --test sim {name} -- --nocapture replays it"
+                );
                 std::panic::resume_unwind(cause);
             }
         }
@@ -32,26 +39,57 @@ fn sweep(name: &str, faults: Faults) {
     println!("{name}: {totals:?}");
     // A sweep in which nothing happened would prove nothing.
     if one.is_none() {
-        assert!(totals.spawns > count && totals.steps > 100 * count, "{totals:?}");
+        assert!(
+            totals.spawns > count && totals.steps > 100 * count,
+            "{totals:?}"
+        );
     }
 }
 
 #[test]
 fn calm() {
-    sweep("calm", Faults { supervisor_deaths: 0, keeper_deaths: 0, tempers: false });
+    sweep(
+        "calm",
+        Faults {
+            supervisor_deaths: 0,
+            keeper_deaths: 0,
+            tempers: false,
+        },
+    );
 }
 
 #[test]
 fn bad_workers() {
-    sweep("bad_workers", Faults { supervisor_deaths: 0, keeper_deaths: 0, tempers: true });
+    sweep(
+        "bad_workers",
+        Faults {
+            supervisor_deaths: 0,
+            keeper_deaths: 0,
+            tempers: true,
+        },
+    );
 }
 
 #[test]
 fn supervisor_dies_after_any_message() {
-    sweep("supervisor_dies_after_any_message", Faults { supervisor_deaths: 12, keeper_deaths: 0, tempers: true });
+    sweep(
+        "supervisor_dies_after_any_message",
+        Faults {
+            supervisor_deaths: 12,
+            keeper_deaths: 0,
+            tempers: true,
+        },
+    );
 }
 
 #[test]
 fn keeper_dies_too() {
-    sweep("keeper_dies_too", Faults { supervisor_deaths: 6, keeper_deaths: 2, tempers: true });
+    sweep(
+        "keeper_dies_too",
+        Faults {
+            supervisor_deaths: 6,
+            keeper_deaths: 2,
+            tempers: true,
+        },
+    );
 }

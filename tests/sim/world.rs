@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use leasehold::{
     config::{Config, spec::FleetSpec},
-    engine::{Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, supervisor::Origin},
+    engine::{
+        Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, supervisor::Origin,
+    },
     id::{FleetName, Generation, RequestId, WorkerId},
     keeper::core::{Core, Request},
     time::{Moment, Span},
@@ -166,7 +168,11 @@ impl World {
         self.play_until(self.quiet_from);
         self.host.tempers = false;
         self.play_until(self.quiet_from.after(SETTLE));
-        let status = self.engine.as_ref().expect("a supervisor after the faults").status(self.now);
+        let status = self
+            .engine
+            .as_ref()
+            .expect("a supervisor after the faults")
+            .status(self.now);
         let held: Vec<String> = self.disk.fleets.keys().map(ToString::to_string).collect();
         if self.trace {
             eprintln!("held {held:?}");
@@ -174,7 +180,12 @@ impl World {
         checks::settled(&self.host, &status, &held);
         self.at(Span::ZERO, Item::Signal(Request::Drain));
         self.play_until(self.quiet_from.after(SETTLE).after(Span::secs(120)));
-        assert_eq!(self.exit, Some(0), "the drain did not end; {:?}", self.host.by_key);
+        assert_eq!(
+            self.exit,
+            Some(0),
+            "the drain did not end; {:?}",
+            self.host.by_key
+        );
         assert!(self.host.procs.is_empty());
         self.totals.spawns = self.host.spawned;
         self.totals
@@ -206,7 +217,9 @@ impl World {
             let queued = self.queue.peek().map(|due| due.0);
             let engine = self.engine.as_ref().and_then(Supervisor::deadline);
             let keeper = self.core.as_ref().and_then(Core::deadline);
-            let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else { break };
+            let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else {
+                break;
+            };
             if next > end {
                 break;
             }
@@ -238,8 +251,12 @@ impl World {
                     self.deliver(ops);
                 }
             }
-            Item::ToSupervisor(incarnation, news) if incarnation == self.incarnation => self.hear(news),
-            Item::Answer(incarnation, event) if incarnation == self.incarnation => self.step(*event),
+            Item::ToSupervisor(incarnation, news) if incarnation == self.incarnation => {
+                self.hear(news)
+            }
+            Item::Answer(incarnation, event) if incarnation == self.incarnation => {
+                self.step(*event)
+            }
             Item::Saved(incarnation, intent) => {
                 self.disk = *intent;
                 if incarnation == self.incarnation {
@@ -272,14 +289,23 @@ impl World {
             None => {}
             Some(Change::LeaderEnded(key, status)) => {
                 core.leader_ended(&key, status, self.now, &mut self.host);
-                let family = self.host.by_key.get(&key).and_then(|pid| self.host.procs.get(pid)).map_or(0, |proc| proc.family);
+                let family = self
+                    .host
+                    .by_key
+                    .get(&key)
+                    .and_then(|pid| self.host.procs.get(pid))
+                    .map_or(0, |proc| proc.family);
                 if family == 0 {
                     core.containment_empty(&key, &mut self.host);
                 }
             }
             Some(Change::Empty(key)) => core.containment_empty(&key, &mut self.host),
             Some(Change::Said(RowKey::Slot(worker), generation, note)) => {
-                let event = Event::Note { worker, generation, note };
+                let event = Event::Note {
+                    worker,
+                    generation,
+                    note,
+                };
                 // A datagram waits in its socket, which the keeper holds, until a supervisor has taken it.
                 if self.engine.is_some() {
                     self.step(event);
@@ -298,7 +324,11 @@ impl World {
         for op in ops {
             match op {
                 Op::Exit { code } => self.exit = Some(code),
-                Op::Hold { .. } | Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } => {}
+                Op::Hold { .. }
+                | Op::Release { .. }
+                | Op::Pong { .. }
+                | Op::Notify { .. }
+                | Op::Echo { .. } => {}
                 op => {
                     if let Some(core) = &mut self.core {
                         core.apply(op, self.now, &mut self.host);
@@ -322,7 +352,10 @@ impl World {
         }
         let news = core.take_news(usize::MAX);
         if !news.is_empty() {
-            let when = self.now.after(self.rng.span(0, 3)).max(self.last_to_supervisor);
+            let when = self
+                .now
+                .after(self.rng.span(0, 3))
+                .max(self.last_to_supervisor);
             self.last_to_supervisor = when;
             self.at_moment(when, Item::ToSupervisor(self.incarnation, news));
         }
@@ -335,7 +368,11 @@ impl World {
                 News::Row { key, header, .. } => rows.push((key, header)),
                 News::Node(asked) => self.step(Event::Asked(asked)),
                 News::Refused { key, after } => self.step(Event::Refused { key, after }),
-                News::Welcome(_) | News::Held { .. } | News::Caught | News::Ping { .. } => {}
+                News::Welcome(_)
+                | News::Held { .. }
+                | News::Caught
+                | News::Ping { .. }
+                | News::Echo { .. } => {}
             }
         }
         if !rows.is_empty() {
@@ -344,12 +381,19 @@ impl World {
     }
 
     fn step(&mut self, event: Event) {
-        let Some(mut engine) = self.engine.take() else { return };
+        let Some(mut engine) = self.engine.take() else {
+            return;
+        };
         self.totals.steps += 1;
         let mut effects = Effects::default();
         engine.step(event, self.now, &mut effects);
         let late = engine.deadline().filter(|at| *at <= self.now);
-        assert!(late.is_none(), "a deadline of {late:?} is not after {:?}: {:?}", self.now, engine.overdue(self.now));
+        assert!(
+            late.is_none(),
+            "a deadline of {late:?} is not after {:?}: {:?}",
+            self.now,
+            engine.overdue(self.now)
+        );
         self.engine = Some(engine);
         self.perform(effects);
     }
@@ -360,18 +404,39 @@ impl World {
         for effect in effects.list {
             match effect {
                 Effect::Keeper(op) => ops.push(op),
-                Effect::Probe { worker, generation, .. } => self.probe(worker, generation),
+                Effect::Probe {
+                    worker, generation, ..
+                } => self.probe(worker, generation),
                 Effect::ReadEnv { worker, after, .. } => {
                     let bad = self.host.tempers && self.rng.chance(5);
-                    let result = if bad { Err("no such file".to_owned()) } else { Ok(vec![("A".to_owned(), "1".to_owned())]) };
-                    self.answer(0, 30, Event::EnvRead { worker, after, result });
+                    let result = if bad {
+                        Err("no such file".to_owned())
+                    } else {
+                        Ok(vec![("A".to_owned(), "1".to_owned())])
+                    };
+                    self.answer(
+                        0,
+                        30,
+                        Event::EnvRead {
+                            worker,
+                            after,
+                            result,
+                        },
+                    );
                 }
                 Effect::ReadConfig(purpose) => {
-                    let result = if self.rng.chance(15) { Err("error: not TOML".to_owned()) } else { Ok(Box::new(self.file.clone())) };
+                    let result = if self.rng.chance(15) {
+                        Err("error: not TOML".to_owned())
+                    } else {
+                        Ok(Box::new(self.file.clone()))
+                    };
                     self.answer(1, 50, Event::ConfigRead { purpose, result });
                 }
                 Effect::Accept { config, previous } => {
-                    self.accepted = Some(Accepted { config: *config, previous: previous.into_iter().collect() });
+                    self.accepted = Some(Accepted {
+                        config: *config,
+                        previous: previous.into_iter().collect(),
+                    });
                 }
                 Effect::SaveIntent(intent) => {
                     let after = self.rng.span(1, 20);
@@ -381,7 +446,10 @@ impl World {
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
-                Effect::CloseLogs(_) | Effect::KeepSockets { .. } | Effect::ReopenLogs | Effect::Reply { .. } => {}
+                Effect::CloseLogs(_)
+                | Effect::KeepSockets { .. }
+                | Effect::ReopenLogs
+                | Effect::Reply { .. } => {}
             }
         }
         if !ops.is_empty() {
@@ -397,14 +465,37 @@ impl World {
     }
 
     fn probe(&mut self, worker: WorkerId, generation: Generation) {
-        let there = self.host.by_key.get(&RowKey::Slot(worker.clone())).and_then(|pid| self.host.procs.get(pid));
-        let listens = there.is_some_and(|proc| proc.leader && proc.listens && proc.generation == generation);
-        let result = if listens { Ok(()) } else { Err("refused".to_owned()) };
-        self.answer(1, 900, Event::Probed { worker, generation, result });
+        let there = self
+            .host
+            .by_key
+            .get(&RowKey::Slot(worker.clone()))
+            .and_then(|pid| self.host.procs.get(pid));
+        let listens =
+            there.is_some_and(|proc| proc.leader && proc.listens && proc.generation == generation);
+        let result = if listens {
+            Ok(())
+        } else {
+            Err("refused".to_owned())
+        };
+        self.answer(
+            1,
+            900,
+            Event::Probed {
+                worker,
+                generation,
+                result,
+            },
+        );
     }
 
     fn origin(&mut self, core: &mut Core) -> Origin {
-        let accepted = self.accepted.get_or_insert_with(|| Accepted { config: self.file.clone(), previous: BTreeMap::new() }).clone();
+        let accepted = self
+            .accepted
+            .get_or_insert_with(|| Accepted {
+                config: self.file.clone(),
+                previous: BTreeMap::new(),
+            })
+            .clone();
         let rows = core.tell_all().into_iter().filter_map(|news| match news {
             News::Row { key, header, body } => Some((key, header, body.unwrap_or_default())),
             _ => None,
@@ -413,7 +504,10 @@ impl World {
             config: accepted.config,
             previous: accepted.previous,
             intent: self.disk.clone(),
-            facts: Facts { node: "sim".to_owned(), notify_socket: "/run/notify".to_owned() },
+            facts: Facts {
+                node: "sim".to_owned(),
+                notify_socket: "/run/notify".to_owned(),
+            },
             asked: core.asked(),
             rows: rows.collect(),
             recover: false,
@@ -422,7 +516,9 @@ impl World {
     }
 
     fn start_supervisor(&mut self) {
-        let Some(mut core) = self.core.take() else { return };
+        let Some(mut core) = self.core.take() else {
+            return;
+        };
         self.incarnation += 1;
         let origin = self.origin(&mut core);
         self.core = Some(core);
@@ -433,7 +529,9 @@ impl World {
 
     /// It dies after any number of the packets that it had sent; those that were sent are carried out before the next one starts.
     fn supervisor_dies(&mut self) {
-        let (Some(mut old), true) = (self.engine.take(), self.core.is_some()) else { return };
+        let (Some(mut old), true) = (self.engine.take(), self.core.is_some()) else {
+            return;
+        };
         self.totals.supervisor_deaths += 1;
         let mut sent: Vec<Due> = Vec::new();
         let mut rest = BinaryHeap::new();
@@ -446,7 +544,11 @@ impl World {
         self.queue = rest;
         sent.sort_by_key(|due| due.1);
         let all = sent.len();
-        let kept = if self.rng.chance(50) { all } else { self.rng.below(all as u64 + 1) as usize };
+        let kept = if self.rng.chance(50) {
+            all
+        } else {
+            self.rng.below(all as u64 + 1) as usize
+        };
         self.say(|| format!("-- supervisor dies, {kept} of {all} packets sent"));
         sent.truncate(kept);
         for due in sent {
@@ -464,14 +566,23 @@ impl World {
     /// With everything delivered, a rebuilt supervisor sees what the dead one would have seen after the same news.
     fn compare_with_rebuilt(&mut self, old: &mut Supervisor) {
         // An intent on its way to disk is known to the old one only, and will be there before the next one starts.
-        let unsaved = self.queue.iter().any(|due| matches!(due.2, Item::Saved(..) | Item::ToSupervisor(..)));
+        let unsaved = self
+            .queue
+            .iter()
+            .any(|due| matches!(due.2, Item::Saved(..) | Item::ToSupervisor(..)));
         if unsaved {
             return;
         }
-        let Some(mut core) = self.core.take() else { return };
+        let Some(mut core) = self.core.take() else {
+            return;
+        };
         self.totals.rebuilt += 1;
         let origin = self.origin(&mut core);
-        let rows = origin.rows.iter().map(|(key, header, _)| (key.clone(), header.clone())).collect();
+        let rows = origin
+            .rows
+            .iter()
+            .map(|(key, header, _)| (key.clone(), header.clone()))
+            .collect();
         let asked: Asked = origin.asked;
         self.core = Some(core);
         let mut ignored = Effects::default();
@@ -490,8 +601,18 @@ impl World {
         self.engine = None;
         self.incarnation += 1;
         self.host.wipe();
-        let keep = |item: &Item| !matches!(item, Item::Process(..) | Item::ToKeeper(..) | Item::ToSupervisor(..) | Item::SupervisorStarts);
-        let rest = std::mem::take(&mut self.queue).into_iter().filter(|due| keep(&due.2));
+        let keep = |item: &Item| {
+            !matches!(
+                item,
+                Item::Process(..)
+                    | Item::ToKeeper(..)
+                    | Item::ToSupervisor(..)
+                    | Item::SupervisorStarts
+            )
+        };
+        let rest = std::mem::take(&mut self.queue)
+            .into_iter()
+            .filter(|due| keep(&due.2));
         self.queue = rest.collect();
         let pause = self.rng.span(100, 3_000);
         self.at(pause, Item::KeeperStarts);
@@ -500,14 +621,21 @@ impl World {
     fn operate(&mut self) {
         self.requests += 1;
         self.totals.commands += 1;
-        let fleet = (*self.rng.pick(&["db", "web", "flaky", "once", "web/1", "db/0", "*"])).to_owned();
+        let fleet = (*self
+            .rng
+            .pick(&["db", "web", "flaky", "once", "web/1", "db/0", "*"]))
+        .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
         let command = match self.rng.below(8) {
             0 => Command::Stop { names, by },
             1 | 2 => Command::Start { names, by },
             3 => Command::Restart { names },
             4 => {
-                let workers = if self.rng.chance(30) { None } else { Some(self.rng.below(7) as u32) };
+                let workers = if self.rng.chance(30) {
+                    None
+                } else {
+                    Some(self.rng.below(7) as u32)
+                };
                 Command::Scale { fleet, workers, by }
             }
             5 => Command::Signal { names, signal: 1 },
@@ -521,7 +649,10 @@ impl World {
             }
         };
         self.say(|| format!("-- {command:?}"));
-        self.step(Event::Command { request: RequestId(self.requests), command });
+        self.step(Event::Command {
+            request: RequestId(self.requests),
+            command,
+        });
     }
 }
 
@@ -535,4 +666,3 @@ impl Drop for World {
         }
     }
 }
-
