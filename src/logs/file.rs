@@ -26,8 +26,10 @@ pub struct LogFile {
     file: File,
     /// Its length.
     pub offset: u64,
+    /// Where the line begins that has no end yet; the end of the file if there is none such.
+    line: u64,
     /// Its last byte is not a line end.
-    pub mid_line: bool,
+    mid_line: bool,
 }
 
 impl LogFile {
@@ -52,8 +54,35 @@ impl LogFile {
             path: path.to_owned(),
             file,
             offset,
+            line: offset,
             mid_line: last != [b'\n'],
         })
+    }
+
+    /// These bytes were put at its end: where does its last line begin now?
+    pub fn ended_with(&mut self, bytes: &[u8]) {
+        match memchr::memrchr(b'\n', bytes) {
+            Some(at) => self.line = self.offset - (bytes.len() - at - 1) as u64,
+            None if !self.mid_line => self.line = self.offset - bytes.len() as u64,
+            None => {}
+        }
+        self.mid_line = bytes.last().map_or(self.mid_line, |last| *last != b'\n');
+    }
+
+    /// Is it in the middle of a line?
+    pub fn is_mid_line(&self) -> bool {
+        self.mid_line
+    }
+
+    /// Takes back the line that has no end; returns its length.
+    pub fn take_back_line(&mut self) -> io::Result<u64> {
+        let length = self.offset - self.line;
+        if length > 0 {
+            self.file.set_len(self.line)?;
+            self.offset = self.line;
+            self.mid_line = false;
+        }
+        Ok(length)
     }
 
     /// Moves up to `length` bytes out of a pipe to its end; only what arrived here has left the pipe.
@@ -95,7 +124,7 @@ mod tests {
         let mut log = LogFile::open(&path).unwrap();
         log.write(b"one\ntw").unwrap();
         let mut log = LogFile::open(&path).unwrap();
-        assert!(log.mid_line && log.offset == 6);
+        assert!(log.is_mid_line() && log.offset == 6);
         log.write(b"o\n").unwrap();
         for _ in 0..5 {
             log.rotate(2).unwrap();

@@ -53,8 +53,6 @@ pub(super) struct Stream {
     rules: Rules,
     unfinished_since: Option<Moment>,
     splices: bool,
-    /// The file ends in the middle of a line whose rest was dropped.
-    cut: bool,
     pub(super) counts: Counts,
     /// Why its file cannot be written, if so.
     pub(super) failing: Option<String>,
@@ -108,7 +106,6 @@ impl Stream {
             rules,
             unfinished_since: None,
             splices: true,
-            cut: false,
             counts: Counts::default(),
             failing: None,
         }
@@ -167,8 +164,9 @@ impl Stream {
                 }
                 Err(error) if self.rules.drop => {
                     self.failing = Some(error.to_string());
-                    // A line that was cut short must not run into the next one that is kept.
-                    self.cut |= self.file.as_ref().is_some_and(|file| file.mid_line);
+                    // A line is kept whole or dropped whole: what of it got through is taken back.
+                    let back = self.file.as_mut().map_or(Ok(0), LogFile::take_back_line);
+                    self.counts.dropped += back.unwrap_or(0);
                     if let Err(error) = self.discard(wanted) {
                         return self.fail(&error, now);
                     }
@@ -191,10 +189,6 @@ impl Stream {
             Some(file) => file,
             None => self.file.insert(LogFile::open(&self.path)?),
         };
-        if self.cut {
-            file.write(b"\n")?;
-            self.cut = false;
-        }
         let mut moved = 0;
         while moved < wanted {
             let step = if self.splices {
@@ -213,8 +207,8 @@ impl Stream {
                 Err(e) => return Err(e),
             }
         }
-        file.mid_line = moved > 0 && bench.buffer[moved - 1] != b'\n';
-        if file.offset >= self.rules.rotate_size && !file.mid_line {
+        file.ended_with(&bench.buffer[..moved]);
+        if file.offset >= self.rules.rotate_size && !file.is_mid_line() {
             let keep = (self.rules.max_size / self.rules.rotate_size)
                 .saturating_sub(1)
                 .max(1);
