@@ -13,7 +13,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use rig::{Mode, Rig, Status, all_pids, parent_of, pause, send, state_of, until};
+use rig::{Mode, Rig, Status, all_pids, both_ways, parent_of, pause, send, state_of, until};
 use rustix::process::Signal;
 
 /// splitmix64 (Steele et al. 2014).
@@ -93,7 +93,7 @@ fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str 
     let some_worker = |rng: &mut Rng| {
         workers
             .get(rng.below(workers.len().max(1) as u64) as usize)
-            .and_then(|w| w.pid)
+            .map(|w| w.pid)
     };
     // Four deaths in ten seconds are forgiven; more would be answered with a pause that this test is not about.
     let may_die = uptime() - *last_death > Duration::from_millis(2_700);
@@ -140,10 +140,8 @@ fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str 
     }
 }
 
-fn soak(mode: Mode) {
-    let Some(mut rig) = Rig::new(mode) else {
-        return;
-    };
+fn soak(mut rig: Rig) {
+    let mode = rig.mode;
     let seconds = setting("SOAK_SECONDS").unwrap_or(30) / 2;
     let seed = setting("SOAK_SEED").unwrap_or_else(|| {
         UNIX_EPOCH
@@ -166,15 +164,23 @@ fn soak(mode: Mode) {
     }
     rig.cli(&["scale", "talk", "auto", "--no-wait"]);
     let calm = until("the fleets to be as configured", 30_000, || {
-        let status: Status = rig.try_status().ok()?;
-        (status.settled() && status.of("talk").len() == 10 && status.of("idle").len() == 4)
-            .then_some(status)
+        let status: Status = rig.try_status()?;
+        let whole = status.of("talk").len() == 10 && status.of("idle").len() == 4;
+        if status.settled() && whole {
+            Ok(status)
+        } else {
+            Err(format!("{status:?}"))
+        }
     });
     println!("did {did:?}; calm with {} workers", calm.workers().len());
     let last = until("orphans to be reaped and cgroups removed", 10_000, || {
         let now = sample(&rig);
         let leaves = if mode == Mode::Cgroup { 14 } else { 0 };
-        (now.zombies == 0 && now.cgroups == leaves).then_some(now)
+        if now.zombies == 0 && now.cgroups == leaves {
+            Ok(now)
+        } else {
+            Err(format!("{now:?}"))
+        }
     });
     assert_growth(&samples, last);
     rig.drain(30_000);
@@ -255,12 +261,4 @@ fn parts(dir: &Path, slot: u32) -> Vec<PathBuf> {
     all
 }
 
-#[test]
-fn by_cgroup() {
-    soak(Mode::Cgroup);
-}
-
-#[test]
-fn by_group() {
-    soak(Mode::Group);
-}
+both_ways!(soak);

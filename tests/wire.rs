@@ -371,7 +371,7 @@ fn the_bytes_of_every_op_stay() {
     ops().iter().for_each(|(_, op)| seen[op_number(op)] = true);
     assert_eq!(seen, [true; OPS], "an example of each");
     for (name, op) in ops() {
-        let bytes = encode(&[op.clone()]);
+        let bytes = encode(std::slice::from_ref(&op));
         assert_eq!(
             usize::from(bytes[3]),
             op_number(&op),
@@ -389,7 +389,7 @@ fn the_bytes_of_every_piece_of_news_stay() {
         .for_each(|(_, news)| seen[news_number(news)] = true);
     assert_eq!(seen, [true; NEWS], "an example of each");
     for (name, news) in news() {
-        let bytes = encode(&[news.clone()]);
+        let bytes = encode(std::slice::from_ref(&news));
         assert_eq!(
             usize::from(bytes[3]),
             news_number(&news),

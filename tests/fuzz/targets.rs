@@ -128,7 +128,7 @@ fn check_accepted(accepted: &Config, machine: &FakeMachine) {
         assert!(spec.stop.timeout <= spec.stop.extend_max && !spec.stop.timeout.is_forever());
         assert!(spec.rollout.max_surge + spec.rollout.max_unavailable > 0);
         assert!(spec.log.max_size / 2 >= spec.log.rotate_size);
-        for (other, _) in &spec.after {
+        for other in spec.after.keys() {
             assert!(
                 accepted.fleets[other].rank < spec.rank,
                 "a fleet stops before what it needs"

@@ -12,7 +12,7 @@ use crate::{fleets, host::Host};
 const DRAIN_MAX: Span = Span::secs(30 + 45);
 
 /// Nothing outlives its drain.
-pub fn no_drain_is_endless(host: &Host, now: Moment) {
+pub(crate) fn no_drain_is_endless(host: &Host, now: Moment) {
     for (pid, proc) in &host.procs {
         if let Some(term) = proc.term_at {
             assert!(
@@ -26,7 +26,7 @@ pub fn no_drain_is_endless(host: &Host, now: Moment) {
 }
 
 /// Before SIGTERM reaches a worker it is ready nowhere.
-pub fn not_ready_before_term(host: &mut Host, status: Option<&Status>) {
+pub(crate) fn not_ready_before_term(host: &mut Host, status: Option<&Status>) {
     for (key, generation) in std::mem::take(&mut host.terms) {
         let (RowKey::Slot(worker), Some(status)) = (&key, status) else {
             continue;
@@ -42,7 +42,7 @@ pub fn not_ready_before_term(host: &mut Host, status: Option<&Status>) {
 }
 
 /// With nobody failing any more, live equals desired.
-pub fn settled(host: &Host, status: &Status, held: &[String]) {
+pub(crate) fn settled(host: &Host, status: &Status, held: &[String]) {
     for fleet in &status.fleets {
         let living = host
             .by_key
@@ -82,7 +82,7 @@ pub fn settled(host: &Host, status: &Status, held: &[String]) {
 }
 
 /// What a supervisor that is rebuilt from its rows must agree on with the one that died.
-pub fn same_picture(old: &Status, new: &Status) {
+pub(crate) fn same_picture(old: &Status, new: &Status) {
     let normal = |status: &Status| -> Vec<FleetStatus> {
         let mut fleets = status.fleets.clone();
         for worker in fleets.iter_mut().flat_map(|fleet| &mut fleet.workers) {

@@ -17,7 +17,7 @@ use leasehold::{
 
 use crate::rng::Rng;
 
-pub fn name(text: &str) -> FleetName {
+pub(crate) fn name(text: &str) -> FleetName {
     text.parse().expect("a name")
 }
 
@@ -55,7 +55,7 @@ fn hook(program: &str) -> HookSpec {
 }
 
 /// The configuration that a story begins with.
-pub fn first() -> Config {
+pub(crate) fn first() -> Config {
     let mut db = base("db", 3);
     db.ready = ReadySpec::Notify;
     db.process.pre_stop = Some(hook("say-goodbye"));
@@ -110,7 +110,7 @@ fn config(fleets: BTreeMap<FleetName, FleetSpec>) -> Config {
 }
 
 /// The same, edited by somebody: sizes, commands, limits, fleets that come and go.
-pub fn edited(before: &Config, rng: &mut Rng) -> Config {
+pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
     let mut fleets = before.fleets.clone();
     for _ in 0..=rng.below(2) {
         let names: Vec<FleetName> = fleets.keys().cloned().collect();

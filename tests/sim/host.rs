@@ -14,7 +14,7 @@ use crate::rng::Rng;
 
 /// What a process will do of its own accord, or when told.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     /// The leader ends.
     Exit(ExitStatus),
     /// What is left of its family ends.
@@ -25,14 +25,14 @@ pub enum Act {
 
 /// A generation on the machine: a leader and perhaps children of its own.
 #[derive(Clone, Debug)]
-pub struct Proc {
-    pub key: RowKey,
-    pub generation: Generation,
-    pub leader: bool,
-    pub family: u32,
-    pub listens: bool,
-    pub term_at: Option<Moment>,
-    pub killed: bool,
+pub(crate) struct Proc {
+    pub(crate) key: RowKey,
+    pub(crate) generation: Generation,
+    pub(crate) leader: bool,
+    pub(crate) family: u32,
+    pub(crate) listens: bool,
+    pub(crate) term_at: Option<Moment>,
+    pub(crate) killed: bool,
     temper: Temper,
 }
 
@@ -51,21 +51,21 @@ enum OnTerm {
 
 /// The machine, and what happens on it next: `(when, pid, what)` to be scheduled by the world.
 #[derive(Debug)]
-pub struct Host {
-    pub rng: Rng,
-    pub now: Moment,
-    pub procs: BTreeMap<i32, Proc>,
-    pub by_key: BTreeMap<RowKey, i32>,
-    pub agenda: Vec<(Moment, i32, Act)>,
-    pub tempers: bool,
-    pub spawned: u64,
-    pub reaped: BTreeSet<i32>,
-    pub terms: Vec<(RowKey, Generation)>,
+pub(crate) struct Host {
+    pub(crate) rng: Rng,
+    pub(crate) now: Moment,
+    pub(crate) procs: BTreeMap<i32, Proc>,
+    pub(crate) by_key: BTreeMap<RowKey, i32>,
+    pub(crate) agenda: Vec<(Moment, i32, Act)>,
+    pub(crate) tempers: bool,
+    pub(crate) spawned: u64,
+    pub(crate) reaped: BTreeSet<i32>,
+    pub(crate) terms: Vec<(RowKey, Generation)>,
     next_pid: i32,
 }
 
 impl Host {
-    pub fn new(rng: Rng, tempers: bool) -> Self {
+    pub(crate) fn new(rng: Rng, tempers: bool) -> Self {
         Self {
             rng,
             now: Moment(0),
@@ -145,7 +145,7 @@ impl Host {
     }
 
     /// Something on the agenda happens; true if the keeper would be told that the leader ended, or that nothing is left.
-    pub fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
+    pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
         let proc = self.procs.get_mut(&pid)?;
         match act {
             Act::Exit(status) if proc.leader => {
@@ -178,7 +178,7 @@ impl Host {
     }
 
     /// The keeper died, and all that it contained with it.
-    pub fn wipe(&mut self) {
+    pub(crate) fn wipe(&mut self) {
         self.procs.clear();
         self.by_key.clear();
         self.agenda.clear();
@@ -187,7 +187,7 @@ impl Host {
 
 /// What the keeper learns.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub(crate) enum Change {
     LeaderEnded(RowKey, ExitStatus),
     Empty(RowKey),
     Said(RowKey, Generation, Note),

@@ -21,25 +21,25 @@ use crate::{
 
 /// What goes wrong in a story.
 #[derive(Clone, Copy, Debug)]
-pub struct Faults {
-    pub supervisor_deaths: u32,
-    pub keeper_deaths: u32,
-    pub tempers: bool,
+pub(crate) struct Faults {
+    pub(crate) supervisor_deaths: u32,
+    pub(crate) keeper_deaths: u32,
+    pub(crate) tempers: bool,
 }
 
 /// What happened in all stories together.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    pub steps: u64,
-    pub spawns: u64,
-    pub supervisor_deaths: u64,
-    pub keeper_deaths: u64,
-    pub rebuilt: u64,
-    pub commands: u64,
+pub(crate) struct Totals {
+    pub(crate) steps: u64,
+    pub(crate) spawns: u64,
+    pub(crate) supervisor_deaths: u64,
+    pub(crate) keeper_deaths: u64,
+    pub(crate) rebuilt: u64,
+    pub(crate) commands: u64,
 }
 
 impl Totals {
-    pub fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.steps += other.steps;
         self.spawns += other.spawns;
         self.supervisor_deaths += other.supervisor_deaths;
@@ -92,7 +92,7 @@ struct Accepted {
     previous: BTreeMap<FleetName, FleetSpec>,
 }
 
-pub struct World {
+pub(crate) struct World {
     seed: u64,
     rng: Rng,
     now: Moment,
@@ -120,7 +120,7 @@ const STORY: Span = Span::secs(300);
 const SETTLE: Span = Span::secs(600);
 
 impl World {
-    pub fn new(seed: u64, faults: Faults, trace: bool) -> Self {
+    pub(crate) fn new(seed: u64, faults: Faults, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let host = Host::new(Rng::new(rng.next()), faults.tempers);
         Self {
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// Plays the story: trouble, then quiet, then a drain.
-    pub fn run(mut self) -> Totals {
+    pub(crate) fn run(mut self) -> Totals {
         let begin = self.now;
         self.quiet_from = begin.after(STORY);
         self.at(Span::ZERO, Item::KeeperStarts);
