@@ -151,6 +151,29 @@ fn the_engine_has_no_clock_no_io_no_async_no_chance() {
     }
 }
 
+/// A jump of the wall clock can change nothing but what is shown: only these files look at it, and only to show it.
+#[test]
+fn the_wall_clock_is_for_people() {
+    let allowed = ["sys/clock.rs", "http/server.rs", "driver/journal.rs"];
+    for (_, path, text) in sources() {
+        let named = allowed.iter().any(|name| path.ends_with(name));
+        let looks = [
+            "wall(",
+            "wall_at",
+            "Realtime",
+            "SystemTime",
+            "Timestamp::now",
+            "Zoned::now",
+        ];
+        let found = looks.iter().find(|word| shipped(&text).contains(*word));
+        assert!(
+            named || found.is_none(),
+            "{} reads the wall clock ({found:?})",
+            path.display()
+        );
+    }
+}
+
 #[test]
 fn async_stays_in_driver_and_http_and_the_client() {
     for (module, path, text) in sources() {

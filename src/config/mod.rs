@@ -28,7 +28,7 @@ mod probes;
 mod process;
 mod resolve;
 mod section;
-mod shown;
+pub mod shown;
 pub mod spec;
 pub mod units;
 

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{
-    fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
-    limits,
-    process::{ON_ERROR, STDERR},
-    spec::*,
-    units,
+use crate::{
+    config::{
+        fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
+        limits,
+        process::{ON_ERROR, STDERR},
+        spec::*,
+        units,
+    },
+    id::Revision,
 };
 
 /// Settings by key.
@@ -93,7 +96,12 @@ impl Shown {
         self.command("command", program, argv);
         self.maybe("cwd", &cwd.as_ref().map(|dir| format!("{dir:?}")));
         for (name, value) in env {
-            self.put(&format!("env.{name}"), format!("{value:?}"));
+            let value = if is_secret(name) {
+                mark(value)
+            } else {
+                format!("{value:?}")
+            };
+            self.put(&format!("env.{name}"), value);
         }
         if !env_files.is_empty() {
             let sign = |file: &EnvFile| if file.optional { "-" } else { "" };
@@ -284,5 +292,33 @@ impl Shown {
             self.put(&format!("log.{key}"), units::show_size(*bytes));
         }
         self.word("log.on_full", &ON_FULL, drop);
+    }
+}
+
+/// Does the name of a variable say that its value is nobody's business?
+pub fn is_secret(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    ["SECRET", "TOKEN", "PASSW", "KEY", "CREDENTIAL"]
+        .iter()
+        .any(|word| upper.contains(word))
+}
+
+/// Stands for a secret: two that differ look different.
+pub fn mark(value: &str) -> String {
+    format!("(secret {})", Revision::of(value.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_known_by_name_and_differ_when_they_change() {
+        for name in ["API_TOKEN", "db_password", "STRIPE_KEY", "Client_Secret"] {
+            assert!(is_secret(name), "{name}");
+        }
+        assert!(!is_secret("RUST_LOG"));
+        assert_ne!(mark("a"), mark("b"));
+        assert!(!mark("hunter2").contains("hunter2"));
     }
 }

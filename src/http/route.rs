@@ -101,6 +101,10 @@ pub fn route(door: Door, asked: &Asked<'_>) -> Result<Route, Refusal> {
         check_host(asked.host)?;
     }
     match asked.method {
+        "GET" | "HEAD" if door == Door::Tcp && asked.path == "/v1/config" => Err(Refusal::new(
+            403,
+            "the configuration is shown on the control socket alone",
+        )),
         "GET" | "HEAD" => read(asked),
         "POST" if door == Door::Unix => write(asked),
         "POST" => Err(Refusal::new(

@@ -213,7 +213,7 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
         Route::Events { follow: false } => json(200, &hall.surface.events.after(0)),
         Route::Command(command) => command_answer(hall, command).await,
         Route::Config => match asked_in_time(hall.surface.engine.config()).await {
-            Ok(config) => json(200, &*config),
+            Ok(config) => json(200, &view::config(&config)),
             Err(response) => response,
         },
         Route::Status { after } => {

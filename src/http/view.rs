@@ -3,6 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::{
+        Config,
+        shown::{is_secret, mark},
+    },
     engine::{
         effect::ExitWords,
         status::{ExitView, FleetStatus, Status, WorkerStatus},
@@ -356,4 +360,17 @@ pub fn health(status: &Status, here: &Here<'_>) -> serde_json::Value {
         "serviceId": status.node,
         "checks": members,
     })
+}
+
+/// `config show`: the accepted configuration, its secrets hidden.
+pub fn config(config: &Config) -> Config {
+    let mut shown = config.clone();
+    for fleet in shown.fleets.values_mut() {
+        for (name, value) in &mut fleet.process.env {
+            if is_secret(name) {
+                *value = mark(value);
+            }
+        }
+    }
+    shown
 }

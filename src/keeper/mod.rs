@@ -237,6 +237,7 @@ impl Keeper {
                         self.kill_supervisor();
                     }
                 }
+                Asking::Upgrade => say("SIGUSR2: this version cannot be upgraded while it runs"),
                 Asking::Request(request, by) => {
                     self.core.ask(request, by, now);
                     if matches!(request, Request::Drain | Request::Kill) {

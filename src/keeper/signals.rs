@@ -9,7 +9,7 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1},
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     iterator::{backend::SignalDelivery, exfiltrator::WithOrigin},
     low_level::siginfo::{Cause, Origin},
 };
@@ -20,6 +20,8 @@ use crate::keeper::core::Request;
 pub(super) enum Asking {
     /// A child changed state.
     Child,
+    /// SIGUSR2 is kept for upgrades; without them its default would end us.
+    Upgrade,
     /// Something is asked of the daemon, by this pid and uid if a process sent it.
     Request(Request, Option<(i32, u32)>),
 }
@@ -33,7 +35,7 @@ impl Signals {
         ignore_terminal_stops();
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1];
+        let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         // Whoever started us may have blocked signals; we must hear ours.
         nix::sys::signal::SigSet::empty().thread_set_mask()?;
         Ok(Self {
@@ -53,6 +55,7 @@ fn meaning(origin: &Origin) -> Option<Asking> {
     let by = origin.process.map(|process| (process.pid, process.uid));
     let request = match origin.signal {
         SIGCHLD => return Some(Asking::Child),
+        SIGUSR2 => return Some(Asking::Upgrade),
         SIGTERM | SIGINT => Request::Drain,
         SIGQUIT => Request::Kill,
         // A terminal that went away, not an operator who wants a reload.
