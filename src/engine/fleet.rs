@@ -194,8 +194,10 @@ impl Fleet {
     pub(super) fn reconcile(&mut self, stance: Stance, room: &mut Room<'_>) {
         self.looked = room.now;
         let size = self.size(room.intent);
-        for index in 0..size {
-            self.slots.entry(SlotIndex(index)).or_default();
+        if self.slots.range(..SlotIndex(size)).count() < size as usize {
+            for index in 0..size {
+                self.slots.entry(SlotIndex(index)).or_default();
+            }
         }
         self.stop_unwanted(size, stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
@@ -212,33 +214,37 @@ impl Fleet {
         } else {
             0
         };
-        let all: Vec<SlotIndex> = self.slots.keys().copied().collect();
-        for index in all {
-            let ending = match stance {
-                Stance::Drain | Stance::Kill => Ending::Shutdown,
-                Stance::Keep | Stance::Wait | Stance::Closing if self.removed => Ending::Removed,
-                Stance::Keep | Stance::Wait | Stance::Closing
-                    if room.intent.holds(&self.name, index) =>
-                {
-                    Ending::Held
-                }
-                Stance::Keep | Stance::Wait | Stance::Closing
-                    if index.0 >= size.saturating_add(surge) =>
-                {
-                    Ending::ScaleIn
-                }
-                Stance::Keep | Stance::Wait | Stance::Closing => continue,
-            };
-            let Some(slot) = self.slots.get(&index) else {
-                continue;
-            };
-            if stance == Stance::Kill && slot.is_live() {
-                self.with_slot(index, room, |slot, desk| {
-                    slot.kill(ending, "the daemon kills everything", desk)
-                });
-            } else if slot.state != State::Vacant && !slot.ending.is_some_and(Ending::on_purpose) {
-                self.with_slot(index, room, |slot, desk| slot.stop(ending, desk));
+        let all_held = room.intent.fleets.contains_key(&self.name);
+        let held = room.intent.slots.get(&self.name);
+        let is_held =
+            |index: &SlotIndex| all_held || held.is_some_and(|slots| slots.contains_key(&index.0));
+        let unwanted = |index: &SlotIndex| match stance {
+            Stance::Drain | Stance::Kill => Some(Ending::Shutdown),
+            Stance::Keep | Stance::Wait | Stance::Closing if self.removed => Some(Ending::Removed),
+            Stance::Keep | Stance::Wait | Stance::Closing if is_held(index) => Some(Ending::Held),
+            Stance::Keep | Stance::Wait | Stance::Closing => {
+                (index.0 >= size.saturating_add(surge)).then_some(Ending::ScaleIn)
             }
+        };
+        let kill = stance == Stance::Kill;
+        let moves = |slot: &Slot| {
+            slot.state != State::Vacant
+                && (!slot.ending.is_some_and(Ending::on_purpose) || (kill && slot.is_live()))
+        };
+        let todo: Vec<(SlotIndex, Ending)> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| moves(slot))
+            .filter_map(|(index, _)| Some((*index, unwanted(index)?)))
+            .collect();
+        for (index, ending) in todo {
+            self.with_slot(index, room, |slot, desk| {
+                if kill && slot.is_live() {
+                    slot.kill(ending, "the daemon kills everything", desk);
+                } else {
+                    slot.stop(ending, desk);
+                }
+            });
         }
     }
 
@@ -252,25 +258,30 @@ impl Fleet {
             .values()
             .filter(|slot| slot.is_starting())
             .count();
-        for index in (0..size).map(SlotIndex) {
+        let may_begin = stance == Stance::Keep;
+        let now = room.now;
+        let due = |slot: &Slot| {
+            (may_begin && slot.state == State::Vacant)
+                || slot.start_at().is_some_and(|at| at <= now)
+        };
+        let candidates: Vec<SlotIndex> = self
+            .slots
+            .range(..SlotIndex(size))
+            .filter(|(_, slot)| due(slot))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in candidates {
             if starting >= parallel {
                 return;
             }
             if room.intent.holds(&self.name, index) {
                 continue;
             }
-            let Some(slot) = self.slots.get(&index) else {
-                continue;
-            };
-            let due = match slot.state {
-                State::Vacant => stance == Stance::Keep,
-                State::BackingOff { until } => until <= room.now && self.has_restart(index, room),
-                State::Failed { retry } => {
-                    retry.is_some_and(|at| at <= room.now) && self.has_restart(index, room)
-                }
-                _ => false,
-            };
-            if due {
+            let fresh = self
+                .slots
+                .get(&index)
+                .is_some_and(|slot| slot.state == State::Vacant);
+            if fresh || self.has_restart(index, room) {
                 starting += 1;
                 self.start_slot(index, room);
             }

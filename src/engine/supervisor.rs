@@ -310,16 +310,17 @@ impl Supervisor {
         self.obey_signals(now, out);
         let names: Vec<FleetName> = self.fleets.keys().cloned().collect();
         // More than once: what one fleet reached may be what another waits for, and a rollback makes new things due.
-        for pass in 0..4 {
-            if pass > 1 && self.deadline().is_none_or(|at| at > now) {
-                break;
-            }
+        for _ in 0..4 {
+            let before = (out.list.len(), self.touched.len());
             for name in &names {
                 self.with_fleet(name, now, out, Fleet::tick);
             }
             for name in &names {
                 let stance = self.stance(name);
                 self.with_fleet(name, now, out, |fleet, room| fleet.reconcile(stance, room));
+            }
+            if before == (out.list.len(), self.touched.len()) {
+                break;
             }
         }
         self.follow_rollbacks(out);
