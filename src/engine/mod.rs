@@ -20,16 +20,21 @@
 
 pub mod command;
 pub mod effect;
+mod ending;
 pub mod event;
 mod fleet;
 pub mod intent;
 mod jitter;
+mod operate;
+mod picture;
 pub mod restart;
 mod rollout;
+mod rows;
 mod slot;
 mod spawn;
 pub mod status;
 pub mod supervisor;
+mod vitals;
 
 pub use command::{Command, Denial, Reply};
 pub use effect::{Effect, Effects, Transition};

@@ -3,27 +3,23 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{FleetSpec, ProbeKind, ReadySpec},
+    config::spec::{FleetSpec, ReadySpec},
     engine::{
-        effect::{Effect, Effects, Ending, ProbeTarget, Subject, What},
-        event::Note,
+        effect::{Effect, Effects, Ending, Subject, What},
         jitter::Jitter,
-        restart::{Next, Restart},
-        spawn::{self, EXTEND_STEP_MAX, Facts, Fill},
+        restart::Restart,
+        spawn::{self, Facts},
+        vitals::Vitals,
     },
     id::{Generation, Revision, WorkerId},
     time::{Moment, Span},
-    wire::{
-        Alive, Containment, ExitRecord, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind,
-    },
+    wire::{Alive, Containment, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind},
 };
 
 /// SIGKILL was sent and something is still there: said again, and said to people, this often.
-const KILL_AGAIN: Span = Span::secs(5);
+pub(super) const KILL_AGAIN: Span = Span::secs(5);
 /// Reading environment files may take so long.
 const ENV_PATIENCE: Span = Span::secs(10);
-/// Of a worker's STATUS= so many bytes are kept.
-const STATUS_MAX: usize = 256;
 
 /// Where a slot is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,19 +131,10 @@ pub(super) struct Slot {
     pub(super) process: Option<Alive>,
     /// Probe and watchdog; they get a full period after a change of supervisor.
     #[serde(skip)]
-    vitals: Vitals,
+    pub(super) vitals: Vitals,
     /// STATUS= of the worker.
     #[serde(skip)]
     pub(super) said: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Vitals {
-    probe_at: Option<Moment>,
-    asking: bool,
-    passes: u32,
-    fails: u32,
-    watchdog_at: Option<Moment>,
 }
 
 /// What a slot works with during one step.
@@ -163,15 +150,15 @@ pub(super) struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    fn key(&self) -> RowKey {
+    pub(super) fn key(&self) -> RowKey {
         RowKey::Slot(self.worker.clone())
     }
 
-    fn task(&self, kind: TaskKind) -> RowKey {
+    pub(super) fn task(&self, kind: TaskKind) -> RowKey {
         RowKey::Task(self.worker.clone(), kind)
     }
 
-    fn record(&mut self, generation: Generation, what: What) {
+    pub(super) fn record(&mut self, generation: Generation, what: What) {
         self.out.record(
             self.now,
             Subject::Worker(self.worker.clone(), generation),
@@ -179,7 +166,7 @@ impl Desk<'_> {
         );
     }
 
-    fn run_helper(&mut self, kind: TaskKind, hook: &crate::config::spec::HookSpec) {
+    pub(super) fn run_helper(&mut self, kind: TaskKind, hook: &crate::config::spec::HookSpec) {
         let op = Op::Spawn {
             key: self.task(kind),
             after: Generation::default(),
@@ -421,56 +408,7 @@ impl Slot {
         }
     }
 
-    fn reset_vitals(&mut self, desk: &mut Desk<'_>) {
-        self.vitals = Vitals::default();
-        let spec = desk.spec;
-        match self.state {
-            State::Starting { .. } => match &spec.ready {
-                ReadySpec::Probe(_) => self.vitals.probe_at = Some(desk.now),
-                ReadySpec::Delay(delay) => {
-                    let since = self.process.map_or(desk.now, |alive| alive.since);
-                    self.vitals.probe_at = Some(since.after(*delay));
-                }
-                ReadySpec::Spawned | ReadySpec::Notify => {}
-            },
-            State::Running { .. } => {
-                self.vitals.probe_at = spec
-                    .health
-                    .probe
-                    .as_ref()
-                    .map(|probe| desk.now.after(probe.interval));
-                self.vitals.watchdog_at = spec.health.watchdog.map(|period| desk.now.after(period));
-            }
-            State::Vacant
-            | State::Preparing(_)
-            | State::Spawning
-            | State::Deregistering { .. }
-            | State::PreStop { .. }
-            | State::Draining { .. }
-            | State::Killing { .. }
-            | State::Clearing { .. }
-            | State::BackingOff { .. }
-            | State::Failed { .. }
-            | State::Done => {}
-        }
-    }
-
-    fn forget_vitals(&mut self) {
-        self.vitals = Vitals::default();
-    }
-
-    /// Its live settings changed: probes and watchdog follow the new ones.
-    pub(super) fn respecified(&mut self, desk: &mut Desk<'_>) {
-        self.reset_vitals(desk);
-        if self.process.is_some() {
-            desk.out.keeper(Op::Stop {
-                key: desk.key(),
-                stop: spawn::stop_record(desk.spec),
-            });
-        }
-    }
-
-    fn ready(&mut self, desk: &mut Desk<'_>) {
+    pub(super) fn ready(&mut self, desk: &mut Desk<'_>) {
         if !matches!(self.state, State::Starting { .. }) {
             return;
         }
@@ -486,211 +424,6 @@ impl Slot {
             since: desk.now,
         };
         self.reset_vitals(desk);
-    }
-
-    /// Ends the generation, drain first. A later reason replaces an earlier one, so that an operator's word wins over a probe's.
-    pub(super) fn stop(&mut self, ending: Ending, desk: &mut Desk<'_>) {
-        match self.state {
-            State::Vacant | State::BackingOff { .. } | State::Failed { .. } | State::Done => {
-                self.state = State::Vacant
-            }
-            State::Preparing(Preparing::Environment { .. }) => self.state = State::Vacant,
-            State::Preparing(Preparing::Hook) => {
-                let (key, generation) = (desk.task(TaskKind::PreStart), Generation(1));
-                desk.out.keeper(Op::Kill {
-                    key,
-                    generation,
-                    body: Vec::new(),
-                });
-                self.state = State::Preparing(Preparing::Abandoned);
-            }
-            State::Preparing(Preparing::Abandoned) => {}
-            State::Spawning | State::Clearing { .. } => self.ending = Some(ending),
-            State::Starting { .. } | State::Running { .. } => {
-                self.ending = Some(ending);
-                self.forget_vitals();
-                let polite = ending.on_purpose() && self.is_ready();
-                let delay = desk.spec.stop.deregister_delay;
-                if polite && delay > Span::ZERO {
-                    self.state = State::Deregistering {
-                        until: desk.now.after(delay),
-                    };
-                } else {
-                    self.run_pre_stop(desk);
-                }
-            }
-            State::Deregistering { .. }
-            | State::PreStop { .. }
-            | State::Draining { .. }
-            | State::Killing { .. } => {
-                if self
-                    .ending
-                    .is_none_or(|before| !before.on_purpose() || ending.on_purpose())
-                {
-                    self.ending = Some(ending);
-                }
-            }
-        }
-    }
-
-    fn run_pre_stop(&mut self, desk: &mut Desk<'_>) {
-        match desk.spec.process.pre_stop.clone() {
-            Some(hook) => {
-                self.state = State::PreStop {
-                    until: desk.now.after(hook.timeout).after(Span::secs(1)),
-                };
-                desk.run_helper(TaskKind::PreStop, &hook);
-            }
-            None => self.signal_stop(desk),
-        }
-    }
-
-    fn signal_stop(&mut self, desk: &mut Desk<'_>) {
-        self.forget_vitals();
-        let stop = &desk.spec.stop;
-        let (signal, to, timeout) = (stop.signal, stop.to, stop.timeout);
-        self.state = State::Draining {
-            kill_at: desk.now.after(timeout),
-            cap: desk.now.after(stop.extend_max),
-        };
-        let ending = self.ending.unwrap_or(Ending::Shutdown);
-        desk.record(
-            self.generation,
-            What::Stopping {
-                ending,
-                signal,
-                grace: timeout,
-            },
-        );
-        // SIGCONT after it: a worker that was stopped by SIGSTOP must get to see its stop signal (systemd.kill(5) does the same).
-        for number in [signal, libc::SIGCONT] {
-            desk.out.keeper(Op::Signal {
-                key: desk.key(),
-                generation: self.generation,
-                signal: number,
-                to,
-                body: Vec::new(),
-            });
-        }
-    }
-
-    /// SIGKILL to everything, now.
-    pub(super) fn kill(&mut self, ending: Ending, reason: &'static str, desk: &mut Desk<'_>) {
-        match self.state {
-            State::Starting { .. }
-            | State::Running { .. }
-            | State::Deregistering { .. }
-            | State::PreStop { .. }
-            | State::Draining { .. } => {
-                self.ending = Some(
-                    self.ending
-                        .filter(|before| before.on_purpose())
-                        .unwrap_or(ending),
-                );
-                self.send_kill(reason, desk);
-            }
-            State::Spawning | State::Clearing { .. } => self.ending = Some(ending),
-            State::Killing { .. } => {}
-            State::Vacant
-            | State::Preparing(_)
-            | State::BackingOff { .. }
-            | State::Failed { .. }
-            | State::Done => self.stop(ending, desk),
-        }
-    }
-
-    fn send_kill(&mut self, reason: &'static str, desk: &mut Desk<'_>) {
-        self.forget_vitals();
-        self.state = State::Killing {
-            since: desk.now,
-            again: desk.now.after(KILL_AGAIN),
-        };
-        desk.record(self.generation, What::Killed { reason });
-        desk.out.keeper(Op::Kill {
-            key: desk.key(),
-            generation: self.generation,
-            body: Vec::new(),
-        });
-    }
-
-    fn leader_ended(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
-        if !matches!(self.state, State::Clearing { .. }) {
-            self.forget_vitals();
-            self.process = None;
-            self.last_exit = Some(LastExit {
-                status: record.status,
-                at: record.at,
-                ending: self.ending,
-            });
-            self.state = State::Clearing {
-                since: desk.now,
-                again: desk.now.after(KILL_AGAIN),
-            };
-        }
-    }
-
-    fn gone(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
-        let uptime = record.at.since(record.since);
-        self.last_exit = Some(LastExit {
-            status: record.status,
-            at: record.at,
-            ending: self.ending,
-        });
-        desk.record(
-            self.generation,
-            What::Ended {
-                status: record.status,
-                ending: self.ending,
-                uptime,
-            },
-        );
-        self.process = None;
-        self.said.clear();
-        self.forget_vitals();
-        desk.out.keeper(Op::Forget {
-            key: desk.key(),
-            generation: self.generation,
-            body: Vec::new(),
-        });
-        match self.ending.take() {
-            Some(ending) if ending.on_purpose() => self.state = State::Vacant,
-            forced => self.decide_next(record.status, forced.is_some(), uptime, desk),
-        }
-    }
-
-    fn decide_next(&mut self, status: ExitStatus, forced: bool, uptime: Span, desk: &mut Desk<'_>) {
-        match self.restart.after_exit(
-            &desk.spec.restart,
-            status,
-            forced,
-            uptime,
-            desk.now,
-            desk.jitter,
-        ) {
-            Next::Pause(pause) => {
-                self.restarts += 1;
-                desk.record(
-                    self.generation,
-                    What::BackingOff {
-                        pause,
-                        failures: self.restart.streak,
-                    },
-                );
-                self.state = State::BackingOff {
-                    until: desk.now.after(pause),
-                };
-            }
-            Next::Failed(retry) => {
-                desk.record(self.generation, What::Failed { retry });
-                self.state = State::Failed {
-                    retry: retry.map(|pause| desk.now.after(pause)),
-                };
-            }
-            Next::Done => {
-                desk.record(self.generation, What::Done);
-                self.state = State::Done;
-            }
-        }
     }
 
     /// The node has no restart to spare before this.
@@ -736,150 +469,6 @@ impl Slot {
             }
             // The slot has moved on without it.
             (TaskKind::PreStart | TaskKind::PreStop, _) => {}
-        }
-    }
-
-    /// A probe's answer.
-    pub(super) fn probed(
-        &mut self,
-        generation: Generation,
-        result: Result<(), String>,
-        desk: &mut Desk<'_>,
-    ) {
-        if generation != self.generation || !self.vitals.asking {
-            return;
-        }
-        self.vitals.asking = false;
-        let (probe, starting) = match (&self.state, &desk.spec.ready) {
-            (State::Starting { .. }, ReadySpec::Probe(probe)) => (probe, true),
-            (State::Running { .. }, _) => match &desk.spec.health.probe {
-                Some(probe) => (probe, false),
-                None => return,
-            },
-            _ => return,
-        };
-        self.vitals.probe_at = Some(desk.now.after(probe.interval));
-        let (pass, fail) = (probe.pass, probe.fail);
-        match result {
-            Ok(()) => {
-                self.vitals.fails = 0;
-                self.vitals.passes = self.vitals.passes.saturating_add(1);
-                if starting && self.vitals.passes >= pass {
-                    self.ready(desk);
-                }
-            }
-            Err(why) => {
-                self.vitals.passes = 0;
-                self.vitals.fails = self.vitals.fails.saturating_add(1);
-                if !starting {
-                    desk.record(
-                        self.generation,
-                        What::ProbeFailed {
-                            why,
-                            times: self.vitals.fails,
-                        },
-                    );
-                    if self.vitals.fails >= fail {
-                        self.end_unwell(Ending::Unhealthy, desk);
-                    }
-                }
-            }
-        }
-    }
-
-    fn end_unwell(&mut self, ending: Ending, desk: &mut Desk<'_>) {
-        if desk.may_end_unwell {
-            return self.stop(ending, desk);
-        }
-        self.vitals.fails = 0;
-        self.vitals.watchdog_at = desk
-            .spec
-            .health
-            .watchdog
-            .map(|period| desk.now.after(period));
-        desk.record(
-            self.generation,
-            What::RestartWithheld {
-                cap: desk.spec.health.restarts_per_minute,
-            },
-        );
-    }
-
-    /// The worker said something.
-    pub(super) fn noted(&mut self, generation: Generation, note: Note, desk: &mut Desk<'_>) {
-        if generation != self.generation {
-            desk.record(generation, What::OldNews);
-            return;
-        }
-        match note {
-            Note::Ready => match self.state {
-                State::Starting { .. } if desk.spec.ready == ReadySpec::Notify => self.ready(desk),
-                State::Running { ready: false, .. } => {
-                    self.state = State::Running {
-                        ready: true,
-                        since: desk.now,
-                    }
-                }
-                _ => {}
-            },
-            Note::Stopping => {
-                if let State::Running { ready: true, since } = self.state {
-                    self.state = State::Running {
-                        ready: false,
-                        since,
-                    };
-                    desk.record(self.generation, What::NotReady);
-                }
-            }
-            Note::Watchdog => {
-                if self.vitals.watchdog_at.is_some() {
-                    self.vitals.watchdog_at = desk
-                        .spec
-                        .health
-                        .watchdog
-                        .map(|period| desk.now.after(period));
-                }
-            }
-            Note::WatchdogTrigger => {
-                if matches!(self.state, State::Running { .. })
-                    && desk.spec.health.watchdog.is_some()
-                {
-                    self.end_unwell(Ending::Watchdog, desk);
-                }
-            }
-            Note::Extend(span) => self.extend(span.min(EXTEND_STEP_MAX), desk),
-            Note::Status(mut text) => {
-                let end = (0..=STATUS_MAX.min(text.len()))
-                    .rev()
-                    .find(|n| text.is_char_boundary(*n))
-                    .unwrap_or(0);
-                text.truncate(end);
-                self.said = text;
-            }
-        }
-    }
-
-    fn extend(&mut self, span: Span, desk: &mut Desk<'_>) {
-        let asked = desk.now.after(span);
-        match self.state {
-            State::Draining { kill_at, cap } if asked > kill_at => {
-                let kill_at = asked.min(cap).max(kill_at);
-                self.state = State::Draining { kill_at, cap };
-                desk.record(
-                    self.generation,
-                    What::Extended {
-                        grace: desk.now.until(kill_at),
-                    },
-                );
-            }
-            State::Starting { until } if asked > until => {
-                let born = self.process.map_or(desk.now, |alive| alive.since);
-                let cap = born.after(desk.spec.stop.extend_max.max(desk.spec.start.timeout));
-                self.state = State::Starting {
-                    until: asked.min(cap).max(until),
-                };
-            }
-            _ => {}
         }
     }
 
@@ -976,34 +565,12 @@ impl Slot {
         }
     }
 
-    fn ask(&mut self, desk: &mut Desk<'_>) {
-        let spec = desk.spec;
-        let (probe, kind) = match (&self.state, &spec.ready) {
-            (State::Starting { .. }, ReadySpec::Probe(probe)) => (probe, TaskKind::ReadyProbe),
-            (State::Starting { .. }, ReadySpec::Delay(_)) => return self.ready(desk),
-            (State::Running { .. }, _) => match &spec.health.probe {
-                Some(probe) => (probe, TaskKind::HealthProbe),
-                None => return self.forget_vitals(),
-            },
-            _ => return self.forget_vitals(),
-        };
-        self.vitals.asking = true;
-        let fill = Fill::new(&desk.worker, spec, desk.facts);
-        let target = match &probe.kind {
-            ProbeKind::Exec(hook) => return desk.run_helper(kind, hook),
-            ProbeKind::Tcp(address) => ProbeTarget::Tcp(fill.put(address)),
-            ProbeKind::Http { address, path } => ProbeTarget::Http {
-                address: fill.put(address),
-                path: fill.put(path),
-            },
-        };
-        let (worker, generation, timeout) = (desk.worker.clone(), self.generation, probe.timeout);
-        desk.out.list.push(Effect::Probe {
-            worker,
-            generation,
-            target,
-            timeout,
-        });
+    /// The keeper said no to a spawn: it kills everything, and nothing comes of this one.
+    pub(super) fn refused(&mut self, after: Generation) {
+        if self.state == State::Spawning && self.generation == after {
+            self.state = State::Vacant;
+            self.ending = None;
+        }
     }
 
     /// Sends a signal to the leader, if one is there.

@@ -1,0 +1,583 @@
+//! What operators ask is carried out: holds, sizes, restarts, signals, configurations. An intent takes effect when it is on disk.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    config::{Config, diff},
+    engine::{
+        command::{By, Command, Denial, Reply, Selected, select},
+        effect::{Effect, Effects, Ending, Subject, Transition, What},
+        event::Purpose,
+        fleet::Fleet,
+        intent::{Hold, Intent, Size},
+        supervisor::Supervisor,
+    },
+    exit::ExitCode,
+    id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
+    time::Moment,
+    wire::Stopping,
+};
+
+/// A change of intent that is being written to disk.
+#[derive(Clone, Debug)]
+pub(super) struct Saving {
+    request: RequestId,
+    intent: Intent,
+    names: Vec<String>,
+    records: Vec<(Subject, What)>,
+    forgive: Vec<Selected>,
+}
+
+impl Supervisor {
+    pub(super) fn command(
+        &mut self,
+        request: RequestId,
+        command: Command,
+        now: Moment,
+        out: &mut Effects,
+    ) {
+        let result = match command {
+            Command::Start { .. } | Command::Stop { .. } | Command::Scale { .. }
+                if self.saving.is_some() =>
+            {
+                self.waiting.push_back((request, command));
+                return;
+            }
+            Command::Start { names, by } => self.start(request, &names, by, out),
+            Command::Stop { names, by } => self.stop(request, &names, by, out),
+            Command::Scale { fleet, workers, by } => self.scale(request, fleet, workers, by, out),
+            Command::Restart { names } => self.restart(&names, now, out).map(Some),
+            Command::Signal { names, signal } => self.signal(&names, signal, now, out).map(Some),
+            Command::Reload => self.reload(request, out),
+            Command::Plan => {
+                out.list.push(Effect::ReadConfig(Purpose::Plan(request)));
+                Ok(None)
+            }
+        };
+        if let Some(reply) = result.transpose() {
+            out.list.push(Effect::Reply { request, reply });
+        }
+    }
+
+    fn selected(&self, names: &[String]) -> Result<Vec<Selected>, Denial> {
+        let fleets: Vec<(FleetName, Vec<u32>)> = self
+            .fleets
+            .values()
+            .map(|fleet| {
+                let size = fleet.spec.workers.max(fleet.size(&self.intent));
+                let slots: BTreeSet<u32> = (0..size)
+                    .chain(
+                        fleet
+                            .slots
+                            .iter()
+                            .filter(|(_, s)| s.is_live())
+                            .map(|(i, _)| i.0),
+                    )
+                    .collect();
+                (fleet.name.clone(), slots.into_iter().collect())
+            })
+            .collect();
+        select(names, &fleets)
+    }
+
+    fn not_stopping(&self) -> Result<(), Denial> {
+        match self.asked.stopping {
+            Stopping::No => Ok(()),
+            Stopping::Drain | Stopping::Kill => Err(Denial::new(
+                ExitCode::Conflict,
+                "the daemon is shutting down",
+            )),
+        }
+    }
+
+    fn start(
+        &mut self,
+        request: RequestId,
+        names: &[String],
+        by: By,
+        out: &mut Effects,
+    ) -> Result<Option<Reply>, Denial> {
+        self.not_stopping()?;
+        let selected = self.selected(names)?;
+        let mut intent = self.intent.clone();
+        let mut records = Vec::new();
+        for one in &selected {
+            let subject = match one {
+                Selected::Fleet(fleet) => {
+                    intent.release_fleet(fleet);
+                    Subject::Fleet(fleet.clone())
+                }
+                Selected::Slot(worker) => {
+                    if intent.fleets.contains_key(&worker.fleet) {
+                        let why = format!(
+                            "{} is held as a whole; start {} first",
+                            worker.fleet, worker.fleet
+                        );
+                        return Err(Denial::new(ExitCode::Conflict, why));
+                    }
+                    intent.release_slot(worker);
+                    Subject::Worker(worker.clone(), Generation::default())
+                }
+            };
+            records.push((
+                subject,
+                What::Released {
+                    who: by.who.clone(),
+                },
+            ));
+        }
+        if intent == self.intent {
+            records.clear();
+        }
+        self.save(request, intent, records, selected, out)
+    }
+
+    fn stop(
+        &mut self,
+        request: RequestId,
+        names: &[String],
+        by: By,
+        out: &mut Effects,
+    ) -> Result<Option<Reply>, Denial> {
+        let selected = self.selected(names)?;
+        let mut intent = self.intent.clone();
+        let mut records = Vec::new();
+        for one in &selected {
+            let hold = Hold {
+                who: by.who.clone(),
+                when: by.when.clone(),
+            };
+            let (subject, new) = match one {
+                Selected::Fleet(fleet) => {
+                    let new = !intent.fleets.contains_key(fleet);
+                    intent.fleets.entry(fleet.clone()).or_insert(hold);
+                    (Subject::Fleet(fleet.clone()), new)
+                }
+                Selected::Slot(worker) => {
+                    let new = !intent.holds(&worker.fleet, worker.slot);
+                    if new {
+                        intent.hold_slot(worker, hold);
+                    }
+                    (Subject::Worker(worker.clone(), Generation::default()), new)
+                }
+            };
+            if new {
+                records.push((
+                    subject,
+                    What::HeldBy {
+                        who: by.who.clone(),
+                    },
+                ));
+            }
+        }
+        if records.is_empty() {
+            return Ok(Some(Reply::AlreadySo));
+        }
+        // What is told to stop is told to stop, not to be forgiven.
+        let names: Vec<String> = selected.iter().map(name_of).collect();
+        self.saving = Some(Saving {
+            request,
+            intent: intent.clone(),
+            names,
+            records,
+            forgive: Vec::new(),
+        });
+        out.list.push(Effect::SaveIntent(intent));
+        Ok(None)
+    }
+
+    fn scale(
+        &mut self,
+        request: RequestId,
+        fleet: String,
+        workers: Option<u32>,
+        by: By,
+        out: &mut Effects,
+    ) -> Result<Option<Reply>, Denial> {
+        self.not_stopping()?;
+        let selected = self.selected(&[fleet])?;
+        let mut intent = self.intent.clone();
+        let mut records = Vec::new();
+        for one in &selected {
+            let Selected::Fleet(name) = one else {
+                return Err(Denial::new(
+                    ExitCode::Usage,
+                    "only a whole fleet has a size; name it without a slot",
+                ));
+            };
+            self.check_size(name, workers)?;
+            match workers {
+                Some(workers) => {
+                    let size = Size {
+                        workers,
+                        who: by.who.clone(),
+                        when: by.when.clone(),
+                    };
+                    intent.sizes.insert(name.clone(), size);
+                }
+                None => {
+                    intent.sizes.remove(name);
+                }
+            }
+            records.push((
+                Subject::Fleet(name.clone()),
+                What::Scaled {
+                    workers,
+                    who: by.who.clone(),
+                },
+            ));
+        }
+        let unchanged = selected.iter().all(|one| match one {
+            Selected::Fleet(name) => {
+                intent.sizes.get(name).map(|s| s.workers)
+                    == self.intent.sizes.get(name).map(|s| s.workers)
+            }
+            Selected::Slot(_) => false,
+        });
+        if unchanged {
+            return Ok(Some(Reply::AlreadySo));
+        }
+        self.save(request, intent, records, Vec::new(), out)
+    }
+
+    fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {
+        let (Some(workers), Some(fleet)) = (workers, self.fleets.get(name)) else {
+            return Ok(());
+        };
+        if workers > 20_000 {
+            let why = format!("{workers} workers are more than a fleet can have (20000)");
+            return Err(Denial::new(ExitCode::Usage, why));
+        }
+        let surge = fleet.spec.rollout.max_surge;
+        if let Some((low, high)) = fleet.spec.process.port_range
+            && workers.saturating_add(surge) > u32::from(high - low) + 1
+        {
+            let have = u32::from(high - low) + 1;
+            let why = format!(
+                "{name} has {have} ports (port_range) for {workers} workers and {surge} more while it rolls"
+            );
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
+        Ok(())
+    }
+
+    /// Has an intent written to disk; it takes effect when that is done.
+    fn save(
+        &mut self,
+        request: RequestId,
+        intent: Intent,
+        records: Vec<(Subject, What)>,
+        forgive: Vec<Selected>,
+        out: &mut Effects,
+    ) -> Result<Option<Reply>, Denial> {
+        let names = if forgive.is_empty() {
+            records
+                .iter()
+                .map(|(subject, _)| subject.to_string())
+                .collect()
+        } else {
+            forgive.iter().map(name_of).collect()
+        };
+        out.list.push(Effect::SaveIntent(intent.clone()));
+        self.saving = Some(Saving {
+            request,
+            intent,
+            names,
+            records,
+            forgive,
+        });
+        Ok(None)
+    }
+
+    pub(super) fn intent_saved(
+        &mut self,
+        result: Result<(), String>,
+        now: Moment,
+        out: &mut Effects,
+    ) {
+        let Some(saving) = self.saving.take() else {
+            return;
+        };
+        let reply = match result {
+            Ok(()) => {
+                self.intent = saving.intent;
+                for (subject, what) in saving.records {
+                    out.list.push(Effect::Record(Transition {
+                        at: now,
+                        subject,
+                        what,
+                    }));
+                }
+                self.forgive(&saving.forgive, now, out);
+                Ok(Reply::Begun {
+                    names: saving.names,
+                })
+            }
+            Err(why) => Err(Denial::new(
+                ExitCode::Failed,
+                format!("nothing was changed, because it could not be stored: {why}"),
+            )),
+        };
+        out.list.push(Effect::Reply {
+            request: saving.request,
+            reply,
+        });
+        while self.saving.is_none() {
+            let Some((request, command)) = self.waiting.pop_front() else {
+                return;
+            };
+            self.command(request, command, now, out);
+        }
+    }
+
+    fn forgive(&mut self, selected: &[Selected], now: Moment, out: &mut Effects) {
+        for one in selected {
+            match one {
+                Selected::Slot(worker) => {
+                    self.with_slot(worker, now, out, |slot, _| slot.forgive())
+                }
+                Selected::Fleet(name) => {
+                    let slots = self
+                        .fleets
+                        .get(name)
+                        .map(|fleet| fleet.slots.keys().copied().collect::<Vec<_>>());
+                    for slot in slots.unwrap_or_default() {
+                        self.with_slot(
+                            &WorkerId {
+                                fleet: name.clone(),
+                                slot,
+                            },
+                            now,
+                            out,
+                            |slot, _| slot.forgive(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn restart(
+        &mut self,
+        names: &[String],
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<Reply, Denial> {
+        self.not_stopping()?;
+        let selected = self.selected(names)?;
+        for one in &selected {
+            let (fleet, held) = match one {
+                Selected::Fleet(name) => (name, self.intent.fleets.contains_key(name)),
+                Selected::Slot(worker) => {
+                    (&worker.fleet, self.intent.holds(&worker.fleet, worker.slot))
+                }
+            };
+            if held {
+                return Err(Denial::new(
+                    ExitCode::Conflict,
+                    format!(
+                        "{} is held; `leasehold start {fleet}` lifts that",
+                        name_of(one)
+                    ),
+                ));
+            }
+        }
+        for one in &selected {
+            match one {
+                Selected::Fleet(name) => {
+                    self.with_fleet(name, now, out, |fleet, room| {
+                        fleet.body.round += 1;
+                        fleet.begin_rollout(room);
+                    });
+                }
+                Selected::Slot(worker) => self.with_slot(worker, now, out, |slot, desk| {
+                    slot.forgive();
+                    slot.stop(Ending::Rollout, desk);
+                }),
+            }
+        }
+        Ok(Reply::Begun {
+            names: selected.iter().map(name_of).collect(),
+        })
+    }
+
+    fn signal(
+        &mut self,
+        names: &[String],
+        signal: i32,
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<Reply, Denial> {
+        let mut reached = Vec::new();
+        for one in self.selected(names)? {
+            let workers: Vec<WorkerId> = match one {
+                Selected::Slot(worker) => vec![worker],
+                Selected::Fleet(name) => {
+                    let slots = self
+                        .fleets
+                        .get(&name)
+                        .map(|fleet| fleet.slots.keys().copied().collect::<Vec<SlotIndex>>());
+                    slots
+                        .unwrap_or_default()
+                        .into_iter()
+                        .map(|slot| WorkerId {
+                            fleet: name.clone(),
+                            slot,
+                        })
+                        .collect()
+                }
+            };
+            for worker in workers {
+                let mut there = false;
+                self.with_slot(&worker, now, out, |slot, desk| {
+                    there = slot.pass_signal(signal, desk)
+                });
+                if there {
+                    reached.push(worker.to_string());
+                }
+            }
+        }
+        if reached.is_empty() {
+            return Err(Denial::new(
+                ExitCode::NotReady,
+                "none of them has a process to signal",
+            ));
+        }
+        Ok(Reply::Begun { names: reached })
+    }
+
+    fn reload(&mut self, request: RequestId, out: &mut Effects) -> Result<Option<Reply>, Denial> {
+        self.not_stopping()?;
+        if self.reading {
+            return Err(Denial::new(
+                ExitCode::Conflict,
+                "a reload is under way; try again when it is done",
+            ));
+        }
+        self.reading = true;
+        out.list
+            .push(Effect::ReadConfig(Purpose::Reload(Some(request))));
+        Ok(None)
+    }
+
+    pub(super) fn config_read(
+        &mut self,
+        purpose: Purpose,
+        result: Result<Box<Config>, String>,
+        now: Moment,
+        out: &mut Effects,
+    ) {
+        let request = match purpose {
+            Purpose::Plan(request) => {
+                let reply = result
+                    .map(|config| Reply::Plan {
+                        changes: diff::diff(&self.config, &config),
+                    })
+                    .map_err(|why| Denial::new(ExitCode::Config, why));
+                out.list.push(Effect::Reply { request, reply });
+                return;
+            }
+            Purpose::Reload(request) => request,
+        };
+        self.reading = false;
+        self.node.reloads = self.asked.reloads;
+        let reply = match result {
+            Ok(config) => Ok(Reply::Plan {
+                changes: self.accept(*config, now, out),
+            }),
+            Err(why) => {
+                let first = why.lines().next().unwrap_or_default().to_owned();
+                out.record(now, Subject::Node, What::Rejected { why: first });
+                self.rejected = Some(why.clone());
+                Err(Denial::new(ExitCode::Config, why))
+            }
+        };
+        if let Some(request) = request {
+            out.list.push(Effect::Reply { request, reply });
+        }
+    }
+
+    /// Takes a configuration over: what is unchanged is not touched.
+    fn accept(&mut self, config: Config, now: Moment, out: &mut Effects) -> Vec<diff::Change> {
+        let changes = diff::diff(&self.config, &config);
+        self.rejected = None;
+        self.config = config;
+        self.facts.node.clone_from(&self.config.node.name);
+        out.record(
+            now,
+            Subject::Node,
+            What::Accepted {
+                changes: changes.len(),
+            },
+        );
+        for change in &changes {
+            let spec = self.config.fleets.get(&change.fleet).cloned();
+            match spec {
+                None => {
+                    if let Some(fleet) = self.fleets.get_mut(&change.fleet) {
+                        fleet.removed = true;
+                        fleet.body.rollout = None;
+                    }
+                }
+                Some(spec) if self.fleets.contains_key(&change.fleet) => {
+                    self.with_fleet(&change.fleet, now, out, |fleet, room| {
+                        fleet.respecify(spec, room)
+                    });
+                }
+                Some(spec) => {
+                    self.fleets
+                        .insert(change.fleet.clone(), Fleet::new(change.fleet.clone(), spec));
+                }
+            }
+        }
+        // Ranks depend on other fleets, so they may change where nothing else did.
+        for (name, spec) in &self.config.fleets {
+            if let Some(fleet) = self.fleets.get_mut(name) {
+                fleet.spec.rank = spec.rank;
+            }
+        }
+        self.store_accepted(out);
+        changes
+    }
+
+    fn store_accepted(&self, out: &mut Effects) {
+        let previous = self.fleets.values().filter_map(|fleet| {
+            let spec = if fleet.removed {
+                Some(&fleet.spec)
+            } else {
+                fleet.previous.as_ref()
+            };
+            spec.map(|spec| (fleet.name.clone(), spec.clone()))
+        });
+        out.list.push(Effect::Accept {
+            config: Box::new(self.config.clone()),
+            previous: previous.collect(),
+        });
+    }
+
+    /// A fleet that went back to its revision before: so does the accepted configuration.
+    pub(super) fn follow_rollbacks(&mut self, out: &mut Effects) {
+        let mut changed = false;
+        for (name, fleet) in self.fleets.iter().filter(|(_, fleet)| !fleet.removed) {
+            if self
+                .config
+                .fleets
+                .get(name)
+                .is_some_and(|spec| spec.revision != fleet.spec.revision)
+            {
+                self.config.fleets.insert(name.clone(), fleet.spec.clone());
+                changed = true;
+            }
+        }
+        if changed {
+            self.store_accepted(out);
+        }
+    }
+}
+
+fn name_of(one: &Selected) -> String {
+    match one {
+        Selected::Fleet(name) => name.to_string(),
+        Selected::Slot(worker) => worker.to_string(),
+    }
+}

@@ -1,0 +1,124 @@
+//! The engine as people and programs see it.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    engine::{
+        fleet::{Fleet, Stance},
+        rollout::Rollout,
+        slot::{Slot, State},
+        status::{ExitView, FleetStatus, Status, WorkerStatus},
+        supervisor::Supervisor,
+    },
+    id::{SlotIndex, WorkerId},
+    time::Moment,
+    wire::Stopping,
+};
+
+impl Supervisor {
+    /// The picture for people and programs.
+    pub fn status(&self, now: Moment) -> Status {
+        Status {
+            node: self.facts.node.clone(),
+            stopping: self.asked.stopping,
+            revision: self.config.revision,
+            rejected: self.rejected.clone(),
+            fleets: self
+                .fleets
+                .values()
+                .map(|fleet| self.fleet_status(fleet, now))
+                .collect(),
+        }
+    }
+
+    fn fleet_status(&self, fleet: &Fleet, now: Moment) -> FleetStatus {
+        let (desired, ready) = (fleet.desired(&self.intent), fleet.ready());
+        let done = fleet.done();
+        let held = self.intent.fleets.get(&fleet.name);
+        let waits = self.stance(&fleet.name) == Stance::Wait && fleet.live() == 0;
+        let state = match () {
+            () if fleet.removed || self.asked.stopping != Stopping::No => "draining",
+            () if held.is_some() => "held",
+            () if done > 0 && ready + done >= desired && ready == 0 => "done",
+            () if ready + done >= desired => "ok",
+            () if waits => "waiting",
+            () if fleet.slots.values().any(|slot| {
+                matches!(slot.state, State::BackingOff { .. } | State::Failed { .. })
+            }) =>
+            {
+                "degraded"
+            }
+            () => "starting",
+        };
+        let size = fleet.size(&self.intent);
+        // Slots are shown as held whether or not they were ever used.
+        let shown = fleet.spec.workers.max(size);
+        let held_slots = (0..shown)
+            .map(SlotIndex)
+            .filter(|index| self.intent.holds(&fleet.name, *index));
+        let indexes: BTreeSet<SlotIndex> = fleet.slots.keys().copied().chain(held_slots).collect();
+        let unused = Slot::default();
+        let workers = indexes.into_iter().filter_map(|index| {
+            let slot = fleet.slots.get(&index).unwrap_or(&unused);
+            self.worker_status(fleet, index, slot, shown, now)
+        });
+        FleetStatus {
+            name: fleet.name.clone(),
+            state,
+            desired,
+            ready,
+            done,
+            configured: fleet.spec.workers,
+            held: held.map(|hold| hold.who.clone()),
+            rollout: fleet.body.rollout.map(|rollout| match rollout {
+                Rollout::Running { back: false } => "running",
+                Rollout::Running { back: true } => "rolling-back",
+                Rollout::Failed { .. } => "failed",
+            }),
+            round: fleet.body.round,
+            revision: fleet.revision(),
+            workers: workers.collect(),
+        }
+    }
+
+    fn worker_status(
+        &self,
+        fleet: &Fleet,
+        index: SlotIndex,
+        slot: &Slot,
+        shown: u32,
+        now: Moment,
+    ) -> Option<WorkerStatus> {
+        let held = self.intent.holds(&fleet.name, index) && !slot.is_live() && index.0 < shown;
+        if slot.state == State::Vacant && !held {
+            return None;
+        }
+        Some(WorkerStatus {
+            id: WorkerId {
+                fleet: fleet.name.clone(),
+                slot: index,
+            },
+            generation: slot.generation,
+            pid: slot.process.map(|alive| alive.pid),
+            state: if held { "held" } else { slot.word() },
+            ready: slot.is_ready(),
+            since: slot.process.map(|alive| alive.since),
+            restarts: slot.restarts,
+            containment: slot.containment(),
+            last_exit: slot.last_exit.map(|exit| ExitView {
+                status: exit.status,
+                at: exit.at,
+                ending: exit.ending,
+            }),
+            next_start: slot.start_at(),
+            ending: slot.ending,
+            grace: match slot.state {
+                State::Draining { kill_at, .. } => Some(now.until(kill_at)),
+                _ => None,
+            },
+            revision: slot.revision,
+            round: slot.round,
+            said: slot.said.clone(),
+        })
+    }
+}

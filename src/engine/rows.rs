@@ -1,0 +1,180 @@
+//! The engine's memory in the keeper: bodies are written beside the requests that imply them, and read back by a new supervisor.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::FleetSpec,
+    engine::{
+        effect::{Effect, Effects, Subject, What},
+        fleet::{Fleet, FleetBody},
+        slot::Slot,
+        supervisor::Supervisor,
+    },
+    id::WorkerId,
+    time::Moment,
+    wire::{BODY_MAX, Header, Op, RowKey, TaskKind},
+};
+
+/// Version of the bodies; a body begins with it.
+const BODY_VERSION: u8 = 1;
+
+impl Supervisor {
+    pub(super) fn take_over(
+        &mut self,
+        rows: Vec<(RowKey, Header, Vec<u8>)>,
+        recover: bool,
+        now: Moment,
+        out: &mut Effects,
+    ) {
+        for (key, header, body) in &rows {
+            self.stored.insert(key.clone(), body.clone());
+            match key {
+                RowKey::Node => {
+                    if let Some(node) = decode(body).filter(|_| !recover) {
+                        self.node = node;
+                    }
+                }
+                RowKey::Fleet(name) => {
+                    if let Some(fleet) = self.fleets.get_mut(name) {
+                        fleet.body = decode::<FleetBody>(body)
+                            .filter(|_| !recover)
+                            .unwrap_or_default();
+                    }
+                }
+                RowKey::Slot(worker) => {
+                    self.take_over_slot(worker, header, body, recover, now, out)
+                }
+                RowKey::Task(..) => {}
+            }
+        }
+        let workers = self.fleets.values().map(Fleet::live).sum();
+        if !rows.is_empty() {
+            out.record(now, Subject::Node, What::TookOver { workers });
+        }
+        let headers: BTreeMap<&RowKey, &Header> =
+            rows.iter().map(|(key, header, _)| (key, header)).collect();
+        for (key, header, _) in &rows {
+            if let RowKey::Slot(worker) = key {
+                let runs = |kind| headers.contains_key(&RowKey::Task(worker.clone(), kind));
+                let hook_runs = runs(TaskKind::PreStart) || runs(TaskKind::PreStop);
+                self.with_slot(worker, now, out, |slot, desk| {
+                    slot.resume(header, hook_runs, desk)
+                });
+            }
+        }
+        self.rows_changed(
+            rows.into_iter()
+                .map(|(key, header, _)| (key, header))
+                .collect(),
+            now,
+            out,
+        );
+    }
+
+    pub(super) fn take_over_slot(
+        &mut self,
+        worker: &WorkerId,
+        header: &Header,
+        body: &[u8],
+        recover: bool,
+        now: Moment,
+        out: &mut Effects,
+    ) {
+        if !self.fleets.contains_key(&worker.fleet) {
+            // Nothing says what it was: it is drained by its stop record and goes.
+            let mut fleet = Fleet::new(worker.fleet.clone(), FleetSpec::unknown(&header.stop));
+            fleet.removed = true;
+            self.fleets.insert(worker.fleet.clone(), fleet);
+        }
+        let Some(fleet) = self.fleets.get_mut(&worker.fleet) else {
+            return;
+        };
+        let slot = decode::<Slot>(body)
+            .filter(|_| !recover)
+            .unwrap_or_else(|| {
+                out.record(
+                    now,
+                    Subject::Worker(worker.clone(), header.generation),
+                    What::Recovered,
+                );
+                Slot::recovered(header, fleet.revision(), now)
+            });
+        fleet.slots.insert(worker.slot, slot);
+    }
+
+    pub(super) fn drop_row(&mut self, key: RowKey, out: &mut Effects) {
+        self.touched.remove(&key);
+        if self.stored.remove(&key).is_some() {
+            out.keeper(Op::Drop { key });
+        }
+    }
+
+    /// Puts every changed body beside the request that it belongs to, or sends it by itself.
+    pub(super) fn send_rows(&mut self, out: &mut Effects) {
+        let mut changed: BTreeMap<RowKey, Vec<u8>> = BTreeMap::new();
+        let touched = std::mem::take(&mut self.touched);
+        for key in touched {
+            if let RowKey::Slot(worker) = &key {
+                let slot = self
+                    .fleets
+                    .get(&worker.fleet)
+                    .and_then(|fleet| fleet.slots.get(&worker.slot));
+                if let Some(body) = slot.map(encode) {
+                    changed.insert(key, body);
+                }
+            }
+        }
+        for (name, fleet) in &self.fleets {
+            changed.insert(RowKey::Fleet(name.clone()), encode(&fleet.body));
+        }
+        changed.insert(RowKey::Node, encode(&self.node));
+        let mut carried = BTreeSet::new();
+        for effect in &mut out.list {
+            let Effect::Keeper(
+                Op::Spawn { key, body, .. }
+                | Op::Signal { key, body, .. }
+                | Op::Kill { key, body, .. }
+                | Op::Forget { key, body, .. },
+            ) = effect
+            else {
+                continue;
+            };
+            if let Some(new) = changed.get(key).or_else(|| self.stored.get(key)) {
+                body.clone_from(new);
+                carried.insert(key.clone());
+            }
+        }
+        for (key, body) in changed {
+            if self.stored.get(&key) == Some(&body) {
+                continue;
+            }
+            if !carried.contains(&key) {
+                out.keeper(Op::Put {
+                    key: key.clone(),
+                    body: body.clone(),
+                });
+            }
+            self.stored.insert(key, body);
+        }
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let body = postcard::to_extend(value, vec![BODY_VERSION])
+        .expect("rows hold nothing that postcard cannot encode");
+    debug_assert!(body.len() <= BODY_MAX, "a row of {} bytes", body.len());
+    body
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Option<T> {
+    let (version, rest) = body.split_first()?;
+    if *version != BODY_VERSION {
+        return None;
+    }
+    postcard::take_from_bytes(rest)
+        .ok()
+        .filter(|(_, left)| left.is_empty())
+        .map(|(value, _)| value)
+}
