@@ -94,6 +94,7 @@ fn trouble(rig: &Rig, rng: &mut Rng, last_death: &mut Duration) -> &'static str 
         workers
             .get(rng.below(workers.len().max(1) as u64) as usize)
             .map(|w| w.pid)
+            .filter(|pid| *pid > 0)
     };
     // Four deaths in ten seconds are forgiven; more would be answered with a pause that this test is not about.
     let may_die = uptime() - *last_death > Duration::from_millis(2_700);
