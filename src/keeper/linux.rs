@@ -238,7 +238,7 @@ impl Linux {
         let mut news = Vec::new();
         if self.orphans_at.is_some_and(|at| at <= now) {
             self.orphans_at = None;
-            self.reap_orphans();
+            self.reap_orphans(now);
             self.stubborn.retain(|leaf| leaf.remove().is_err());
             news = self.unwatched(now);
         }
@@ -253,7 +253,7 @@ impl Linux {
         self.supervisor == Some(pid) || self.seats.values().any(|seat| seat.child.pid() == pid)
     }
 
-    fn reap_orphans(&mut self) {
+    fn reap_orphans(&mut self, now: Moment) {
         loop {
             match child::reap_orphan(|pid| self.is_ours(pid)) {
                 Zombie::Reaped(_) => {}
@@ -261,7 +261,12 @@ impl Linux {
                 Zombie::Ours(_) => break,
             }
         }
-        // A leader that is kept unreaped hides the others from waitid: find them by name.
+        // A leader that is still unreaped hides the others from waitid. With a leaf it is reaped at once; without one it stays until
+        // its family is empty, and the others are found by name.
+        if self.tree.is_some() {
+            self.orphans_at = Some(now.after(ORPHANS_EVERY));
+            return;
+        }
         let me = std::process::id() as i32;
         self.reap_zombies(&family::search(&[], &self.cookie, me).zombies);
     }

@@ -226,17 +226,11 @@ impl Keeper {
 
     fn take_signals(&mut self) {
         let now = clock::now();
+        // However many children changed state, they are looked at once.
+        let mut child = false;
         for asking in self.signals.take() {
             match asking {
-                Asking::Child => {
-                    self.linux.child_changed(now);
-                    if self.supervisor.as_ref().is_some_and(Child::take_stopped)
-                        && self.revival.stopped(now) == Step::Kill
-                    {
-                        say("the supervisor was stopped by a signal; replacing it");
-                        self.kill_supervisor();
-                    }
-                }
+                Asking::Child => child = true,
                 Asking::Upgrade => say("SIGUSR2: this version cannot be upgraded while it runs"),
                 Asking::Request(request, by) => {
                     self.core.ask(request, by, now);
@@ -245,6 +239,18 @@ impl Keeper {
                     }
                 }
             }
+        }
+        if child {
+            self.child_changed(now);
+        }
+    }
+
+    fn child_changed(&mut self, now: Moment) {
+        self.linux.child_changed(now);
+        let stopped = self.supervisor.as_ref().is_some_and(Child::take_stopped);
+        if stopped && self.revival.stopped(now) == Step::Kill {
+            say("the supervisor was stopped by a signal; replacing it");
+            self.kill_supervisor();
         }
     }
 
