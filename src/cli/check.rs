@@ -25,7 +25,7 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn check(args: &CheckArgs) -> Outcome {
-    let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()));
+    let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()))?;
     match config::load(&path, &ThisMachine) {
         Ok(_) if args.json => print_json(&Vec::<()>::new()),
         Ok(config) => {

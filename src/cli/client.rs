@@ -42,7 +42,7 @@ pub(super) enum Repeat {
 
 impl Client {
     pub(super) fn new(reach: &Reach) -> Result<Self, Failure> {
-        let socket = directories::control_socket(reach.socket.as_deref());
+        let socket = directories::control_socket(reach.socket.as_deref(), reach.run_dir.as_deref());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();

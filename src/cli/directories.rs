@@ -144,9 +144,13 @@ fn trouble(what: &str, path: &Path, error: &io::Error) -> Failure {
 }
 
 /// The control socket that a client talks to.
-pub(super) fn control_socket(given: Option<&Path>) -> PathBuf {
-    if let Some(path) = given {
-        return path.to_owned();
+pub(super) fn control_socket(given: Option<&Path>, run_dir: Option<&Path>) -> PathBuf {
+    // A directory on the command line is nearer than a socket in the environment.
+    if let Some(path) = run_dir
+        .map(|dir| dir.join("control.sock"))
+        .or_else(|| given.map(Path::to_owned))
+    {
+        return path;
     }
     let own = variable("RUNTIME_DIRECTORY")
         .unwrap_or_else(run_default)
@@ -173,14 +177,15 @@ pub(super) fn log_default() -> PathBuf {
 }
 
 /// `./leasehold.toml`, then `/etc/leasehold/leasehold.toml`.
-pub(super) fn configuration(given: Option<PathBuf>) -> PathBuf {
-    let here = PathBuf::from("leasehold.toml");
-    let path = given.unwrap_or_else(|| {
-        if here.exists() {
-            here
-        } else {
-            PathBuf::from("/etc/leasehold/leasehold.toml")
-        }
-    });
-    std::path::absolute(&path).unwrap_or(path)
+pub(super) fn configuration(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    if let Some(path) = given {
+        return Ok(absolute(path));
+    }
+    let places = ["leasehold.toml", "/etc/leasehold/leasehold.toml"].map(PathBuf::from);
+    let found = places.iter().find(|path| path.exists()).cloned();
+    found.map(absolute).ok_or_else(|| {
+        let why = "no configuration: neither ./leasehold.toml nor /etc/leasehold/leasehold.toml is there; name one with -c";
+        Failure::new(ExitCode::Config, why)
+    })
 }

@@ -75,6 +75,9 @@ struct Reach {
     /// The daemon's control socket [default: the run directory's control.sock]
     #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET")]
     socket: Option<PathBuf>,
+    /// The daemon's run directory, if it was started with one
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -58,14 +58,19 @@ pub(super) struct SupervisorArgs {
 
 /// Becomes the keeper until everything is stopped.
 pub(super) fn run(args: RunArgs) -> u8 {
-    let directories = match directories::prepare(args.run_dir, args.state_dir, args.log_dir) {
-        Ok(directories) => directories,
+    let prepared = directories::configuration(args.config.clone()).and_then(|config| {
+        Ok((
+            config,
+            directories::prepare(args.run_dir, args.state_dir, args.log_dir)?,
+        ))
+    });
+    let (config, directories) = match prepared {
+        Ok(prepared) => prepared,
         Err(failure) => {
             eprintln!("leasehold: {}", failure.why);
             return failure.code.number();
         }
     };
-    let config = directories::configuration(args.config);
     let mut line: Vec<Vec<u8>> = vec![b"leasehold".to_vec(), b"supervisor".to_vec()];
     let paths = [
         ("--config", &config),
@@ -96,6 +101,8 @@ pub(super) fn run(args: RunArgs) -> u8 {
         .collect();
     match keeper::run(keeper::Settings {
         run_dir: directories.run,
+        state_dir: directories.state,
+        log_dir: directories.log,
         supervisor_args,
         no_cgroup: args.no_cgroup,
     }) {

@@ -5,15 +5,17 @@ use std::{
     io::{self, IsTerminal, Write},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, SyncSender, TrySendError},
     },
 };
 
 use crate::logs::Line;
 
-/// Lines waiting for the terminal at most.
-const QUEUE: usize = 1_024;
+/// Texts waiting to be printed at most.
+const QUEUE: usize = 65_536;
+/// Of these so many may be workers': their files have them anyway, ours are nowhere else.
+const THEIRS_MAX: usize = 1_024;
 
 enum Text {
     /// One of ours, to stderr.
@@ -29,6 +31,7 @@ enum Text {
 pub(super) struct Console {
     queue: SyncSender<Text>,
     lost: Arc<AtomicU64>,
+    theirs: Arc<AtomicUsize>,
 }
 
 impl Console {
@@ -36,6 +39,8 @@ impl Console {
         let (queue, texts) = mpsc::sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
+        let theirs = Arc::new(AtomicUsize::new(0));
+        let printed = Arc::clone(&theirs);
         std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || {
@@ -43,7 +48,10 @@ impl Console {
                 for text in texts {
                     match text {
                         Text::Ours(line) => print_ours(&line, counter.swap(0, Ordering::Relaxed)),
-                        Text::Theirs(line) => print_theirs(&line, colour),
+                        Text::Theirs(line) => {
+                            printed.fetch_sub(1, Ordering::Relaxed);
+                            print_theirs(&line, colour);
+                        }
                         Text::Flush(done) => {
                             let _ = io::stdout().flush();
                             let _ = done.send(());
@@ -51,7 +59,11 @@ impl Console {
                     }
                 }
             })?;
-        Ok(Self { queue, lost })
+        Ok(Self {
+            queue,
+            lost,
+            theirs,
+        })
     }
 
     /// One of our own lines.
@@ -61,6 +73,11 @@ impl Console {
 
     /// A worker's lines.
     pub(super) fn echo(&self, line: Line) {
+        if self.theirs.load(Ordering::Relaxed) >= THEIRS_MAX {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.theirs.fetch_add(1, Ordering::Relaxed);
         self.push(Text::Theirs(line));
     }
 
@@ -83,7 +100,7 @@ fn print_ours(line: &str, lost: u64) {
     if lost > 0 {
         let _ = writeln!(
             out,
-            "leasehold: {lost} messages dropped here: the terminal was too slow (the files have them all)"
+            "leasehold: {lost} pieces of output dropped here, for nobody read them in time; the log files have what workers wrote"
         );
     }
     let _ = writeln!(out, "{line}");

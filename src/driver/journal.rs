@@ -42,7 +42,7 @@ impl Journal {
         let row = EventRow {
             number,
             id: format!("{}-{number}", self.incarnation),
-            at: clock::wall_at(transition.at).to_string(),
+            at: format!("{:.3}", clock::wall_at(transition.at)),
             subject: transition.subject.to_string(),
             worker,
             generation,

@@ -72,6 +72,8 @@ pub(super) struct Driver {
 pub(super) async fn supervise(settings: Settings) -> u8 {
     // The name that people see in `ps`; the binary was executed by descriptor, which has none.
     let _ = rustix::thread::set_name(c"leasehold-super");
+    // We are a background group of whatever terminal the keeper has.
+    crate::sys::child::ignore_terminal_stops();
     let mut link = match Link::inherited() {
         Ok(link) => link,
         Err(error) => {
@@ -325,8 +327,8 @@ impl Driver {
 
     async fn run(&mut self) -> u8 {
         loop {
-            if self.flush().is_err() {
-                return self.orphaned();
+            if let Err(error) = self.flush() {
+                return self.cut_off(&error);
             }
             if let Some(code) = self.leaving {
                 return self.leave(code);
@@ -344,7 +346,7 @@ impl Driver {
                     }
                     self.take_news(news);
                 }
-                Next::Keeper(Err(_)) => return self.orphaned(),
+                Next::Keeper(Err(error)) => return self.cut_off(&error),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
                 Next::Writable => {}
@@ -648,6 +650,18 @@ impl Driver {
             std::thread::yield_now();
         }
         code
+    }
+
+    /// The wire failed. Only a broken connection proves that the keeper is dead; after anything else a successor does better.
+    fn cut_off(&mut self, error: &std::io::Error) -> u8 {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+        if matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected) {
+            return self.orphaned();
+        }
+        self.console
+            .say(format!("leasehold: the wire to the keeper failed: {error}"));
+        self.console.flush();
+        ExitCode::Failed.number()
     }
 
     /// The keeper is dead.

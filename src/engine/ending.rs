@@ -75,7 +75,7 @@ impl Slot {
         let (signal, to, timeout) = (stop.signal, stop.to, stop.timeout);
         self.state = State::Draining {
             kill_at: desk.now.after(timeout),
-            cap: desk.now.after(stop.extend_max),
+            cap: desk.now.after(stop.extend_max.max(timeout)),
         };
         let ending = self.ending.unwrap_or(Ending::Shutdown);
         desk.record(

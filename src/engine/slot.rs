@@ -649,7 +649,7 @@ impl Slot {
             );
         }
         if let State::Draining { kill_at, cap } = self.state {
-            debug_assert!(kill_at <= cap.max(kill_at), "a drain past its cap");
+            debug_assert!(kill_at <= cap, "a drain past its cap");
         }
     }
 }

@@ -32,8 +32,10 @@ use crate::{
 const STUCK: Duration = Duration::from_secs(5);
 /// A body larger than this is nonsense.
 const BODY_MAX: usize = 64 * 1024;
-/// Connections at once; more wait in the accept queue.
-const CONNECTIONS_MAX: usize = 512;
+/// Connections at once on each kind of listener; more wait in the accept queue. TCP cannot take the control socket's.
+const CONNECTIONS_MAX: usize = 256;
+/// Event followers at once: they stay for as long as they like.
+const FOLLOWERS_MAX: usize = 64;
 /// A client must have sent its request by then.
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// `?after=N` is answered by then even if nothing happened.
@@ -62,7 +64,9 @@ pub fn serve(surface: Surface, control: OwnedFd, tcp: Vec<OwnedFd>) -> io::Resul
                 let hall = Arc::new(Hall {
                     surface,
                     started,
-                    seats: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                    unix: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                    tcp: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                    followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
                 });
                 for listener in listeners {
                     if let Ok(listener) = TcpListener::from_std(listener) {
@@ -80,12 +84,14 @@ pub fn serve(surface: Surface, control: OwnedFd, tcp: Vec<OwnedFd>) -> io::Resul
 struct Hall {
     surface: Surface,
     started: Moment,
-    seats: Arc<Semaphore>,
+    unix: Arc<Semaphore>,
+    tcp: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
 }
 
 async fn accept_unix(hall: Arc<Hall>, listener: UnixListener) {
     loop {
-        let Ok(seat) = Arc::clone(&hall.seats).acquire_owned().await else {
+        let Ok(seat) = Arc::clone(&hall.unix).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
@@ -109,7 +115,7 @@ async fn accept_unix(hall: Arc<Hall>, listener: UnixListener) {
 
 async fn accept_tcp(hall: Arc<Hall>, listener: TcpListener) {
     loop {
-        let Ok(seat) = Arc::clone(&hall.seats).acquire_owned().await else {
+        let Ok(seat) = Arc::clone(&hall.tcp).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
@@ -258,7 +264,7 @@ async fn with_status(
     let seq = *hall.surface.events.watch().borrow();
     match asked_in_time(hall.surface.engine.status()).await {
         Ok(status) => {
-            let wall = |moment| clock::wall_at(moment).to_string();
+            let wall = |moment| format!("{:.3}", clock::wall_at(moment));
             let here = Here {
                 surface: &hall.surface,
                 now: clock::now(),
@@ -365,6 +371,10 @@ async fn wait_for_event(hall: &Hall, after: Option<u64>) {
 
 /// Server-sent events (WHATWG HTML 9.2). A client that was here before says what it saw last; ids of another supervisor mean "all of mine".
 fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
+    let Ok(seat) = Arc::clone(&hall.followers).try_acquire_owned() else {
+        let why = format!("{FOLLOWERS_MAX} clients follow events already");
+        return refuse(&Refusal { status: 503, why });
+    };
     let events = Arc::clone(&hall.surface.events);
     let seen = last
         .and_then(|id| id.split_once('-'))
@@ -392,6 +402,7 @@ fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
         }
     });
     tokio::spawn(async move {
+        let _seat = seat;
         // A comment opens the stream, so that a client knows that it is connected before anything happens.
         let mut text = ": following\n\n".to_owned();
         loop {

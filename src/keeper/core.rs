@@ -14,12 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     id::Generation,
-    time::Moment,
+    time::{Moment, Span},
     wire::{
         Alive, Asked, BODY_MAX, ExitRecord, ExitStatus, Header, News, Op, Process, RowKey,
         SpawnSpec, StopRecord, Stopping, Target,
     },
 };
+
+/// Requests to drain that come within this are one.
+const SAME_REQUEST: Span = Span::millis(300);
 
 /// What the keeper asks of the kernel. `sys` answers in the real program, a fake host in the simulation.
 pub trait Kernel {
@@ -204,6 +207,8 @@ impl Core {
                 self.asked.stopping = Stopping::Drain;
                 self.asked.since = now;
             }
+            // timeout(1) signals the process and then its group; wrappers repeat a terminal's ^C. That is one request, told twice.
+            Request::Drain if now < self.asked.since.after(SAME_REQUEST) => {}
             Request::Drain | Request::Kill => {
                 if self.asked.stopping == Stopping::No {
                     self.asked.since = now;
@@ -409,7 +414,7 @@ pub enum Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{id::WorkerId, time::Span, wire::Containment};
+    use crate::{id::WorkerId, wire::Containment};
 
     /// A kernel that remembers what it was asked.
     #[derive(Default)]
@@ -555,6 +560,12 @@ mod tests {
         let mut core = Core::new();
         core.ask(Request::Drain, None, Moment(1));
         core.ask(Request::Drain, None, Moment(2));
+        assert_eq!(
+            core.asked().stopping,
+            Stopping::Drain,
+            "one request, told twice"
+        );
+        core.ask(Request::Drain, None, Moment(400_000_000));
         assert_eq!(core.asked().stopping, Stopping::Kill);
         assert_eq!(core.asked().since, Moment(1));
     }

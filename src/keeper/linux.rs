@@ -1,7 +1,7 @@
 //! The real kernel behind [`Kernel`]: seats with a pidfd and a cgroup leaf, or a family found by scanning.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::CString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -74,6 +74,8 @@ pub(super) struct Linux {
     families_not_before: Moment,
     churns_since: Option<Moment>,
     stubborn: Vec<Leaf>,
+    /// Leaders that ended and that waitid does not show yet.
+    looks: BTreeSet<RowKey>,
 }
 
 impl Linux {
@@ -101,6 +103,7 @@ impl Linux {
             families_not_before: Moment(0),
             churns_since: None,
             stubborn: Vec::new(),
+            looks: BTreeSet::new(),
         })
     }
 
@@ -174,7 +177,13 @@ impl Linux {
 
     fn look_at_leader(&mut self, key: RowKey) -> Option<SeatNews> {
         let seat = self.seats.get_mut(&key)?;
-        let status = seat.child.peek().ok().flatten()?;
+        let Some(status) = seat.child.peek().ok().flatten() else {
+            // A tracer holds its zombie: looked at again later, since the descriptor would say the same at once.
+            let now = clock::now();
+            self.looks.insert(key);
+            self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
+            return None;
+        };
         seat.ended = true;
         // Most leaders were alone: then there is nobody to kill and nothing to wait for.
         seat.alone = seat
@@ -241,6 +250,9 @@ impl Linux {
             self.reap_orphans(now);
             self.stubborn.retain(|leaf| leaf.remove().is_err());
             news = self.unwatched(now);
+            for key in std::mem::take(&mut self.looks) {
+                news.extend(self.look_at_leader(key));
+            }
         }
         if self.families_at.is_some_and(|at| at <= now) {
             self.families_at = None;
@@ -484,7 +496,9 @@ impl Kernel for Linux {
         };
         let token = self.next_token;
         self.next_token += 1;
-        let _ = self.poll.add(&child, token, EventFlags::IN);
+        let _ = self
+            .poll
+            .add(&child, token, EventFlags::IN | EventFlags::ONESHOT);
         self.tokens.insert(token, key.clone());
         let seat = Seat {
             generation,

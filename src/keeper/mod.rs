@@ -56,8 +56,12 @@ const SUPERVISOR: u64 = 3;
 
 /// What the keeper is told when it starts; everything else is the supervisor's.
 pub struct Settings {
-    /// Holds the instance lock and `run.json`; exists.
+    /// Holds an instance lock and `run.json`; exists.
     pub run_dir: PathBuf,
+    /// Holds an instance lock; exists.
+    pub state_dir: PathBuf,
+    /// Holds an instance lock; exists.
+    pub log_dir: PathBuf,
     /// The supervisor's arguments, without the program's name.
     pub supervisor_args: Vec<CString>,
     /// Contain workers by process group even where cgroups could be made.
@@ -90,7 +94,15 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
     let spawner = Spawner::new().map_err(needs(
         "reserve descriptors (the hard limit on them must be well above 64: ulimit -Hn, LimitNOFILE=)",
     ))?;
-    let lock = InstanceLock::take(&settings.run_dir.join("lock"))?;
+    // State and logs have one writer each: two daemons on one directory would overwrite each other.
+    let mut locks = Vec::new();
+    for (directory, flag) in [
+        (&settings.run_dir, "--run-dir"),
+        (&settings.state_dir, "--state-dir"),
+        (&settings.log_dir, "--log-dir"),
+    ] {
+        locks.push(InstanceLock::take(directory, flag)?);
+    }
     let signals = Signals::new().map_err(needs("catch signals"))?;
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|e| needs("become the reaper of orphans (PR_SET_CHILD_SUBREAPER)")(e.into()))?;
@@ -136,11 +148,12 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
         incarnation: 0,
         exit: None,
         killed_at: None,
+        last_tries: 0,
     };
     let code = keeper.run().map_err(needs("wait for events"))?;
     keeper.linux.dismantle();
     leftovers::finish(&settings.run_dir);
-    drop(lock);
+    drop(locks);
     Ok(code)
 }
 
@@ -160,6 +173,7 @@ struct Keeper {
     incarnation: u64,
     exit: Option<u8>,
     killed_at: Option<Moment>,
+    last_tries: u32,
 }
 
 impl Keeper {
@@ -292,7 +306,11 @@ impl Keeper {
                 }
                 Op::Pong { number } => self.revival.answered(number, clock::now()),
                 Op::Notify { text } => self.tell_systemd(&text),
-                Op::Exit { code } => self.exit = Some(code),
+                // The first supervisor may find that there is nothing to begin with; later ones may not end what runs.
+                Op::Exit { code } if self.may_end() => self.exit = Some(code),
+                Op::Exit { .. } => {
+                    say("the supervisor cannot go on; workers do, and it is started again")
+                }
                 Op::Echo { number } => self.core.echo(number),
                 Op::Spawn { key, after, .. } if self.core.asked().stopping == Stopping::Kill => {
                     self.core.refuse(key, after)
@@ -300,6 +318,11 @@ impl Keeper {
                 op => self.core.apply(op, clock::now(), &mut self.linux),
             }
         }
+    }
+
+    fn may_end(&self) -> bool {
+        let stopping = self.core.asked().stopping != Stopping::No;
+        stopping || (self.incarnation == 1 && self.core.is_empty())
     }
 
     fn look_after_supervisor(&mut self, now: Moment) {
@@ -310,9 +333,9 @@ impl Keeper {
             Step::Wait => {}
             Step::Start { recover } => self.start_supervisor(recover, now),
             Step::Ping(number) => {
+                // Behind whatever still waits: a long first telling is no silence.
                 if let Some(link) = &mut self.link {
-                    let mut ping = Some(News::Ping { number });
-                    let _ = link.pump(|_| ping.take().into_iter().collect());
+                    link.push(News::Ping { number });
                 }
             }
             Step::Kill => {
@@ -328,13 +351,18 @@ impl Keeper {
     }
 
     fn start_supervisor(&mut self, recover: bool, now: Moment) {
-        // Nobody is left to decide about stopping once everything is gone.
-        if self.core.asked().stopping != Stopping::No
-            && self.incarnation > 0
-            && self.core.is_empty()
-        {
-            self.exit = Some(u8::from(self.core.asked().stopping == Stopping::Kill));
-            return;
+        let stopping = self.core.asked().stopping;
+        if stopping != Stopping::No && self.incarnation > 0 && self.core.is_empty() {
+            // Everything is gone but the last words in the pipes: one more supervisor reads them, if one can be had.
+            let words = self.linux.held.keys().any(|name| name.starts_with("log/"));
+            if !words || self.last_tries == LAST_TRIES {
+                if words {
+                    say("no supervisor could be had to write the last lines of output");
+                }
+                self.exit = Some(u8::from(stopping == Stopping::Kill));
+                return;
+            }
+            self.last_tries += 1;
         }
         self.incarnation += 1;
         if let Err(error) = self.try_start(recover, now) {
@@ -363,13 +391,7 @@ impl Keeper {
             cgroup: self.linux.cgroup(),
             asked: self.core.asked(),
         }));
-        let held = self
-            .linux
-            .held
-            .iter()
-            .filter_map(|(name, fd)| Some((name.clone(), fd.try_clone().ok()?)))
-            .collect();
-        let link = Link::new(ours, welcome, &self.core.tell_all(), held);
+        let link = Link::new(ours, welcome, &self.core.tell_all(), &self.linux.held);
         self.linux
             .poll
             .add(&link, LINK, EventFlags::IN)
@@ -418,7 +440,10 @@ impl Keeper {
     fn pump(&mut self) {
         let Some(link) = &mut self.link else { return };
         let core = &mut self.core;
-        if link.pump(|limit| core.take_news(limit)).is_err() {
+        if link
+            .pump(&self.linux.held, |limit| core.take_news(limit))
+            .is_err()
+        {
             self.kill_supervisor();
             return;
         }
@@ -462,8 +487,10 @@ impl Keeper {
     }
 }
 
-/// How long a supervisor may take to end by itself once everything else is over.
-const LAST_WORDS: Span = Span::secs(2);
+/// How long a supervisor may take to write last lines and to end by itself once everything else is over.
+const LAST_WORDS: Span = Span::secs(10);
+/// So many supervisors are tried for the last lines of output.
+const LAST_TRIES: u32 = 5;
 
 /// Our environment, with this run's cookie, without what systemd meant for us alone.
 fn supervisor_env(cookie: &str) -> Vec<CString> {

@@ -191,7 +191,6 @@ impl Revival {
             0 => Span::ZERO,
             n => Span::millis(250 << n.min(6)).min(BACKOFF_MAX),
         };
-        self.deaths.truncate(64);
         self.state = State::Due {
             at: now.after(pause),
         };

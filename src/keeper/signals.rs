@@ -14,7 +14,7 @@ use signal_hook::{
     low_level::siginfo::{Cause, Origin},
 };
 
-use crate::keeper::core::Request;
+use crate::{keeper::core::Request, sys::child};
 
 /// One signal, by meaning.
 pub(super) enum Asking {
@@ -32,7 +32,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
-        ignore_terminal_stops();
+        child::ignore_terminal_stops();
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
@@ -65,26 +65,6 @@ fn meaning(origin: &Origin) -> Option<Asking> {
         _ => return None,
     };
     Some(Asking::Request(request, by))
-}
-
-/// Ctrl-Z must not freeze the parent of everything, and a background terminal must not either.
-fn ignore_terminal_stops() {
-    for number in [
-        nix::sys::signal::SIGTSTP,
-        nix::sys::signal::SIGTTOU,
-        nix::sys::signal::SIGTTIN,
-    ] {
-        ignore(number);
-    }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "nix marks signal(2) unsafe because handlers can be; SIG_IGN is not one"
-)]
-fn ignore(number: nix::sys::signal::Signal) {
-    // SAFETY: SIG_IGN installs no function.
-    let _ = unsafe { nix::sys::signal::signal(number, nix::sys::signal::SigHandler::SigIgn) };
 }
 
 impl AsFd for Signals {

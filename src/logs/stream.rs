@@ -115,6 +115,11 @@ impl Stream {
         &self.pipe
     }
 
+    /// More turns than it takes to empty a full pipe twice, however small the pieces are that it comes in.
+    pub(super) fn most_turns(&self) -> usize {
+        2 * self.capacity / 4096 + 2
+    }
+
     pub(super) fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }

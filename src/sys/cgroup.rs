@@ -178,21 +178,13 @@ impl Leaf {
         }
     }
 
-    /// Before Linux 5.14: until a pass finds nobody.
+    /// Before Linux 5.14: one pass; whoever forked meanwhile is killed by the next one.
     fn kill_one_by_one(&self) -> io::Result<()> {
-        loop {
-            let members = fs::read_to_string(self.path.join("cgroup.procs"))?;
-            let pids: Vec<i32> = members
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .collect();
-            if pids.is_empty() {
-                return Ok(());
-            }
-            for pid in pids {
-                super::child::signal_pid(pid, libc::SIGKILL)?;
-            }
+        let members = fs::read_to_string(self.path.join("cgroup.procs"))?;
+        for pid in members.lines().filter_map(|line| line.parse().ok()) {
+            let _ = super::child::signal_pid(pid, libc::SIGKILL);
         }
+        Ok(())
     }
 
     /// Is a process in it or below it? A leaf that is gone is empty.

@@ -152,6 +152,15 @@ fn peek_any() -> Option<i32> {
     (done == 0 && pid > 0).then_some(pid)
 }
 
+/// Ctrl-Z must not freeze the parent of everything, and neither must a terminal that stops background writers (`stty tostop`).
+pub fn ignore_terminal_stops() {
+    use nix::sys::signal::{SigHandler, Signal as Name, signal};
+    for number in [Name::SIGTSTP, Name::SIGTTOU, Name::SIGTTIN] {
+        // SAFETY: SIG_IGN installs no function, which is what signal(2) is unsafe for.
+        let _ = unsafe { signal(number, SigHandler::SigIgn) };
+    }
+}
+
 /// Sends a signal by pid: only for a process that was just proven to be ours and that we cannot hold by pidfd.
 pub fn signal_pid(number: i32, signal_number: i32) -> io::Result<()> {
     match rustix::process::kill_process(pid(number)?, signal(signal_number)?) {

@@ -1,4 +1,4 @@
-//! The instance lock: one daemon per run directory, held by the kernel, so that no stale file can lie.
+//! The instance lock: one daemon per directory, held by the kernel, so that no stale file can lie.
 
 use std::{
     fs::File,
@@ -19,13 +19,15 @@ pub struct InstanceLock {
 pub enum LockError {
     /// Somebody else has it.
     #[error(
-        "take {path}: a leasehold with pid {holder} already runs with this run directory; stop it, or give this one its own --run-dir"
+        "take {path}: a leasehold with pid {holder} already uses this directory; stop it, or give this one another with {flag}"
     )]
     Held {
         /// The lock file.
         path: String,
         /// What the holder wrote there.
         holder: String,
+        /// The flag that names another directory.
+        flag: &'static str,
     },
     /// The file system said no.
     #[error("take {path}")]
@@ -38,8 +40,9 @@ pub enum LockError {
 }
 
 impl InstanceLock {
-    /// Takes the lock file at `path` without waiting and writes our pid there, for people.
-    pub fn take(path: &Path) -> Result<Self, LockError> {
+    /// Takes `directory/lock` without waiting and writes our pid there, for people. `flag` is what names another directory.
+    pub fn take(directory: &Path, flag: &'static str) -> Result<Self, LockError> {
+        let path = directory.join("lock");
         let failed = |source| LockError::Io {
             path: path.display().to_string(),
             source,
@@ -49,7 +52,7 @@ impl InstanceLock {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(path)
+            .open(&path)
             .map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -59,6 +62,7 @@ impl InstanceLock {
                 return Err(LockError::Held {
                     path: path.display().to_string(),
                     holder: holder.trim().to_owned(),
+                    flag,
                 });
             }
             Err(e) => return Err(failed(e.into())),
@@ -79,9 +83,8 @@ mod tests {
     #[test]
     fn the_second_is_refused_and_told_who_holds_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let first = InstanceLock::take(&path).unwrap();
-        let refused = InstanceLock::take(&path).unwrap_err();
+        let first = InstanceLock::take(dir.path(), "--run-dir").unwrap();
+        let refused = InstanceLock::take(dir.path(), "--run-dir").unwrap_err();
         assert!(
             refused
                 .to_string()
@@ -89,6 +92,6 @@ mod tests {
             "{refused}"
         );
         drop(first);
-        InstanceLock::take(&path).unwrap();
+        InstanceLock::take(dir.path(), "--run-dir").unwrap();
     }
 }
