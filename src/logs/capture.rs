@@ -26,6 +26,9 @@ use crate::{
 /// Token of the command channel; streams count up from 1.
 const COMMANDS: u64 = 0;
 
+/// A piece of a line is shown without its end when it is longer than this.
+const SHOWN_MAX: usize = 4_096;
+
 /// Which pipe of which worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Source {
@@ -229,14 +232,26 @@ impl LogRoom {
         };
         let before = (stream.failing.clone(), stream.counts.dropped);
         let echo = &mut self.settings.echo;
+        let mut unshown = std::mem::take(&mut stream.unshown);
         let turn = stream.pump(&mut self.bench, now, to_the_end, &mut |bytes| {
             if let Some(echo) = echo {
-                echo(Line {
-                    source: source.clone(),
-                    bytes: bytes.to_vec(),
-                });
+                unshown.extend_from_slice(bytes);
+                // People see whole lines, or a long piece of one.
+                let end = memchr::memrchr(b'\n', &unshown).map_or(0, |at| at + 1);
+                let end = if end == 0 && (to_the_end || unshown.len() > SHOWN_MAX) {
+                    unshown.len()
+                } else {
+                    end
+                };
+                if end > 0 {
+                    echo(Line {
+                        source: source.clone(),
+                        bytes: unshown.drain(..end).collect(),
+                    });
+                }
             }
         });
+        stream.unshown = unshown;
         if stream.failing != before.0 {
             (self.settings.trouble)(
                 source.clone(),

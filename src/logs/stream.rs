@@ -14,6 +14,8 @@ use crate::{
 
 /// A line without an end is moved as it is after this long.
 const UNFINISHED_MAX: Span = Span::secs(1);
+/// A line without an end is looked at again after this, then after twice as long, and so on.
+const LOOK_AGAIN: Span = Span::millis(5);
 /// A file that could not be written is tried again after this long.
 const RETRY: Span = Span::secs(1);
 /// So many rounds for one pipe before the others get their turn.
@@ -53,6 +55,8 @@ pub(super) struct Stream {
     rules: Rules,
     unfinished_since: Option<Moment>,
     splices: bool,
+    /// What was moved and not shown yet: a piece of a line.
+    pub(super) unshown: Vec<u8>,
     pub(super) counts: Counts,
     /// Why its file cannot be written, if so.
     pub(super) failing: Option<String>,
@@ -106,6 +110,7 @@ impl Stream {
             rules,
             unfinished_since: None,
             splices: true,
+            unshown: Vec::new(),
             counts: Counts::default(),
             failing: None,
         }
@@ -137,6 +142,7 @@ impl Stream {
         to_the_end: bool,
         echo: &mut dyn FnMut(&[u8]),
     ) -> Turn {
+        let mut large = false;
         for _ in 0..ROUNDS_MAX {
             let length = match bench.look(&self.pipe) {
                 Ok(0) => {
@@ -153,12 +159,17 @@ impl Stream {
                     let due = since.after(UNFINISHED_MAX);
                     let full = length >= self.capacity.min(bench.room)
                         || pipe::waiting(&self.pipe) + 4096 > self.capacity;
-                    if !to_the_end && !full && now < due {
-                        return Turn::At(due);
+                    // A writer that is blocked in the middle of a large write wakes nobody unless the pipe was empty (pipe_write in the
+                    // kernel): after a large piece, what has no end yet is moved too.
+                    if !to_the_end && !full && !large && now < due {
+                        // A new large write may begin behind it, so it is looked at again sooner than it is due.
+                        let soon = now.after(now.since(since)).after(LOOK_AGAIN);
+                        return Turn::At(soon.min(due));
                     }
                     length
                 }
             };
+            large = length >= self.capacity / 2;
             self.unfinished_since = None;
             let moved = self.put_away(bench, wanted);
             match moved {
@@ -301,14 +312,43 @@ mod tests {
     fn whole_lines_at_once_and_the_rest_after_a_second() {
         let mut rig = rig(RULES);
         rig.writer.write_all(b"one\ntwo\nthr").unwrap();
-        assert_eq!(rig.pump(at(0)), Turn::At(at(1_000)));
+        assert_eq!(rig.pump(at(0)), Turn::At(at(5)));
         assert_eq!(rig.text(), "one\ntwo\n");
+        assert_eq!(rig.pump(at(100)), Turn::At(at(205)));
         assert_eq!(rig.pump(at(999)), Turn::At(at(1_000)));
         assert_eq!(rig.pump(at(1_000)), Turn::Dry);
         assert_eq!(rig.text(), "one\ntwo\nthr");
         rig.writer.write_all(b"ee\n").unwrap();
         assert_eq!(rig.pump(at(1_001)), Turn::Dry);
         assert_eq!(rig.text(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_writer_blocked_in_a_large_write_is_not_left_waiting() {
+        let mut rig = rig(Rules {
+            rotate_size: 1 << 20,
+            max_size: 1 << 30,
+            drop: false,
+        });
+        let mut writer = rig.writer.try_clone().unwrap();
+        let whole: Vec<u8> = (0..20_000)
+            .flat_map(|n| format!("line {n:06}\n").into_bytes())
+            .collect();
+        let length = whole.len() as u64;
+        let thread = std::thread::spawn(move || writer.write_all(&whole).unwrap());
+        let mut rounds = 0;
+        while rig.stream.counts.written < length {
+            // No look may leave something behind that only a timer would bring back.
+            let turn = rig.pump(at(0));
+            assert!(
+                matches!(turn, Turn::Dry | Turn::More) || thread.is_finished(),
+                "{turn:?}"
+            );
+            rounds += 1;
+            assert!(rounds < 100_000_000, "the writer waits for ever");
+        }
+        thread.join().unwrap();
+        assert_eq!(rig.text().len() as u64, length);
     }
 
     #[test]
