@@ -31,7 +31,7 @@ const FAMILY_AGAIN: Span = Span::millis(100);
 /// Orphans that keep dying hold up a family's end for no longer than this.
 const CHURN_PATIENCE: Span = Span::secs(3);
 /// So many passes over /proc in one turn.
-const PASSES_MAX: usize = 8;
+const PASSES_MAX: usize = 32;
 
 /// What happened to a seat.
 pub(super) enum SeatNews {
@@ -321,7 +321,7 @@ impl Linux {
         }
         let me = std::process::id() as i32;
         let mut found = family::search(&heads, &self.cookie, me);
-        let mut churn = self.reap_zombies(&found.zombies);
+        let mut churn = self.reap_zombies(&found.zombies) || found.vanished;
         for _ in 0..PASSES_MAX {
             if found.members.is_empty() && !churn {
                 break;
@@ -330,7 +330,7 @@ impl Linux {
                 family::kill(member, &heads);
             }
             found = family::search(&heads, &self.cookie, me);
-            churn = self.reap_zombies(&found.zombies);
+            churn = self.reap_zombies(&found.zombies) || found.vanished;
         }
         // The search costs what the machine has processes: leave half of the time to everything else.
         let after = clock::now();

@@ -351,17 +351,7 @@ impl Keeper {
     }
 
     fn start_supervisor(&mut self, recover: bool, now: Moment) {
-        let stopping = self.core.asked().stopping;
-        if stopping != Stopping::No && self.incarnation > 0 && self.core.is_empty() {
-            // Everything is gone but the last words in the pipes: one more supervisor reads them, if one can be had.
-            let words = self.linux.held.keys().any(|name| name.starts_with("log/"));
-            if !words || self.last_tries == LAST_TRIES {
-                if words {
-                    say("no supervisor could be had to write the last lines of output");
-                }
-                self.exit = Some(u8::from(stopping == Stopping::Kill));
-                return;
-            }
+        if self.core.asked().stopping != Stopping::No && self.core.is_empty() {
             self.last_tries += 1;
         }
         self.incarnation += 1;
@@ -462,6 +452,9 @@ impl Keeper {
             self.core.ask(Request::Kill, None, now);
             self.core.drain_alone(now, &mut self.linux);
         }
+        if stopping != Stopping::No && self.supervisor.is_none() && self.exit.is_none() {
+            self.exit = self.end_alone(stopping);
+        }
         if stopping == Stopping::Kill && self.core.is_empty() && self.exit.is_none() {
             // A supervisor that is well says goodbye by itself; one that is not must not keep us.
             let since = *self.killed_at.get_or_insert(now);
@@ -480,6 +473,21 @@ impl Keeper {
         Some(code)
     }
 
+    /// Everything is gone and nobody decides any more. If there are last words in the pipes, one more supervisor is to read them.
+    fn end_alone(&self, stopping: Stopping) -> Option<u8> {
+        if self.incarnation == 0 || !self.core.is_empty() {
+            return None;
+        }
+        let words = self.linux.held.keys().any(|name| name.starts_with("log/"));
+        if words && self.last_tries < LAST_TRIES {
+            return None;
+        }
+        if words {
+            say("no supervisor could be had to write the last lines of output");
+        }
+        Some(u8::from(stopping == Stopping::Kill))
+    }
+
     fn tell_systemd(&self, text: &str) {
         if let Some(socket) = &self.notify {
             socket.send(text);
@@ -490,7 +498,7 @@ impl Keeper {
 /// How long a supervisor may take to write last lines and to end by itself once everything else is over.
 const LAST_WORDS: Span = Span::secs(10);
 /// So many supervisors are tried for the last lines of output.
-const LAST_TRIES: u32 = 5;
+const LAST_TRIES: u32 = 1;
 
 /// Our environment, with this run's cookie, without what systemd meant for us alone.
 fn supervisor_env(cookie: &str) -> Vec<CString> {

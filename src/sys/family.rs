@@ -88,6 +88,8 @@ pub struct Found {
     pub members: Vec<Member>,
     /// Dead children of `parent`, orphans that came to us.
     pub zombies: Vec<i32>,
+    /// Somebody ended during the pass before it was known whose it was.
+    pub vanished: bool,
 }
 
 /// Looks for the families of `heads`. `cookie` is this run's `LEASEHOLD_RUN`; `parent` is the keeper.
@@ -119,10 +121,14 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
             .copied();
         let head = head.or_else(|| {
             if stat.start_ticks < oldest {
-                None
-            } else {
-                by_environment(pid, cookie, &marks)
+                return None;
             }
+            let head = by_environment(pid, cookie, &marks);
+            // It was there a moment ago and has no environment now: it ended while we looked, perhaps with a child behind it.
+            if head.is_none() && Stat::read(pid).is_none_or(Stat::is_dead) {
+                found.vanished = true;
+            }
+            head
         });
         if let Some(n) = head.filter(|&n| stat.start_ticks >= heads[n].start_ticks) {
             belongs.insert(pid, n);

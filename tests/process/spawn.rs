@@ -297,7 +297,8 @@ fn a_step_that_fails_is_named(mut rig: Rig) {
             })
         });
         assert_ne!(status.worker("web/0").unwrap().pid, pid);
-        assert!(rig.stderr().contains(errno), "{}", rig.stderr());
+        // Printed by a thread of its own.
+        crate::rig::until_true("stderr says so too", 2_000, || rig.stderr().contains(errno));
         prepare();
         rig.wait("it runs again", 5_000, |status| {
             status.worker("web/0").is_some_and(|w| w.ready)
