@@ -14,7 +14,8 @@ use crate::{
     driver::{Settings, link::Link},
     engine::socket_name,
     id::FleetName,
-    sys::{listen, memfd, notify, surroundings::ThisMachine},
+    sys::{clock, listen, memfd, notify, poll::Poll, surroundings::ThisMachine},
+    time::Span,
     wire::{self, Header, News, Op, RowKey, Welcome},
 };
 
@@ -119,6 +120,7 @@ pub(super) fn hold_accepted(accepted: &Accepted) -> io::Result<Request> {
 pub(super) fn bind_missing(
     config: &Config,
     held: &BTreeSet<String>,
+    patient: bool,
 ) -> Result<Vec<(String, OwnedFd)>, String> {
     let mut bound: Vec<(String, OwnedFd)> = Vec::new();
     for (fleet, spec) in &config.fleets {
@@ -129,15 +131,20 @@ pub(super) fn bind_missing(
                 if held.contains(&full) {
                     continue;
                 }
-                bound.push((full, bind(fleet, spec, name)?));
+                bound.push((full, bind(fleet, spec, name, patient)?));
             }
         }
     }
     Ok(bound)
 }
 
-/// Binds one socket of a fleet.
-pub(super) fn bind(fleet: &FleetName, spec: &FleetSpec, name: &str) -> Result<OwnedFd, String> {
+/// Binds one socket of a fleet; `patient` when a predecessor may still be closing its own.
+pub(super) fn bind(
+    fleet: &FleetName,
+    spec: &FleetSpec,
+    name: &str,
+    patient: bool,
+) -> Result<OwnedFd, String> {
     let Some(socket) = spec.sockets.get(name) else {
         return Err(format!("fleet.{fleet} has no socket {name}"));
     };
@@ -145,12 +152,28 @@ pub(super) fn bind(fleet: &FleetName, spec: &FleetSpec, name: &str) -> Result<Ow
         config::spec::ListenAddress::Tcp(address) => listen::Address::Tcp(*address),
         config::spec::ListenAddress::Unix(path) => listen::Address::Unix(PathBuf::from(path)),
     };
-    listen::open(&address, socket.backlog, socket.reuse_port, socket.mode).map_err(|e| {
+    let open = || listen::open(&address, socket.backlog, socket.reuse_port, socket.mode);
+    let opened = if patient { patiently(open) } else { open() };
+    opened.map_err(|e| {
         format!(
             "fleet.{fleet}.socket.{name}: cannot listen on {address}: {e}{}",
             hint(&e)
         )
     })
+}
+
+/// A predecessor that was killed a moment ago may not have closed its sockets yet.
+fn patiently(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    let until = clock::now().after(Span::secs(1));
+    loop {
+        match open() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && clock::now() < until => {
+                let mut nothing = Poll::new()?;
+                nothing.wait(Some(Span::millis(10)))?;
+            }
+            done => return done,
+        }
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -195,6 +218,8 @@ pub(super) fn listeners(
         Some(fd) => fd,
         None => {
             let address = listen::Address::Unix(control_path.clone());
+            // The directory is locked for us: whoever still listens there is a predecessor on its way out.
+            let _ = std::fs::remove_file(&control_path);
             let fd = listen::open(&address, 256, false, Some(0o660)).map_err(|e| {
                 format!(
                     "cannot listen on {}: {e}{}",
@@ -222,9 +247,10 @@ pub(super) fn listeners(
         let fd = match held.remove(&name) {
             Some(fd) => fd,
             None => {
-                let fd = listen::open(&listen::Address::Tcp(*address), 1024, false, None).map_err(
-                    |e| format!("http.listen: cannot listen on {address}: {e}{}", hint(&e)),
-                )?;
+                let open = || listen::open(&listen::Address::Tcp(*address), 1024, false, None);
+                let fd = patiently(open).map_err(|e| {
+                    format!("http.listen: cannot listen on {address}: {e}{}", hint(&e))
+                })?;
                 keep(&name, &fd)?;
                 fd
             }

@@ -179,7 +179,7 @@ impl Driver {
             return Err("its fleet is not configured".to_owned());
         };
         let name = full.split('/').nth(2).unwrap_or_default();
-        boot::bind(&worker.fleet, spec, name)
+        boot::bind(&worker.fleet, spec, name, false)
     }
 
     fn complain(&self, text: &str) {

@@ -135,7 +135,7 @@ async fn begin(settings: Settings, link: &mut Link) -> Result<Begin, (ExitCode, 
         boot::listeners(&settings, &accepted.config, &mut told.held).map_err(failed)?;
     if first {
         let held = told.held.keys().cloned().collect();
-        let bound = boot::bind_missing(&accepted.config, &held).map_err(failed)?;
+        let bound = boot::bind_missing(&accepted.config, &held, true).map_err(failed)?;
         for (name, fd) in bound {
             let copy = fd.try_clone().map_err(|e| failed(e.to_string()))?;
             told.held.insert(name.clone(), copy);
@@ -555,7 +555,7 @@ impl Driver {
                     .to_owned(),
             );
         }
-        let bound = boot::bind_missing(config, &self.held)?;
+        let bound = boot::bind_missing(config, &self.held, false)?;
         let mut ops = Vec::new();
         for (name, fd) in bound {
             self.held.insert(name.clone());

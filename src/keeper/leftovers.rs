@@ -100,22 +100,29 @@ pub(super) fn finish(run_dir: &Path) {
 fn end_carriers(cookie: &str) -> Result<usize, LeftoverError> {
     let spare = ourselves();
     let until = clock::now().after(PATIENCE);
-    let mut ended = std::collections::BTreeSet::new();
+    let mut ended: std::collections::BTreeMap<i32, u64> = std::collections::BTreeMap::new();
     loop {
         let carriers = family::with_cookie(cookie, &spare);
-        if carriers.is_empty() {
+        for pid in &carriers {
+            if let Some(stat) = family::Stat::read(*pid) {
+                ended.insert(*pid, stat.start_ticks);
+            }
+            let _ = child::signal_pid(*pid, libc::SIGKILL);
+        }
+        // A dying process loses its environment before it closes its sockets: it is over when it is a zombie, or not there.
+        let dying = ended.iter().filter(|(pid, start)| {
+            family::Stat::read(**pid)
+                .is_some_and(|stat| stat.start_ticks == **start && !stat.is_dead())
+        });
+        let left: Vec<String> = dying.map(|(pid, _)| pid.to_string()).collect();
+        if carriers.is_empty() && left.is_empty() {
             return Ok(ended.len());
         }
         if clock::now() > until {
-            let pids: Vec<String> = carriers.iter().map(ToString::to_string).collect();
             return Err(LeftoverError::Immortal {
-                count: pids.len(),
-                pids: pids.join(", "),
+                count: left.len(),
+                pids: left.join(", "),
             });
-        }
-        for pid in carriers {
-            let _ = child::signal_pid(pid, libc::SIGKILL);
-            ended.insert(pid);
         }
         wait_briefly();
     }

@@ -55,7 +55,8 @@ impl Stat {
         })
     }
 
-    fn is_dead(self) -> bool {
+    /// A zombie, or about to be removed: its descriptors are closed.
+    pub fn is_dead(self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
 }

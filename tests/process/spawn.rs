@@ -244,8 +244,11 @@ fn what_the_daemon_inherited_stops_at_the_daemon(mut rig: Rig) {
 fn a_step_that_fails_is_named(mut rig: Rig) {
     let (program, cwd) = (rig.path("prog"), rig.path("cwd"));
     let prepare = || {
-        fs::copy("/bin/sleep", &program).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        // By rename: a file that is being tried cannot be written.
+        let fresh = program.with_extension("new");
+        fs::copy("/bin/sleep", &fresh).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&fresh, &program).unwrap();
         fs::create_dir_all(&cwd).unwrap();
     };
     prepare();
