@@ -29,6 +29,9 @@ need() { # command, package
   fi
 }
 
+# Bounds on conditions, not timings: doubled, since test machines are shared.
+export LEASEHOLD_TEST_PATIENCE="${LEASEHOLD_TEST_PATIENCE:-2}"
+
 need cc gcc
 need python3 python3-minimal
 need setpriv util-linux
