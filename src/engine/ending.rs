@@ -7,7 +7,7 @@ use crate::{
         slot::{Desk, KILL_AGAIN, LastExit, Preparing, Slot, State},
     },
     id::Generation,
-    time::Span,
+    time::{Moment, Span},
     wire::{ExitRecord, ExitStatus, Op, TaskKind},
 };
 
@@ -135,6 +135,18 @@ impl Slot {
             generation: self.generation,
             body: Vec::new(),
         });
+    }
+
+    /// Something outlived its SIGKILL: it is sent again, and people hear of it. Returns when to look next.
+    pub(super) fn kill_again(&self, since: Moment, desk: &mut Desk<'_>) -> Moment {
+        let since = desk.now.since(since);
+        desk.record(self.generation, What::StillThere { since });
+        desk.out.keeper(Op::Kill {
+            key: desk.key(),
+            generation: self.generation,
+            body: Vec::new(),
+        });
+        desk.now.after(KILL_AGAIN)
     }
 
     pub(super) fn leader_ended(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {

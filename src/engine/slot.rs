@@ -522,38 +522,12 @@ impl Slot {
                 self.send_kill("its grace is over", desk)
             }
             State::Killing { since, again } if again <= now => {
-                desk.record(
-                    self.generation,
-                    What::StillThere {
-                        since: now.since(since),
-                    },
-                );
-                self.state = State::Killing {
-                    since,
-                    again: now.after(KILL_AGAIN),
-                };
-                desk.out.keeper(Op::Kill {
-                    key: desk.key(),
-                    generation: self.generation,
-                    body: Vec::new(),
-                });
+                let again = self.kill_again(since, desk);
+                self.state = State::Killing { since, again };
             }
             State::Clearing { since, again } if again <= now => {
-                desk.record(
-                    self.generation,
-                    What::StillThere {
-                        since: now.since(since),
-                    },
-                );
-                self.state = State::Clearing {
-                    since,
-                    again: now.after(KILL_AGAIN),
-                };
-                desk.out.keeper(Op::Kill {
-                    key: desk.key(),
-                    generation: self.generation,
-                    body: Vec::new(),
-                });
+                let again = self.kill_again(since, desk);
+                self.state = State::Clearing { since, again };
             }
             _ => {}
         }

@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
 };
 
 use crate::{
@@ -28,6 +28,8 @@ use crate::{
     time::Moment,
 };
 
+/// A failed accept is tried again by then.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// The engine is stuck if it has not answered by then.
 const STUCK: Duration = Duration::from_secs(5);
 /// A body larger than this is nonsense.
@@ -67,6 +69,7 @@ pub fn serve(surface: Surface, control: OwnedFd, tcp: Vec<OwnedFd>) -> io::Resul
                     unix: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                     tcp: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                     followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+                    ended: Notify::new(),
                 });
                 for listener in listeners {
                     if let Ok(listener) = TcpListener::from_std(listener) {
@@ -87,6 +90,15 @@ struct Hall {
     unix: Arc<Semaphore>,
     tcp: Arc<Semaphore>,
     followers: Arc<Semaphore>,
+    /// Told whenever a connection has ended.
+    ended: Notify,
+}
+
+impl Hall {
+    /// After a failed accept, most likely for want of descriptors: until a connection has ended, or others may have closed some.
+    async fn room_again(&self) {
+        let _ = tokio::time::timeout(ACCEPT_AGAIN, self.ended.notified()).await;
+    }
 }
 
 async fn accept_unix(hall: Arc<Hall>, listener: UnixListener) {
@@ -108,7 +120,7 @@ async fn accept_unix(hall: Arc<Hall>, listener: UnixListener) {
                     seat,
                 ));
             }
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => hall.room_again().await,
         }
     }
 }
@@ -130,7 +142,7 @@ async fn accept_tcp(hall: Arc<Hall>, listener: TcpListener) {
                 ));
             }
             // Out of descriptors, most likely: the queue keeps the client until some are free.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => hall.room_again().await,
         }
     }
 }
@@ -152,8 +164,9 @@ async fn converse<S>(
 ) where
     TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
+    let served = Arc::clone(&hall);
     let service = service_fn(move |request| {
-        let (hall, who) = (Arc::clone(&hall), who.clone());
+        let (hall, who) = (Arc::clone(&served), who.clone());
         async move { Ok::<_, Infallible>(answer(&hall, door, who, request).await) }
     });
     let _ = http1::Builder::new()
@@ -162,6 +175,7 @@ async fn converse<S>(
         .serve_connection(stream, service)
         .await;
     drop(seat);
+    hall.ended.notify_waiters();
 }
 
 async fn answer(
