@@ -33,6 +33,8 @@ pub struct Stat {
     pub session: i32,
     /// Start, in clock ticks since boot.
     pub start_ticks: u64,
+    /// Size of its memory in bytes; a process that is being killed loses it first.
+    pub memory: u64,
 }
 
 impl Stat {
@@ -52,7 +54,14 @@ impl Stat {
             group: fields.get(2)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
+            memory: fields.get(20)?.parse().ok()?,
         })
+    }
+
+    /// Dead, or so far into its death that nothing tells any more whose it was. Kernel threads, children of kthreadd (2), never had
+    /// memory.
+    fn is_ending(self) -> bool {
+        self.is_dead() || (self.memory == 0 && self.ppid != 2 && self.ppid != 0)
     }
 
     /// A zombie, or about to be removed: its descriptors are closed.
@@ -126,7 +135,7 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
             }
             let head = by_environment(pid, cookie, &marks);
             // It was there a moment ago and has no environment now: it ended while we looked, perhaps with a child behind it.
-            if head.is_none() && Stat::read(pid).is_none_or(Stat::is_dead) {
+            if head.is_none() && Stat::read(pid).is_none_or(Stat::is_ending) {
                 found.vanished = true;
             }
             head
@@ -256,7 +265,7 @@ mod tests {
 
     #[test]
     fn stat_survives_a_hostile_command_name() {
-        let line = b"77 (a) R 1) b) S 5 6 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 4242 0 0";
+        let line = b"77 (a) R 1) b) S 5 6 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 4242 8192 0";
         let stat = Stat::parse(line).unwrap();
         assert_eq!(
             stat,
@@ -265,7 +274,8 @@ mod tests {
                 ppid: 5,
                 group: 6,
                 session: 7,
-                start_ticks: 4242
+                start_ticks: 4242,
+                memory: 8192,
             }
         );
         assert_eq!(Stat::parse(b"77 (x"), None);
