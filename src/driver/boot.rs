@@ -14,7 +14,7 @@ use crate::{
     driver::{Settings, link::Link},
     engine::socket_name,
     id::FleetName,
-    sys::{clock, listen, memfd, notify, poll::Poll, surroundings::ThisMachine},
+    sys::{clock, listen, memfd, notify, poll, surroundings::ThisMachine},
     time::Span,
     wire::{self, Header, News, Op, RowKey, Welcome},
 };
@@ -168,8 +168,7 @@ fn patiently(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     loop {
         match open() {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && clock::now() < until => {
-                let mut nothing = Poll::new()?;
-                nothing.wait(Some(Span::millis(10)))?;
+                poll::pause(Span::millis(10));
             }
             done => return done,
         }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use crate::{
     sys::{
         cgroup::{Leaf, leaf_name},
-        child, clock, family,
+        clock, family, poll,
     },
     time::Span,
     wire::{Header, Process, RowKey, Welcome},
@@ -39,8 +39,8 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
             let _ = leaf.kill();
         }
         let carriers = family::with_cookie(&welcome.cookie, &[me]);
-        for pid in &carriers {
-            let _ = child::signal_pid(*pid, libc::SIGKILL);
+        for carrier in &carriers {
+            carrier.kill();
         }
         // Whoever dropped the cookie is still of a leader's group or session.
         let kin = family::search(&heads, &welcome.cookie, me).members;
@@ -52,7 +52,7 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         if clear || clock::now() > until {
             break;
         }
-        std::thread::yield_now();
+        poll::pause(Span::millis(2));
     }
     if let Some(base) = &welcome.cgroup {
         let _ = std::fs::remove_dir(base);

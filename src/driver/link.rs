@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
+use rustix::event::{PollFd, PollFlags};
 use tokio::io::unix::AsyncFd;
 
 use crate::{
@@ -112,6 +113,18 @@ impl Link {
             }
         }
         Ok(true)
+    }
+
+    /// Sends everything, for as long as the keeper lives.
+    pub(super) fn drain(&mut self) -> io::Result<()> {
+        while !self.flush()? {
+            let mut ready = [PollFd::new(self.socket.get_ref(), PollFlags::OUT)];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Is something still waiting to be sent?

@@ -646,9 +646,7 @@ impl Driver {
         self.tell_systemd("STATUS=everything is stopped".to_owned());
         self.link.push(vec![(Op::Exit { code }, None)]);
         // The keeper reads whatever happens; should it not, it is dead, and so are we.
-        while matches!(self.link.flush(), Ok(false)) {
-            std::thread::yield_now();
-        }
+        let _ = self.link.drain();
         code
     }
 

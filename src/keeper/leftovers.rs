@@ -10,14 +10,17 @@ use serde::{Deserialize, Serialize};
 use crate::{
     sys::{
         cgroup::Tree,
-        child, clock, family, host,
-        poll::{EventFlags, Poll},
+        clock, family, host,
+        poll::{self, EventFlags, Poll},
     },
     time::Span,
 };
 
 /// How long leftovers may take to die before we give up: SIGKILL needs CPU, and nothing else.
 const PATIENCE: Span = Span::secs(10);
+
+/// So often is looked again at what gives no event.
+const GLANCE: Span = Span::millis(20);
 
 #[derive(Serialize, Deserialize)]
 struct RunFile {
@@ -100,21 +103,18 @@ pub(super) fn finish(run_dir: &Path) {
 fn end_carriers(cookie: &str) -> Result<usize, LeftoverError> {
     let spare = ourselves();
     let until = clock::now().after(PATIENCE);
-    let mut ended: std::collections::BTreeMap<i32, u64> = std::collections::BTreeMap::new();
+    let mut ended: Vec<family::Carrier> = Vec::new();
     loop {
         let carriers = family::with_cookie(cookie, &spare);
-        for pid in &carriers {
-            if let Some(stat) = family::Stat::read(*pid) {
-                ended.insert(*pid, stat.start_ticks);
+        for carrier in &carriers {
+            carrier.kill();
+            if !ended.contains(carrier) {
+                ended.push(*carrier);
             }
-            let _ = child::signal_pid(*pid, libc::SIGKILL);
         }
         // A dying process loses its environment before it closes its sockets: it is over when it is a zombie, or not there.
-        let dying = ended.iter().filter(|(pid, start)| {
-            family::Stat::read(**pid)
-                .is_some_and(|stat| stat.start_ticks == **start && !stat.is_dead())
-        });
-        let left: Vec<String> = dying.map(|(pid, _)| pid.to_string()).collect();
+        let dying = ended.iter().filter(|carrier| carrier.lives());
+        let left: Vec<String> = dying.map(|carrier| carrier.pid.to_string()).collect();
         if carriers.is_empty() && left.is_empty() {
             return Ok(ended.len());
         }
@@ -124,7 +124,8 @@ fn end_carriers(cookie: &str) -> Result<usize, LeftoverError> {
                 pids: left.join(", "),
             });
         }
-        wait_briefly();
+        // Strangers' children give no event when they end.
+        poll::pause(GLANCE);
     }
 }
 
@@ -163,10 +164,5 @@ fn wait_for(watch: Option<&crate::sys::cgroup::Watch>) {
     if let Some(watch) = watch {
         let _ = poll.add(watch, 0, EventFlags::PRI | EventFlags::ERR);
     }
-    let _ = poll.wait(Some(Span::millis(20)));
-}
-
-/// Strangers' children give no event when they end.
-fn wait_briefly() {
-    wait_for(None);
+    let _ = poll.wait(Some(GLANCE));
 }

@@ -50,6 +50,8 @@ struct Seat {
     leaf: Option<Leaf>,
     watch: Option<Watch>,
     ended: bool,
+    /// Its leader's number may be somebody else's by now.
+    reaped: bool,
     /// Its leaf was empty when its leader had ended.
     alone: bool,
     kill: bool,
@@ -172,7 +174,7 @@ impl Linux {
         if !seat.ended {
             return self.look_at_leader(key);
         }
-        (!seat.leaf.as_ref()?.populated().unwrap_or(true)).then_some(SeatNews::Empty(key))
+        (!seat.watch.as_ref()?.populated().unwrap_or(true)).then_some(SeatNews::Empty(key))
     }
 
     fn look_at_leader(&mut self, key: RowKey) -> Option<SeatNews> {
@@ -205,13 +207,17 @@ impl Linux {
         if seat.alone {
             return Some(SeatNews::Empty(key.clone()));
         }
+        // Only its leaf counts from here on; unreaped it would hide orphans behind it from waitid.
+        let _ = seat.child.reap();
+        seat.reaped = true;
         match leaf.watch() {
             Ok(watch) => {
                 let flags = EventFlags::PRI | EventFlags::ERR;
                 let _ = self.poll.add(&watch, seat.token, flags);
-                seat.watch = Some(watch);
                 // It may have emptied before it was watched.
-                (!leaf.populated().unwrap_or(true)).then(|| SeatNews::Empty(key.clone()))
+                let empty = !watch.populated().unwrap_or(true);
+                seat.watch = Some(watch);
+                empty.then(|| SeatNews::Empty(key.clone()))
             }
             Err(_) => {
                 // Out of descriptors, most likely: looked at again with the orphans.
@@ -262,7 +268,11 @@ impl Linux {
     }
 
     fn is_ours(&self, pid: i32) -> bool {
-        self.supervisor == Some(pid) || self.seats.values().any(|seat| seat.child.pid() == pid)
+        self.supervisor == Some(pid)
+            || self
+                .seats
+                .values()
+                .any(|seat| seat.child.pid() == pid && !seat.reaped)
     }
 
     fn reap_orphans(&mut self, now: Moment) {
@@ -321,7 +331,7 @@ impl Linux {
         }
         let me = std::process::id() as i32;
         let mut found = family::search(&heads, &self.cookie, me);
-        let mut churn = self.reap_zombies(&found.zombies) || found.vanished;
+        let mut churn = self.reap_zombies(&found.zombies) || found.unread;
         for _ in 0..PASSES_MAX {
             if found.members.is_empty() && !churn {
                 break;
@@ -330,7 +340,7 @@ impl Linux {
                 family::kill(member, &heads);
             }
             found = family::search(&heads, &self.cookie, me);
-            churn = self.reap_zombies(&found.zombies) || found.vanished;
+            churn = self.reap_zombies(&found.zombies) || found.unread;
         }
         // The search costs what the machine has processes: leave half of the time to everything else.
         let after = clock::now();
@@ -427,7 +437,7 @@ impl Linux {
             .collect();
         let pass = pass.ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
         let cgroup = leaf
-            .map(Leaf::procs)
+            .map(Leaf::open)
             .transpose()
             .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
         let mut rlimits = spec.rlimits.clone();
@@ -508,6 +518,7 @@ impl Kernel for Linux {
             leaf,
             watch: None,
             ended: false,
+            reaped: false,
             alone: false,
             kill: false,
         };
@@ -517,7 +528,7 @@ impl Kernel for Linux {
     }
 
     fn signal(&mut self, key: &RowKey, number: i32, to: Target) {
-        let Some(seat) = self.seats.get(key) else {
+        let Some(seat) = self.seats.get(key).filter(|seat| !seat.reaped) else {
             return;
         };
         let _ = match to {
@@ -552,7 +563,9 @@ impl Kernel for Linux {
         if let Some(watch) = &seat.watch {
             let _ = self.poll.remove(watch);
         }
-        let _ = seat.child.reap();
+        if !seat.reaped {
+            let _ = seat.child.reap();
+        }
         if let Some(leaf) = seat.leaf
             && leaf.remove().is_err()
         {

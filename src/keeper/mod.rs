@@ -36,7 +36,7 @@ use crate::{
     },
     sys::{
         cgroup::Tree,
-        child::Child,
+        child::{Child, reap_now},
         clock, host,
         lock::{InstanceLock, LockError},
         packet,
@@ -382,14 +382,16 @@ impl Keeper {
             asked: self.core.asked(),
         }));
         let link = Link::new(ours, welcome, &self.core.tell_all(), &self.linux.held);
-        self.linux
-            .poll
+        let poll = &self.linux.poll;
+        let watched = poll
             .add(&link, LINK, EventFlags::IN)
-            .map_err(|e| format!("watch its socket: {e}"))?;
-        self.linux
-            .poll
-            .add(&child, SUPERVISOR, EventFlags::IN)
-            .map_err(|e| format!("watch it: {e}"))?;
+            .and_then(|()| poll.add(&child, SUPERVISOR, EventFlags::IN));
+        if let Err(error) = watched {
+            // Its end would go unnoticed, and no other one may run beside it.
+            let _ = child.signal(libc::SIGKILL);
+            reap_now(&child);
+            return Err(format!("watch it: {error}"));
+        }
         self.link = Some(link);
         self.linux.supervisor = Some(child.pid());
         self.supervisor = Some(child);

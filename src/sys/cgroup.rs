@@ -1,8 +1,6 @@
 //! cgroup2 leaves: one *new* directory per generation, killed and seen empty as a whole.
 //!
-//! No controller is needed for that (cgroups(7), `cgroup.kill` since Linux 5.14). The child joins by writing itself to
-//! `cgroup.procs` before its exec; CLONE_INTO_CGROUP is not used, because a kernel exists on which it kills the child at birth once
-//! either cgroup was killed before.
+//! No controller is needed for that (cgroups(7), `cgroup.kill` since Linux 5.14).
 
 use std::{
     fs, io,
@@ -159,12 +157,9 @@ impl Leaf {
         }
     }
 
-    /// `cgroup.procs`, through which a child joins.
-    pub fn procs(&self) -> io::Result<OwnedFd> {
-        Ok(fs::File::options()
-            .write(true)
-            .open(self.path.join("cgroup.procs"))?
-            .into())
+    /// Its directory, open: a child is born into it.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        Ok(fs::File::open(&self.path)?.into())
     }
 
     /// SIGKILL to every process in it, forks in flight included.
@@ -180,22 +175,23 @@ impl Leaf {
 
     /// Before Linux 5.14: one pass; whoever forked meanwhile is killed by the next one.
     fn kill_one_by_one(&self) -> io::Result<()> {
-        let members = fs::read_to_string(self.path.join("cgroup.procs"))?;
-        for pid in members.lines().filter_map(|line| line.parse().ok()) {
-            let _ = super::child::signal_pid(pid, libc::SIGKILL);
+        for pid in self.members()? {
+            super::child::kill_proven(pid, false, || {
+                self.members().is_ok_and(|now| now.contains(&pid))
+            });
         }
         Ok(())
     }
 
+    fn members(&self) -> io::Result<Vec<i32>> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs"))?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
     /// Is a process in it or below it? A leaf that is gone is empty.
     pub fn populated(&self) -> io::Result<bool> {
-        let mut text = [0; 64];
-        let read = fs::File::open(self.path.join("cgroup.events"))
-            .and_then(|mut file| io::Read::read(&mut file, &mut text));
-        match read {
-            Ok(n) => Ok(!text[..n]
-                .split(|byte| *byte == b'\n')
-                .any(|line| line == b"populated 0")),
+        match self.watch() {
+            Ok(watch) => watch.populated(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
@@ -203,10 +199,9 @@ impl Leaf {
 
     /// Something that polls as priority data whenever `populated` changes.
     pub fn watch(&self) -> io::Result<Watch> {
-        let mut file = fs::File::open(self.path.join("cgroup.events"))?;
-        // The kernel compares with what was last read through this descriptor.
-        io::Read::read(&mut file, &mut [0; 64])?;
-        Ok(Watch(file.into()))
+        Ok(Watch(
+            fs::File::open(self.path.join("cgroup.events"))?.into(),
+        ))
     }
 
     /// Removes it and what a worker made below it, deepest first.
@@ -218,6 +213,21 @@ impl Leaf {
 /// An open `cgroup.events`.
 #[derive(Debug)]
 pub struct Watch(OwnedFd);
+
+impl Watch {
+    /// Is a process in it or below it? The kernel compares later changes with what this read through this very descriptor.
+    pub fn populated(&self) -> io::Result<bool> {
+        let mut text = [0; 64];
+        match rustix::io::pread(&self.0, &mut text, 0) {
+            Ok(n) => Ok(!text[..n]
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"populated 0")),
+            // Its directory was removed under us.
+            Err(rustix::io::Errno::NODEV) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
 
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {

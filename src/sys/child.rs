@@ -6,11 +6,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitid,
 };
 
 use crate::wire::ExitStatus;
@@ -42,7 +43,7 @@ impl Child {
 
     /// Sends a signal to the process group it leads. Safe only while the child is unreaped: that keeps the number ours.
     pub fn signal_group(&self, number: i32) -> io::Result<()> {
-        match rustix::process::kill_process_group(pid(self.pid)?, signal(number)?) {
+        match kill_process_group(pid(self.pid)?, signal(number)?) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -161,20 +162,37 @@ pub fn ignore_terminal_stops() {
     }
 }
 
-/// Sends a signal by pid: only for a process that was just proven to be ours and that we cannot hold by pidfd.
-pub fn signal_pid(number: i32, signal_number: i32) -> io::Result<()> {
-    match rustix::process::kill_process(pid(number)?, signal(signal_number)?) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(e) => Err(e.into()),
+/// SIGKILL to a process that is no child of ours, or to the process group that it leads.
+///
+/// `proof` is asked, by the number, while a pidfd keeps hold of the process: whatever takes the number over afterwards is safe.
+pub fn kill_proven(number: i32, whole_group: bool, proof: impl FnOnce() -> bool) {
+    let Ok(Ok(held)) = pid(number).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return;
+    };
+    if !proof() {
+        return;
     }
+    if whole_group && !kill_group_of(&held) {
+        // Before Linux 6.9 a group has no other name than its number; its leader was there a moment ago.
+        let _ = pid(number).map(|pid| kill_process_group(pid, Signal::KILL));
+    }
+    let _ = pidfd_send_signal(&held, Signal::KILL);
 }
 
-/// Sends a signal to a process group that was just proven to be ours.
-pub fn signal_group(number: i32, signal_number: i32) -> io::Result<()> {
-    match rustix::process::kill_process_group(pid(number)?, signal(signal_number)?) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
+/// PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2); false where the kernel does not know it.
+fn kill_group_of(leader: &OwnedFd) -> bool {
+    const PROCESS_GROUP: u32 = 1 << 2;
+    // SAFETY: a descriptor, a signal, no siginfo, and a flag; no memory is touched.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            leader.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            PROCESS_GROUP,
+        )
+    };
+    done == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL)
 }
 
 fn pid(number: i32) -> io::Result<Pid> {

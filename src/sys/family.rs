@@ -64,6 +64,11 @@ impl Stat {
         self.is_dead() || (self.memory == 0 && self.ppid != 2 && self.ppid != 0)
     }
 
+    /// Reading the environment of a process that hangs in the kernel may hang us with it (its memory may be locked).
+    fn may_block_us(self) -> bool {
+        self.state == b'D' && self.memory > 0
+    }
+
     /// A zombie, or about to be removed: its descriptors are closed.
     pub fn is_dead(self) -> bool {
         matches!(self.state, b'Z' | b'X')
@@ -79,16 +84,44 @@ pub struct Member {
     pub pid: i32,
     /// Its process group.
     pub group: i32,
+    /// When it started, in clock ticks: with the pid, which process it is.
+    pub start_ticks: u64,
 }
 
 /// SIGKILL to a member, and to its process group if that is one of the family's own making: what forks inside a group cannot outrun
 /// a signal to the group.
 pub fn kill(member: &Member, heads: &[Head]) {
     let of_a_leader = heads.iter().any(|head| head.pid == member.group);
-    if member.group == member.pid && !of_a_leader {
-        let _ = child::signal_group(member.group, libc::SIGKILL);
+    let own_group = member.group == member.pid && !of_a_leader;
+    child::kill_proven(member.pid, own_group, || {
+        is_still(member.pid, member.start_ticks)
+    });
+}
+
+/// A process that carries a run's cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carrier {
+    /// Its pid.
+    pub pid: i32,
+    /// When it started, in clock ticks.
+    pub start_ticks: u64,
+}
+
+impl Carrier {
+    /// SIGKILL, if it is still the process that was found.
+    pub fn kill(&self) {
+        child::kill_proven(self.pid, false, || is_still(self.pid, self.start_ticks));
     }
-    let _ = child::signal_pid(member.pid, libc::SIGKILL);
+
+    /// It has neither gone nor become a zombie.
+    pub fn lives(&self) -> bool {
+        Stat::read(self.pid)
+            .is_some_and(|stat| stat.start_ticks == self.start_ticks && !stat.is_dead())
+    }
+}
+
+fn is_still(pid: i32, start_ticks: u64) -> bool {
+    Stat::read(pid).is_some_and(|stat| stat.start_ticks == start_ticks)
 }
 
 /// What one pass found.
@@ -98,8 +131,8 @@ pub struct Found {
     pub members: Vec<Member>,
     /// Dead children of `parent`, orphans that came to us.
     pub zombies: Vec<i32>,
-    /// Somebody ended during the pass before it was known whose it was.
-    pub vanished: bool,
+    /// Of somebody it could not be told whose it is: it ended during the pass, or hangs in the kernel.
+    pub unread: bool,
 }
 
 /// Looks for the families of `heads`. `cookie` is this run's `LEASEHOLD_RUN`; `parent` is the keeper.
@@ -133,10 +166,14 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
             if stat.start_ticks < oldest {
                 return None;
             }
+            if stat.may_block_us() {
+                found.unread = true;
+                return None;
+            }
             let head = by_environment(pid, cookie, &marks);
             // It was there a moment ago and has no environment now: it ended while we looked, perhaps with a child behind it.
             if head.is_none() && Stat::read(pid).is_none_or(Stat::is_ending) {
-                found.vanished = true;
+                found.unread = true;
             }
             head
         });
@@ -150,27 +187,34 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
         .filter(|(pid, _)| !by_leader.contains_key(pid));
     found.members = members
         .filter_map(|(pid, head)| {
+            let stat = table.get(&pid)?;
             Some(Member {
                 head,
                 pid,
-                group: table.get(&pid)?.group,
+                group: stat.group,
+                start_ticks: stat.start_ticks,
             })
         })
         .collect();
     found
 }
 
-/// Living processes, other than us and `spare`, that carry one of these cookies: provable leftovers of an earlier run.
-pub fn with_cookie(cookie: &str, spare: &[i32]) -> Vec<i32> {
+/// Living processes, other than us and `spare`, that carry this cookie: provable leftovers of an earlier run.
+pub fn with_cookie(cookie: &str, spare: &[i32]) -> Vec<Carrier> {
     let needle = format!("LEASEHOLD_RUN={cookie}");
     let carries = |pid: i32| {
         environment(pid).is_some_and(|env| env.split(|b| *b == 0).any(|v| v == needle.as_bytes()))
     };
     let table = process_table();
-    table
+    let readable = table
         .iter()
-        .filter(|(pid, stat)| !stat.is_dead() && !spare.contains(pid) && carries(**pid))
-        .map(|(pid, _)| *pid)
+        .filter(|(pid, stat)| !stat.is_dead() && !stat.may_block_us() && !spare.contains(pid));
+    readable
+        .filter(|(pid, _)| carries(**pid))
+        .map(|(pid, stat)| Carrier {
+            pid: *pid,
+            start_ticks: stat.start_ticks,
+        })
         .collect()
 }
 

@@ -3,7 +3,8 @@
 //! | module | noun |
 //! | --- | --- |
 //! | `clock` | now, on CLOCK_BOOTTIME; the wall clock for people |
-//! | `spawn` | an order becomes a process, or a step and an errno (all of the crate's process-making `unsafe`) |
+//! | `spawn` | an order becomes a process, or a step and an errno |
+//! | `clone` | the system call that makes a child |
 //! | `child` | a pidfd: signal it, look at its end, reap it |
 //! | `cgroup` | a leaf per generation: created, killed, seen empty, removed |
 //! | `family` | who belongs to a worker where there is no cgroup: group, session, cookie |
@@ -20,6 +21,7 @@
 pub mod cgroup;
 pub mod child;
 pub mod clock;
+mod clone;
 pub mod family;
 pub mod host;
 pub mod listen;

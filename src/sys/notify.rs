@@ -5,14 +5,17 @@
 
 use std::{
     io::{self, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::Path,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg},
+    unistd::close,
+};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
-    SocketFlags, SocketType, bind, recvmsg, socket_with, sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with, sockopt,
 };
 
 /// Longest datagram that is read; sd_notify's own limit is far below it.
@@ -40,36 +43,40 @@ pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
 
 /// The first waiting datagram, left in its place.
 pub fn peek(socket: impl AsFd) -> io::Result<Option<Datagram>> {
-    receive(socket, RecvFlags::PEEK)
+    receive(socket, MsgFlags::MSG_PEEK)
 }
 
 /// Drops the first waiting datagram.
 pub fn consume(socket: impl AsFd) -> io::Result<()> {
-    receive(socket, RecvFlags::empty()).map(|_| ())
+    receive(socket, MsgFlags::empty()).map(|_| ())
 }
 
-fn receive(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Datagram>> {
+fn receive(socket: impl AsFd, flags: MsgFlags) -> io::Result<Option<Datagram>> {
     // Room for descriptors too (FDSTORE=1): they are received and closed at once, not left to truncate the credentials.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(253))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut space = nix::cmsg_space!(UnixCredentials, [RawFd; 253]);
     let mut bytes = vec![0; DATAGRAM_MAX];
-    let flags = flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let length = match recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        flags,
-    ) {
-        Ok(message) => message.bytes,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let fd = socket.as_fd().as_raw_fd();
+    let message = match recvmsg::<()>(fd, &mut slices, Some(&mut space), flags) {
+        Ok(message) => message,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
-    bytes.truncate(length);
     let mut pid = 0;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
-            pid = credentials.pid.as_raw_nonzero().get();
+    for part in message.cmsgs()? {
+        match part {
+            // 0 for a sender outside our pid namespace: nobody of ours.
+            ControlMessageOwned::ScmCredentials(credentials) => pid = credentials.pid(),
+            ControlMessageOwned::ScmRights(numbers) => {
+                for number in numbers {
+                    let _ = close(number);
+                }
+            }
+            _ => {}
         }
     }
+    let length = message.bytes;
+    bytes.truncate(length);
     Ok(Some(Datagram { pid, bytes }))
 }

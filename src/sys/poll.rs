@@ -80,6 +80,13 @@ fn wait_precise(
     epoll::wait(epoll, rustix::buffer::spare_capacity(buffer), limit).map(|_| ())
 }
 
+/// Waits for a moment where there is nothing to wait for.
+pub fn pause(span: Span) {
+    if let Ok(mut nothing) = Poll::new() {
+        let _ = nothing.wait(Some(span));
+    }
+}
+
 impl AsFd for Poll {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()

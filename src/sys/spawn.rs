@@ -1,9 +1,7 @@
 //! An order becomes a process of its own group, or a step and an errno.
 //!
-//! `clone(CLONE_VM | CLONE_VFORK | CLONE_PIDFD)` through libc: the child borrows our memory until its exec, so the cost does not
-//! grow with ours, and it leaves the failing step in that memory, so no error pipe is needed. libc's `clone` rather than
-//! clone3: it needs no assembly of ours, works where an old container filter forbids clone3, and what clone3 adds
-//! (CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP) is either not enough or a trap (docs/adr/0001).
+//! The child borrows our memory until its exec (`clone`), so the cost does not grow with ours, and it leaves the failing step in
+//! that memory, so no error pipe is needed.
 //!
 //! With `CLONE_FILES` and `close_range(CLOSE_RANGE_UNSHARE)` as the child's first step only the first 64 descriptors are ever
 //! copied, so the cost does not grow with our open files either. What the child is to inherit is staged there first.
@@ -15,12 +13,15 @@
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr,
 };
 
 use crate::{
-    sys::child::{self, Child},
+    sys::{
+        child::{self, Child},
+        clone::Cloner,
+    },
     wire::{Credentials, PASS_MAX, SpawnStep},
 };
 
@@ -30,8 +31,6 @@ const RESERVED: c_int = 64;
 const STAGE: c_int = 32;
 /// The staging area holds stdio, the cgroup and the binary besides what is passed.
 const _: () = assert!(PASS_MAX + 5 <= (RESERVED - STAGE) as usize);
-/// The child's stack until its exec; it calls nothing deep.
-const STACK_BYTES: usize = 64 * 1024;
 
 /// What to execute.
 pub enum Program<'a> {
@@ -59,7 +58,7 @@ pub struct Order<'a> {
     pub stderr: Option<BorrowedFd<'a>>,
     /// These become 3, 4, ….
     pub pass: &'a [BorrowedFd<'a>],
-    /// `cgroup.procs` of its leaf, open for writing.
+    /// Its leaf's directory.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A session of its own, not only a group.
     pub session: bool,
@@ -95,7 +94,7 @@ pub struct SpawnFailure {
 /// Makes processes. One per process, used from one thread that never ends: parent-death signals fire when the spawning
 /// *thread* ends (prctl(2)).
 pub struct Spawner {
-    stack: Stack,
+    cloner: Cloner,
     null: OwnedFd,
     share_files: bool,
     keeper: i32,
@@ -119,10 +118,11 @@ impl Spawner {
                 }
             }
         }
+        let share_files = close_range_works();
         Ok(Self {
-            stack: Stack::new()?,
+            cloner: Cloner::new(share_files)?,
             null,
-            share_files: close_range_works(),
+            share_files,
             keeper: std::process::id() as i32,
         })
     }
@@ -159,68 +159,85 @@ impl Spawner {
             affinity: cpu_mask(order.affinity),
             keeper: self.keeper,
             unshare: self.share_files,
+            join_cgroup: true,
             step: SpawnStep::Clone,
             errno: 0,
+            begun: false,
             executing: false,
         };
-        let child = self.clone_child(&mut plan)?;
-        // SAFETY: the child has executed or ended (CLONE_VFORK), so nobody else writes `plan`; volatile because the compiler
-        // did not see the child write it.
-        let (step, errno, executing) = unsafe {
-            (
-                ptr::read_volatile(&raw const plan.step),
-                ptr::read_volatile(&raw const plan.errno),
-                ptr::read_volatile(&raw const plan.executing),
-            )
+        let dumpable = order.user.is_some() && is_dumpable();
+        let child = match self.clone_child(&mut plan) {
+            Err(failure) if plan.join_cgroup => Err(failure),
+            Err(failure) if is_about_clone3(failure) => self.clone_without_cgroup(&mut plan),
+            Ok(child) if !plan.join_cgroup && !plan.has_begun() => {
+                child::reap_now(&child);
+                self.clone_without_cgroup(&mut plan)
+            }
+            done => done,
         };
-        if executing && errno == 0 {
-            return Ok(child);
+        if dumpable {
+            set_dumpable();
         }
-        child::reap_now(&child);
-        let step = if errno == 0 {
-            SpawnStep::KilledAtBirth
-        } else {
-            step
-        };
-        Err(SpawnFailure { step, errno })
+        let child = child?;
+        match plan.outcome() {
+            None => Ok(child),
+            Some(failure) => {
+                child::reap_now(&child);
+                Err(failure)
+            }
+        }
     }
 
+    /// Into its cgroup if that is thought to work, else into ours, from which it moves itself.
     fn clone_child(&self, plan: &mut Plan<'_>) -> Result<Child, SpawnFailure> {
-        let failed = |e: i32| SpawnFailure {
+        let leaf = plan.order.cgroup.filter(|_| self.cloner.can_enter_cgroup());
+        plan.join_cgroup = leaf.is_none();
+        // SAFETY: `run` makes raw system calls only and ends in _exit; it takes a Plan, which is exclusively its own until it is gone.
+        let child = unsafe {
+            self.cloner
+                .clone(run, ptr::from_mut(plan).cast::<c_void>(), leaf)
+        };
+        child.map_err(|errno| SpawnFailure {
             step: SpawnStep::Clone,
-            errno: e,
-        };
-        let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-        if self.share_files {
-            flags |= libc::CLONE_FILES;
-        }
-        let mut pidfd: c_int = -1;
-        let blocked = BlockedSignals::all();
-        // SAFETY: the stack is ours, mapped, 16-byte aligned at its top and used by one child at a time: CLONE_VFORK suspends
-        // this thread until the child has executed or exited, which also keeps `plan` and everything it points to alive.
-        // All signals are blocked, so no handler of ours can run in the child; `run` makes raw system calls only. The
-        // pidfd is written to `pidfd`, which clone(2) takes as its first variadic argument.
-        let pid = unsafe {
-            libc::clone(
-                run,
-                self.stack.top(),
-                flags,
-                ptr::from_mut(plan).cast::<c_void>(),
-                &raw mut pidfd,
-            )
-        };
-        let error = io::Error::last_os_error();
-        drop(blocked);
-        if pid < 0 {
-            return Err(failed(error.raw_os_error().unwrap_or(libc::EIO)));
-        }
-        // SAFETY: clone succeeded with CLONE_PIDFD, so `pidfd` is a fresh descriptor that nobody else owns.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Ok(Child::new(pid, pidfd))
+            errno,
+        })
+    }
+
+    /// No clone3 here, or one that kills what it bears: such a kernel compares how often our cgroup and the child's were killed
+    /// (seen on 6.18; docs/adr/0001).
+    fn clone_without_cgroup(&self, plan: &mut Plan<'_>) -> Result<Child, SpawnFailure> {
+        self.cloner.never_enter_cgroup();
+        self.clone_child(plan)
     }
 }
 
-/// What the child reads, and the three fields it writes.
+/// Errors of clone3 that say nothing about this child: unknown, forbidden by a filter, or not for cgroups.
+fn is_about_clone3(failure: SpawnFailure) -> bool {
+    [
+        libc::ENOSYS,
+        libc::EPERM,
+        libc::EACCES,
+        libc::EINVAL,
+        libc::E2BIG,
+        libc::EOPNOTSUPP,
+        libc::EBUSY,
+    ]
+    .contains(&failure.errno)
+}
+
+/// May whoever has our user look at our memory (PR_GET_DUMPABLE)?
+fn is_dumpable() -> bool {
+    // SAFETY: reads one flag of ours.
+    unsafe { libc::prctl(libc::PR_GET_DUMPABLE) == 1 }
+}
+
+/// A child that changed its user in our memory left us undumpable (prctl(2)): no core, and `/proc/self` would not be ours.
+fn set_dumpable() {
+    // SAFETY: sets one flag of ours; the child that shared our memory is gone.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+}
+
+/// What the child reads, and the four fields it writes.
 struct Plan<'a> {
     program: *const c_char,
     argv: *const *const c_char,
@@ -231,15 +248,46 @@ struct Plan<'a> {
     affinity: [u64; 16],
     keeper: i32,
     unshare: bool,
+    join_cgroup: bool,
     step: SpawnStep,
     errno: i32,
+    begun: bool,
     executing: bool,
+}
+
+impl Plan<'_> {
+    /// Did the child get as far as its first step? Volatile here and below, because the compiler did not see the child write.
+    fn has_begun(&self) -> bool {
+        // SAFETY: the child has executed or ended (CLONE_VFORK), so nobody else writes.
+        unsafe { ptr::read_volatile(&raw const self.begun) }
+    }
+
+    /// What became of the child, once it has executed or ended.
+    fn outcome(&self) -> Option<SpawnFailure> {
+        // SAFETY: as above.
+        let (step, errno, executing) = unsafe {
+            (
+                ptr::read_volatile(&raw const self.step),
+                ptr::read_volatile(&raw const self.errno),
+                ptr::read_volatile(&raw const self.executing),
+            )
+        };
+        match (errno, executing) {
+            (0, true) => None,
+            (0, false) => Some(SpawnFailure {
+                step: SpawnStep::KilledAtBirth,
+                errno,
+            }),
+            _ => Some(SpawnFailure { step, errno }),
+        }
+    }
 }
 
 /// The child's life until its exec. No allocation, no lock, no libc call that is more than a system call.
 extern "C" fn run(plan: *mut c_void) -> c_int {
     // SAFETY: `clone_child` passes a live, exclusive Plan; our parent sleeps until we are gone.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    plan.begun = true;
     if let Err((step, errno)) = child_steps(plan) {
         plan.step = step;
         plan.errno = errno;
@@ -276,8 +324,15 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
         )
         .map_err(at(SpawnStep::Descriptors))?;
     }
-    if let Some(cgroup) = staged.cgroup {
-        sys!(libc::SYS_write, cgroup, c"0".as_ptr(), 1).map_err(at(SpawnStep::JoinCgroup))?;
+    if let Some(leaf) = staged.cgroup.filter(|_| plan.join_cgroup) {
+        let procs = sys!(
+            libc::SYS_openat,
+            leaf,
+            c"cgroup.procs".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC
+        )
+        .map_err(at(SpawnStep::JoinCgroup))?;
+        sys!(libc::SYS_write, procs, c"0".as_ptr(), 1).map_err(at(SpawnStep::JoinCgroup))?;
     }
     for (target, source) in staged.targets() {
         sys!(libc::SYS_dup3, source, target, 0).map_err(at(SpawnStep::Descriptors))?;
@@ -488,67 +543,6 @@ impl Drop for Staged<'_> {
             // SAFETY: dup3 touches no memory; it puts the reserved descriptor back to /dev/null.
             unsafe { libc::dup3(self.null.as_raw_fd(), place, libc::O_CLOEXEC) };
         }
-    }
-}
-
-/// All signals blocked for this thread until dropped.
-struct BlockedSignals(libc::sigset_t);
-
-impl BlockedSignals {
-    fn all() -> Self {
-        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: both sets are valid for writing; sigfillset initialises the first, pthread_sigmask the second.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            Self(before.assume_init())
-        }
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // SAFETY: the set was filled in by `all`.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
-    }
-}
-
-/// The child's stack, with a page below it that nobody may touch.
-struct Stack {
-    base: *mut c_void,
-}
-
-impl Stack {
-    fn new() -> io::Result<Self> {
-        // SAFETY: a fresh private anonymous mapping; its lowest page is made inaccessible before use.
-        unsafe {
-            let base = libc::mmap(
-                ptr::null_mut(),
-                STACK_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
-                -1,
-                0,
-            );
-            if base == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            libc::mprotect(base, 4096, libc::PROT_NONE);
-            Ok(Self { base })
-        }
-    }
-
-    fn top(&self) -> *mut c_void {
-        // SAFETY: one past the end of the mapping, page-aligned; stacks grow down from here.
-        unsafe { self.base.add(STACK_BYTES) }
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and no child uses it: `spawn` returns only after the child has left it.
-        unsafe { libc::munmap(self.base, STACK_BYTES) };
     }
 }
 

@@ -2,14 +2,19 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixDatagram,
+    },
+    path::PathBuf,
     process::Command,
 };
 
 use rustix::process::Signal;
 
 use crate::rig::{
-    Mode, Rig, all_pids, identities, is_root, parent_of, send, skip, state_of, until, until_true,
+    Mode, Rig, all_pids, cgroup_mount, identities, is_root, parent_of, send, skip, state_of, until,
+    until_true,
 };
 
 const FAMILY: &str = r#"
@@ -158,6 +163,11 @@ fn as_pid_1_it_reaps_and_drains() {
         rig.configure(FAMILY);
         let status = rig.start();
         assert_eq!(status.0["keeper"]["pid"], 1);
+        // A sender outside has no pid that means anything in here (its credentials say 0).
+        let stranger = UnixDatagram::unbound().unwrap();
+        stranger
+            .send_to(b"READY=1", rig.path("run/notify"))
+            .unwrap();
         let unshare = rig.keeper();
         let keeper = until("the keeper's pid outside", 2_000, || {
             all_pids()
@@ -262,6 +272,51 @@ fn under_an_old_containers_filter() {
         rig.start();
         let keeper = rig.keeper();
         a_day(&mut rig, keeper);
+    }
+}
+
+/// A unit or container that is started again in a cgroup that was killed once: some kernels let no child be born into another one there.
+#[test]
+fn in_a_cgroup_that_was_killed_before() {
+    let Some(mut rig) = Rig::new(Mode::Cgroup) else {
+        return;
+    };
+    let name = format!("leasehold-test-{}", std::process::id());
+    let cgroup = cgroup_mount().unwrap().join(name);
+    fs::create_dir(&cgroup).unwrap();
+    let _removed = RemovedAtEnd(cgroup.clone());
+    let join = format!("echo 0 > {}/cgroup.procs && exec \"$@\"", cgroup.display());
+    let mut victim = Command::new("sh")
+        .args(["-c", &join, "sh", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let populated = || {
+        fs::read_to_string(cgroup.join("cgroup.events"))
+            .is_ok_and(|text| text.contains("populated 1"))
+    };
+    until_true("the first one is in it", 2_000, populated);
+    fs::write(cgroup.join("cgroup.kill"), "1").unwrap();
+    victim.wait().unwrap();
+    rig.wrapper = ["sh", "-c", &join, "sh"].map(str::to_owned).to_vec();
+    rig.configure(FAMILY);
+    rig.start();
+    let status = rig.wait("the family is up", 10_000, |status| {
+        status.of("web").iter().filter(|w| w.ready).count() == 2
+    });
+    let restarts: Vec<u64> = status.of("web").iter().map(|w| w.restarts).collect();
+    assert_eq!(restarts, [0, 0], "a worker died at its birth");
+    let keeper = rig.keeper();
+    a_day(&mut rig, keeper);
+}
+
+struct RemovedAtEnd(PathBuf);
+
+impl Drop for RemovedAtEnd {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        until_true("the cgroup can go", 2_000, || {
+            fs::remove_dir(&self.0).is_ok()
+        });
     }
 }
 
