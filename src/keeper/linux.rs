@@ -52,7 +52,7 @@ struct Seat {
     ended: bool,
     /// Its leader's number may be somebody else's by now.
     reaped: bool,
-    /// Its leaf was empty when its leader had ended.
+    /// Its leaf was empty when its leader had ended, and is gone.
     alone: bool,
     kill: bool,
 }
@@ -179,7 +179,13 @@ impl Linux {
 
     fn look_at_leader(&mut self, key: RowKey) -> Option<SeatNews> {
         let seat = self.seats.get_mut(&key)?;
-        let Some(status) = seat.child.peek().ok().flatten() else {
+        // With a leaf nothing needs the zombie any more, and unreaped it would hide orphans behind it from waitid; without one it
+        // keeps the number of its group.
+        let end = match seat.leaf {
+            Some(_) => seat.child.reap(),
+            None => seat.child.peek(),
+        };
+        let Some(status) = end.ok().flatten() else {
             // A tracer holds its zombie: looked at again later, since the descriptor would say the same at once.
             let now = clock::now();
             self.looks.insert(key);
@@ -187,11 +193,9 @@ impl Linux {
             return None;
         };
         seat.ended = true;
+        seat.reaped = seat.leaf.is_some();
         // Most leaders were alone: then there is nobody to kill and nothing to wait for.
-        seat.alone = seat
-            .leaf
-            .as_ref()
-            .is_some_and(|leaf| !leaf.populated().unwrap_or(true));
+        seat.alone = seat.leaf.as_ref().is_some_and(Leaf::remove_if_empty);
         let _ = self.poll.remove(&seat.child);
         Some(SeatNews::LeaderEnded(key, status))
     }
@@ -207,9 +211,6 @@ impl Linux {
         if seat.alone {
             return Some(SeatNews::Empty(key.clone()));
         }
-        // Only its leaf counts from here on; unreaped it would hide orphans behind it from waitid.
-        let _ = seat.child.reap();
-        seat.reaped = true;
         match leaf.watch() {
             Ok(watch) => {
                 let flags = EventFlags::PRI | EventFlags::ERR;
@@ -497,7 +498,7 @@ impl Kernel for Linux {
                 ExitStatus::SpawnFailed { step, errno }
             },
         )?;
-        let start_ticks = family::Stat::read(child.pid()).map_or(0, |stat| stat.start_ticks);
+        let start_ticks = child.start_ticks();
         let alive = Alive {
             pid: child.pid(),
             start_ticks,
@@ -566,7 +567,7 @@ impl Kernel for Linux {
         if !seat.reaped {
             let _ = seat.child.reap();
         }
-        if let Some(leaf) = seat.leaf
+        if let Some(leaf) = seat.leaf.filter(|_| !seat.alone)
             && leaf.remove().is_err()
         {
             self.stubborn.push(leaf);

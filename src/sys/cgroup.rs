@@ -204,6 +204,11 @@ impl Leaf {
         ))
     }
 
+    /// Removes it if nobody is in it and nothing below it: one system call that answers both.
+    pub fn remove_if_empty(&self) -> bool {
+        fs::remove_dir(&self.path).is_ok()
+    }
+
     /// Removes it and what a worker made below it, deepest first.
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.path)

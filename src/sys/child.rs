@@ -21,11 +21,21 @@ use crate::wire::ExitStatus;
 pub struct Child {
     pid: i32,
     pidfd: OwnedFd,
+    pub(super) start_ticks: u64,
 }
 
 impl Child {
-    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd }
+    pub(super) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd,
+            start_ticks: 0,
+        }
+    }
+
+    /// When it started, in clock ticks since boot: with the pid, which process it is (proc_pid_stat(5)).
+    pub fn start_ticks(&self) -> u64 {
+        self.start_ticks
     }
 
     /// Its process id.

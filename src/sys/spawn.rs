@@ -20,8 +20,11 @@ use std::{
 use crate::{
     sys::{
         child::{self, Child},
+        clock,
         clone::Cloner,
+        family::Stat,
     },
+    time::Moment,
     wire::{Credentials, PASS_MAX, SpawnStep},
 };
 
@@ -98,6 +101,7 @@ pub struct Spawner {
     null: OwnedFd,
     share_files: bool,
     keeper: i32,
+    ticks_per_second: u64,
 }
 
 impl Spawner {
@@ -124,6 +128,7 @@ impl Spawner {
             null,
             share_files,
             keeper: std::process::id() as i32,
+            ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
         })
     }
 
@@ -162,14 +167,15 @@ impl Spawner {
             join_cgroup: true,
             step: SpawnStep::Clone,
             errno: 0,
-            begun: false,
+            begun: 0,
             executing: false,
         };
+        let before = clock::now();
         let dumpable = order.user.is_some() && is_dumpable();
         let child = match self.clone_child(&mut plan) {
             Err(failure) if plan.join_cgroup => Err(failure),
             Err(failure) if is_about_clone3(failure) => self.clone_without_cgroup(&mut plan),
-            Ok(child) if !plan.join_cgroup && !plan.has_begun() => {
+            Ok(child) if !plan.join_cgroup && plan.begun().is_none() => {
                 child::reap_now(&child);
                 self.clone_without_cgroup(&mut plan)
             }
@@ -178,13 +184,26 @@ impl Spawner {
         if dumpable {
             set_dumpable();
         }
-        let child = child?;
+        let mut child = child?;
         match plan.outcome() {
-            None => Ok(child),
+            None => {
+                child.start_ticks = self.start_ticks(child.pid(), before, plan.begun());
+                Ok(child)
+            }
             Some(failure) => {
                 child::reap_now(&child);
                 Err(failure)
             }
+        }
+    }
+
+    /// The kernel notes a start in clock ticks. If one tick covers all of the child's birth that is the answer; reading `/proc` costs
+    /// little, but makes the kernel tidy up there when the process is reaped, which costs more than the reaping.
+    fn start_ticks(&self, pid: i32, before: Moment, begun: Option<Moment>) -> u64 {
+        let tick = |at: Moment| at.0 / (1_000_000_000 / self.ticks_per_second);
+        match begun.map(tick) {
+            Some(known) if known == tick(before) => known,
+            _ => Stat::read(pid).map_or(0, |stat| stat.start_ticks),
         }
     }
 
@@ -251,15 +270,17 @@ struct Plan<'a> {
     join_cgroup: bool,
     step: SpawnStep,
     errno: i32,
-    begun: bool,
+    /// When, on CLOCK_BOOTTIME; 0 until then.
+    begun: u64,
     executing: bool,
 }
 
 impl Plan<'_> {
-    /// Did the child get as far as its first step? Volatile here and below, because the compiler did not see the child write.
-    fn has_begun(&self) -> bool {
+    /// When the child took its first step, if it did. Volatile here and below, because the compiler did not see the child write.
+    fn begun(&self) -> Option<Moment> {
         // SAFETY: the child has executed or ended (CLONE_VFORK), so nobody else writes.
-        unsafe { ptr::read_volatile(&raw const self.begun) }
+        let at = unsafe { ptr::read_volatile(&raw const self.begun) };
+        (at != 0).then_some(Moment(at))
     }
 
     /// What became of the child, once it has executed or ended.
@@ -287,7 +308,7 @@ impl Plan<'_> {
 extern "C" fn run(plan: *mut c_void) -> c_int {
     // SAFETY: `clone_child` passes a live, exclusive Plan; our parent sleeps until we are gone.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    plan.begun = true;
+    plan.begun = boottime();
     if let Err((step, errno)) = child_steps(plan) {
         plan.step = step;
         plan.errno = errno;
@@ -309,6 +330,17 @@ macro_rules! sys {
             Ok(result)
         }
     }};
+}
+
+/// CLOCK_BOOTTIME in nanoseconds; never 0.
+fn boottime() -> u64 {
+    let mut now = [0_i64; 2];
+    let _ = sys!(
+        libc::SYS_clock_gettime,
+        libc::CLOCK_BOOTTIME,
+        now.as_mut_ptr()
+    );
+    (now[0] as u64 * 1_000_000_000 + now[1] as u64).max(1)
 }
 
 fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
