@@ -22,10 +22,17 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Saving {
     request: RequestId,
+    selected: Vec<Selected>,
+    change: Change,
+}
+
+/// What an operator's command makes of the intent.
+#[derive(Clone, Debug)]
+struct Change {
     intent: Intent,
-    names: Vec<String>,
     records: Vec<(Subject, What)>,
-    forgive: Vec<Selected>,
+    /// Who is started is forgiven its crashes; who is told to stop is not.
+    forgive: bool,
 }
 
 impl Supervisor {
@@ -129,7 +136,12 @@ impl Supervisor {
         if intent == self.intent {
             records.clear();
         }
-        self.save(request, intent, records, selected, out)
+        let change = Change {
+            intent,
+            records,
+            forgive: true,
+        };
+        Ok(self.save(request, selected, change, out))
     }
 
     fn stop(
@@ -173,17 +185,12 @@ impl Supervisor {
         if records.is_empty() {
             return Ok(Some(Reply::AlreadySo));
         }
-        // What is told to stop is told to stop, not to be forgiven.
-        let names: Vec<String> = selected.iter().map(name_of).collect();
-        self.saving = Some(Saving {
-            request,
-            intent: intent.clone(),
-            names,
+        let change = Change {
+            intent,
             records,
-            forgive: Vec::new(),
-        });
-        out.list.push(Effect::SaveIntent(intent));
-        Ok(None)
+            forgive: false,
+        };
+        Ok(self.save(request, selected, change, out))
     }
 
     fn scale(
@@ -237,7 +244,12 @@ impl Supervisor {
         if unchanged {
             return Ok(Some(Reply::AlreadySo));
         }
-        self.save(request, intent, records, Vec::new(), out)
+        let change = Change {
+            intent,
+            records,
+            forgive: false,
+        };
+        Ok(self.save(request, selected, change, out))
     }
 
     fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {
@@ -261,32 +273,21 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Has an intent written to disk; it takes effect when that is done.
+    /// Has an intent written to disk; it takes effect, and is answered, when that is done.
     fn save(
         &mut self,
         request: RequestId,
-        intent: Intent,
-        records: Vec<(Subject, What)>,
-        forgive: Vec<Selected>,
+        selected: Vec<Selected>,
+        change: Change,
         out: &mut Effects,
-    ) -> Result<Option<Reply>, Denial> {
-        let names = if forgive.is_empty() {
-            records
-                .iter()
-                .map(|(subject, _)| subject.to_string())
-                .collect()
-        } else {
-            forgive.iter().map(name_of).collect()
-        };
-        out.list.push(Effect::SaveIntent(intent.clone()));
+    ) -> Option<Reply> {
+        out.list.push(Effect::SaveIntent(change.intent.clone()));
         self.saving = Some(Saving {
             request,
-            intent,
-            names,
-            records,
-            forgive,
+            selected,
+            change,
         });
-        Ok(None)
+        None
     }
 
     pub(super) fn intent_saved(
@@ -300,17 +301,19 @@ impl Supervisor {
         };
         let reply = match result {
             Ok(()) => {
-                self.intent = saving.intent;
-                for (subject, what) in saving.records {
+                self.intent = saving.change.intent;
+                for (subject, what) in saving.change.records {
                     out.list.push(Effect::Record(Transition {
                         at: now,
                         subject,
                         what,
                     }));
                 }
-                self.forgive(&saving.forgive, now, out);
+                if saving.change.forgive {
+                    self.forgive(&saving.selected, now, out);
+                }
                 Ok(Reply::Begun {
-                    names: saving.names,
+                    names: saving.selected.iter().map(name_of).collect(),
                 })
             }
             Err(why) => Err(Denial::new(
