@@ -8,6 +8,8 @@ mod rig;
 
 #[path = "process/abuse.rs"]
 mod abuse;
+#[path = "process/client.rs"]
+mod client;
 #[path = "process/death.rs"]
 mod death;
 #[path = "process/health.rs"]

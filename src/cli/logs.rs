@@ -15,6 +15,7 @@ use crate::{
     cli::{Failure, Outcome, Reach, client::Client, directories},
     engine::command::matches,
     exit::ExitCode,
+    http::view::StatusView,
     sys::poll::{EventFlags, Poll},
 };
 
@@ -44,23 +45,32 @@ struct Followed {
 }
 
 pub(super) fn logs(args: &LogsArgs) -> Outcome {
-    let dir = match &args.log_dir {
-        Some(dir) => dir.clone(),
-        None => Client::new(&args.reach)?
-            .status(None)
-            .map_or_else(|_| directories::log_default(), |view| view.directories.log),
+    let daemon = Client::new(&args.reach)?.status();
+    let dir = match (&args.log_dir, &daemon) {
+        (Some(dir), _) => dir.clone(),
+        (None, Ok(view)) => view.directories.log.clone(),
+        (None, Err(_)) => directories::log_default(),
     };
     let mut files = find(&dir, &args.names)?;
-    if files.is_empty() && !args.follow {
-        let wanted = if args.names.is_empty() {
-            "any worker".to_owned()
-        } else {
-            args.names.join(", ")
-        };
-        return Err(Failure::new(
-            ExitCode::UnknownName,
-            format!("no output of {wanted} in {}", dir.display()),
-        ));
+    check_names(args, &files, &daemon, &dir)?;
+    match &daemon {
+        Err(failure) if files.is_empty() && !args.follow => {
+            let why = format!("{}; and {} holds no output", failure.why, dir.display());
+            return Err(Failure::new(failure.code, why));
+        }
+        // Who names the directory and wants no more than what is there does not need a daemon.
+        Err(failure) if args.log_dir.is_none() || args.follow => {
+            eprintln!(
+                "leasehold: {}; this is what {} holds",
+                failure.why,
+                dir.display()
+            );
+        }
+        Ok(_) if files.is_empty() && !args.follow => {
+            let why = format!("{} holds no output yet", dir.display());
+            return Err(Failure::new(ExitCode::UnknownName, why));
+        }
+        Ok(_) | Err(_) => {}
     }
     // Watched before read: what comes in between is not missed.
     let watch = args.follow.then(|| Watcher::new(&dir)).transpose()?;
@@ -106,6 +116,41 @@ pub(super) fn logs(args: &LogsArgs) -> Outcome {
             }
         }
     }
+}
+
+/// A name that means nothing is an error, rather than silence.
+fn check_names(
+    args: &LogsArgs,
+    files: &[(String, PathBuf)],
+    daemon: &Result<StatusView, Failure>,
+    dir: &Path,
+) -> Result<(), Failure> {
+    let selects = |name: &str, id: &str| {
+        let fleet = id.split('/').next().unwrap_or_default();
+        matches(name, fleet) || matches(name, id.trim_end_matches('!'))
+    };
+    let silent = args
+        .names
+        .iter()
+        .filter(|name| !files.iter().any(|(id, _)| selects(name, id)));
+    for name in silent {
+        let fleet = name.split('/').next().unwrap_or_default();
+        let none = format!("{} holds no output of {name}", dir.display());
+        let failure = match daemon {
+            Ok(view) if !view.fleets.iter().any(|known| matches(fleet, &known.name)) => {
+                Failure::new(
+                    ExitCode::UnknownName,
+                    format!("nothing is called `{name}`; `leasehold status` lists what there is"),
+                )
+            }
+            // Its first line may be what is waited for.
+            Ok(_) if args.follow => continue,
+            Ok(_) => Failure::new(ExitCode::UnknownName, none),
+            Err(failure) => Failure::new(failure.code, format!("{}; and {none}", failure.why)),
+        };
+        return Err(failure);
+    }
+    Ok(())
 }
 
 impl Followed {

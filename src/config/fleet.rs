@@ -126,7 +126,11 @@ fn check_ports(section: &Section<'_, '_>, spec: &FleetSpec) {
         surge => format!(" and {surge} more during a rollout (rollout.max_surge)"),
     };
     let name = section.name("port_range");
-    let message = format!("{name} holds {have} ports for {workers} workers{also}");
+    let message = format!(
+        "{name} holds {} for {}{also}",
+        units::count(have, "port"),
+        units::count(workers, "worker")
+    );
     let last = u32::from(low) + workers + surge - 1;
     let help = if last <= u32::from(u16::MAX) {
         format!("write port_range = \"{low}-{last}\"")

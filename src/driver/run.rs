@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    config::units::count,
     driver::{
         Settings,
         boot::{self, Request},
@@ -302,10 +303,11 @@ impl Driver {
         let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
         let containment = self.welcome.containment.word();
         self.console.say(format!(
-            "leasehold {} on {}: {} fleets, {workers} workers ({containment} containment)",
+            "leasehold {} on {}: {}, {} ({containment} containment)",
             env!("CARGO_PKG_VERSION"),
             config.node.name,
-            config.fleets.len()
+            count(config.fleets.len(), "fleet"),
+            count(workers, "worker")
         ));
         self.console.say(format!(
             "  configuration {}",
@@ -491,7 +493,7 @@ impl Driver {
             }
             Inbox::LogTrouble(source, Some(why), dropped) => {
                 let lost = if dropped > 0 {
-                    format!("; {dropped} bytes dropped so far")
+                    format!("; {} dropped so far", count(dropped, "byte"))
                 } else {
                     "; it waits in its pipe".to_owned()
                 };
@@ -502,7 +504,7 @@ impl Driver {
             }
             Inbox::LogTrouble(source, None, dropped) => {
                 let lost = if dropped > 0 {
-                    format!(" ({dropped} bytes were dropped)")
+                    format!(" ({} dropped)", count(dropped, "byte"))
                 } else {
                     String::new()
                 };
@@ -542,9 +544,12 @@ impl Driver {
         } else {
             ""
         };
-        let fleets = config.fleets.len();
+        let (workers, fleets) = (
+            count(workers, "worker"),
+            count(config.fleets.len(), "fleet"),
+        );
         self.tell_systemd(format!(
-            "READY=1\nSTATUS=keeping {workers} workers in {fleets} fleets{refused}"
+            "READY=1\nSTATUS=keeping {workers} in {fleets}{refused}"
         ));
     }
 
@@ -602,8 +607,8 @@ impl Driver {
         self.progress_at = Some(self.now().after(PROGRESS_EVERY));
         if self.interactive && first && status.stopping == Stopping::Drain {
             self.console.say(format!(
-                "draining {} workers, ^C again kills",
-                remaining.len()
+                "draining {}, ^C again kills",
+                count(remaining.len(), "worker")
             ));
         } else if self.interactive && !first {
             self.console.say(format!("waiting for {text}"));
