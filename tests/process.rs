@@ -16,6 +16,8 @@ mod death;
 mod health;
 #[path = "process/holds.rs"]
 mod holds;
+#[path = "process/journal.rs"]
+mod journal;
 #[path = "process/logs.rs"]
 mod logs;
 #[path = "process/places.rs"]

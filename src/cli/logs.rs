@@ -12,7 +12,8 @@ use clap::Args;
 use rustix::fs::inotify;
 
 use crate::{
-    cli::{Failure, Outcome, Reach, client::Client, directories},
+    cli::{Failure, Outcome, Reach, client::Client, directories, journalctl::Sinks},
+    config::spec::Sink,
     engine::command::matches,
     exit::ExitCode,
     http::view::StatusView,
@@ -45,14 +46,36 @@ struct Followed {
 }
 
 pub(super) fn logs(args: &LogsArgs) -> Outcome {
-    let daemon = Client::new(&args.reach)?.status();
+    let client = Client::new(&args.reach)?;
+    let daemon = client.status();
     let dir = match (&args.log_dir, &daemon) {
         (Some(dir), _) => dir.clone(),
         (None, Ok(view)) => view.directories.log.clone(),
         (None, Err(_)) => directories::log_default(),
     };
-    let mut files = find(&dir, &args.names)?;
-    check_names(args, &files, &daemon, &dir)?;
+    // Who names a directory wants what is in it, whatever is configured now.
+    let sinks = match (&daemon, &args.log_dir) {
+        (Ok(_), None) => Sinks::ask(&client)?,
+        (Ok(_), Some(_)) | (Err(_), _) => Sinks::default(),
+    };
+    let find = || -> Result<Vec<(String, PathBuf)>, Failure> {
+        let mut files = find(&dir, &args.names)?;
+        files.retain(|(id, _)| sinks.of(id) != Sink::Journal);
+        Ok(files)
+    };
+    let mut files = find()?;
+    check_names(args, &files, &daemon, &sinks, &dir)?;
+    if let Ok(view) = &daemon {
+        let workers = view.fleets.iter().flat_map(|fleet| &fleet.workers);
+        let workers: Vec<String> = workers.map(|worker| worker.id.clone()).collect();
+        let command = sinks.command(&args.names, &workers, args.lines, args.follow);
+        let where_it_is = command.map(|command| format!("output is in the journal: {command}"));
+        match where_it_is {
+            Some(why) if files.is_empty() => return Err(Failure::new(ExitCode::Failed, why)),
+            Some(why) => eprintln!("leasehold: other {why}"),
+            None => {}
+        }
+    }
     match &daemon {
         Err(failure) if files.is_empty() && !args.follow => {
             let why = format!("{}; and {} holds no output", failure.why, dir.display());
@@ -102,7 +125,7 @@ pub(super) fn logs(args: &LogsArgs) -> Outcome {
     }
     loop {
         watch.wait(&dir)?;
-        for (name, path) in find(&dir, &args.names)? {
+        for (name, path) in find()? {
             followed.entry(path.clone()).or_insert(Followed {
                 name,
                 path,
@@ -123,6 +146,7 @@ fn check_names(
     args: &LogsArgs,
     files: &[(String, PathBuf)],
     daemon: &Result<StatusView, Failure>,
+    sinks: &Sinks,
     dir: &Path,
 ) -> Result<(), Failure> {
     let selects = |name: &str, id: &str| {
@@ -143,6 +167,11 @@ fn check_names(
                     format!("nothing is called `{name}`; `leasehold status` lists what there is"),
                 )
             }
+            Ok(_) if sinks.have(fleet, Sink::Journal) => continue,
+            Ok(_) if sinks.have(fleet, Sink::None) => Failure::new(
+                ExitCode::UnknownName,
+                format!("what {fleet} writes is kept nowhere (log.sink = \"none\")"),
+            ),
             // Its first line may be what is waited for.
             Ok(_) if args.follow => continue,
             Ok(_) => Failure::new(ExitCode::UnknownName, none),

@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod directories;
 mod events;
+mod journalctl;
 mod logs;
 mod plan;
 mod run;

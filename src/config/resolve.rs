@@ -405,7 +405,7 @@ impl Need {
     fn of(spec: &FleetSpec) -> Self {
         let (workers, surge) = (u64::from(spec.workers), u64::from(spec.rollout.max_surge));
         let slots = workers + surge;
-        let separate = spec.log.file && spec.process.stderr_separate;
+        let separate = spec.log.sink.is_captured() && spec.process.stderr_separate;
         let sockets = spec.sockets.values();
         Self {
             workers,
