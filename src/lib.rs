@@ -1,4 +1,4 @@
-//! leasehold: a coordination-aware process supervisor. The map of the house is in `ARCHITECTURE.md`.
+//! leasehold: a process supervisor. The map of the house is in `ARCHITECTURE.md`.
 //!
 //! ```text
 //!  6  main.rs  cli/                argv in, exit code out

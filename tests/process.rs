@@ -8,12 +8,16 @@ mod rig;
 
 #[path = "process/abuse.rs"]
 mod abuse;
+#[path = "process/client.rs"]
+mod client;
 #[path = "process/death.rs"]
 mod death;
 #[path = "process/health.rs"]
 mod health;
 #[path = "process/holds.rs"]
 mod holds;
+#[path = "process/journal.rs"]
+mod journal;
 #[path = "process/logs.rs"]
 mod logs;
 #[path = "process/places.rs"]

@@ -1,14 +1,14 @@
 //! Verbs that change something: `start`, `stop`, `restart`, `scale`, `signal`, `reload`; and waiting for what they began.
 
-use std::{io::IsTerminal, time::Duration};
+use std::io::IsTerminal;
 
 use clap::Args;
 
 use crate::{
     cli::{
         Failure, Outcome, Reach, Wait,
-        client::{Client, Repeat},
-        plan, print, print_json,
+        client::{Client, Next, Repeat},
+        plan, print, print_json, table,
     },
     config::diff::Change,
     engine::{
@@ -85,14 +85,14 @@ pub(super) struct ReloadArgs {
 
 pub(super) fn start(args: &NamesArgs) -> Outcome {
     let reply = send(args, "start", Repeat::Harmless)?;
-    finish(&args.reach, &args.wait, &reply.0, reply.1, |view| {
+    finish(&args.names, (&args.reach, &args.wait), reply, |view| {
         each_selected(view, &args.names, all_ready, |worker| worker.ready)
     })
 }
 
 pub(super) fn stop(args: &NamesArgs) -> Outcome {
     let reply = send(args, "stop", Repeat::Harmless)?;
-    finish(&args.reach, &args.wait, &reply.0, reply.1, |view| {
+    finish(&args.names, (&args.reach, &args.wait), reply, |view| {
         each_selected(
             view,
             &args.names,
@@ -104,9 +104,9 @@ pub(super) fn stop(args: &NamesArgs) -> Outcome {
 
 pub(super) fn restart(args: &NamesArgs) -> Outcome {
     let client = Client::new(&args.reach)?;
-    let before = client.status(None)?;
+    let before = client.status()?;
     let reply = send(args, "restart", Repeat::Never)?;
-    finish(&args.reach, &args.wait, &reply.0, reply.1, move |view| {
+    finish(&args.names, (&args.reach, &args.wait), reply, move |view| {
         each_selected(view, &args.names, rolled_out, |worker| {
             worker.ready
                 && generation(&before, &worker.id).is_none_or(|old| worker.generation > old)
@@ -122,10 +122,12 @@ pub(super) fn scale(args: &ScaleArgs) -> Outcome {
         Size::Auto => body["auto"] = true.into(),
     }
     let reply = client.post("/v1/scale", &body, Repeat::Harmless)?;
-    finish(&args.reach, &args.wait, &client, reply, |view| {
+    let names = std::slice::from_ref(&args.name);
+    let asked = (client, reply);
+    finish(names, (&args.reach, &args.wait), asked, |view| {
         each_selected(
             view,
-            std::slice::from_ref(&args.name),
+            names,
             |fleet| {
                 let live = fleet
                     .workers
@@ -178,11 +180,9 @@ pub(super) fn reload(args: &ReloadArgs) -> Outcome {
     if args.wait.no_wait || names.is_empty() {
         return Ok(ExitCode::Ok);
     }
-    wait(&args.wait, &client, |view| {
-        let concerned = view
-            .fleets
-            .iter()
-            .filter(|fleet| names.contains(&fleet.name));
+    let concerns = |fleet: &FleetView| names.contains(&fleet.name);
+    wait(&args.wait, &client, concerns, |view| {
+        let concerned = view.fleets.iter().filter(|fleet| concerns(fleet));
         concerned
             .map(|fleet| {
                 if fleet.state == "held" {
@@ -297,10 +297,9 @@ fn each_selected(
 
 /// Waits, with progress on stderr, and says what came of it.
 fn finish(
-    reach: &Reach,
-    waiting: &Wait,
-    client: &Client,
-    reply: Reply,
+    names: &[String],
+    (reach, waiting): (&Reach, &Wait),
+    (client, reply): (Client, Reply),
     done: impl Fn(&StatusView) -> Step,
 ) -> Outcome {
     let already = reply == Reply::AlreadySo;
@@ -312,17 +311,45 @@ fn finish(
     if waiting.no_wait || already {
         return Ok(ExitCode::Ok);
     }
-    wait(waiting, client, done)
+    let concerns = |fleet: &FleetView| {
+        let of = |name: &String| matches(name.split('/').next().unwrap_or(name), &fleet.name);
+        names.iter().any(of)
+    };
+    wait(waiting, &client, concerns, done)
 }
 
-fn wait(waiting: &Wait, client: &Client, done: impl Fn(&StatusView) -> Step) -> Outcome {
+fn wait(
+    waiting: &Wait,
+    client: &Client,
+    concerns: impl Fn(&FleetView) -> bool,
+    done: impl Fn(&StatusView) -> Step,
+) -> Outcome {
     let began = clock::now();
     let terminal = std::io::stderr().is_terminal();
-    let mut said = String::new();
+    let (mut said, mut line) = (String::new(), "nothing heard of it".to_owned());
     let mut seen = None;
+    let mut interrupts = client.interrupts()?;
     loop {
-        let view = client.status(seen)?;
-        let line = progress(&view);
+        let left = clock::now().until(began.after(waiting.timeout));
+        let view = match client.next_status(seen, &mut interrupts, left.into())? {
+            Next::Status(view) => view,
+            Next::Interrupted => {
+                clear_line(terminal, &said);
+                return Err(Failure::new(
+                    ExitCode::Interrupted,
+                    "interrupted; the work goes on",
+                ));
+            }
+            Next::TooLate => {
+                clear_line(terminal, &said);
+                let limit = Rough(waiting.timeout);
+                return Err(Failure::new(
+                    ExitCode::WaitTimedOut,
+                    format!("not done after {limit}: {line}; the work goes on"),
+                ));
+            }
+        };
+        line = progress(&view, &concerns);
         match done(&view) {
             Step::Done => {
                 clear_line(terminal, &said);
@@ -334,33 +361,19 @@ fn wait(waiting: &Wait, client: &Client, done: impl Fn(&StatusView) -> Step) -> 
             }
             Step::Wait => {}
         }
-        let spent = clock::now().since(began);
-        if spent >= waiting.timeout {
-            clear_line(terminal, &said);
-            return Err(Failure::new(
-                ExitCode::WaitTimedOut,
-                format!(
-                    "not done after {}: {line}; the work goes on",
-                    Rough(waiting.timeout)
-                ),
-            ));
-        }
         if terminal {
-            eprint!("\r\x1b[K{line}, {}", Rough(spent));
+            let spent = clock::now().since(began);
+            // A line that wraps could not be taken back.
+            let shown = format!("{line}, {}", Rough(spent));
+            let width = table::width_of(std::io::stderr());
+            eprint!("\r\x1b[K{}", table::cut(&shown, width));
             said.clone_from(&line);
         } else if line != said {
             eprintln!("{line}");
             said.clone_from(&line);
         }
+        // An event wakes the next question.
         seen = Some(view.seq);
-        // An event wakes the next question; the pause is for what has none, and for Ctrl-C.
-        if client.pause_or_interrupt(Duration::from_millis(20)) {
-            clear_line(terminal, &said);
-            return Err(Failure::new(
-                ExitCode::Interrupted,
-                "interrupted; the work goes on",
-            ));
-        }
     }
 }
 
@@ -370,11 +383,12 @@ fn clear_line(terminal: bool, said: &str) {
     }
 }
 
-fn progress(view: &StatusView) -> String {
+fn progress(view: &StatusView, concerns: impl Fn(&FleetView) -> bool) -> String {
     let busy = view.fleets.iter().filter(|fleet| {
-        fleet.ready != fleet.desired
-            || fleet.rollout.is_some()
-            || fleet.workers.iter().any(|w| w.ending.is_some())
+        concerns(fleet)
+            && (fleet.ready != fleet.desired
+                || fleet.rollout.is_some()
+                || fleet.workers.iter().any(|w| w.ending.is_some()))
     });
     let parts: Vec<String> = busy
         .map(|fleet| {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::{Failure, Outcome, directories, print, print_json},
-    config,
+    config::{self, units::count},
     exit::ExitCode,
     sys::surroundings::ThisMachine,
 };
@@ -31,9 +31,10 @@ pub(super) fn check(args: &CheckArgs) -> Outcome {
         Ok(config) => {
             let workers: u32 = config.fleets.values().map(|fleet| fleet.workers).sum();
             print(&format!(
-                "{}: ok: {} fleets, {workers} workers, revision {}\n",
+                "{}: ok: {}, {}, revision {}\n",
                 path.display(),
-                config.fleets.len(),
+                count(config.fleets.len(), "fleet"),
+                count(workers, "worker"),
                 config.revision
             ))
         }
@@ -41,11 +42,10 @@ pub(super) fn check(args: &CheckArgs) -> Outcome {
         Err(faults) => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             eprint!("{}", faults.render(colour));
-            let count = faults.list.len();
-            let noun = if count == 1 { "fault" } else { "faults" };
+            let all = count(faults.list.len(), "fault");
             Err(Failure::new(
                 ExitCode::Config,
-                format!("{}: {count} {noun}", path.display()),
+                format!("{}: {all}", path.display()),
             ))
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::{BodyExt, Full};
@@ -13,7 +14,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::{
+    net::UnixStream,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 use crate::{
     cli::{Failure, Reach, directories},
@@ -52,26 +56,57 @@ impl Client {
         Ok(Self { runtime, socket })
     }
 
-    /// The status as it is, or as it is after the next event past `after`.
-    pub(super) fn status(&self, after: Option<u64>) -> Result<StatusView, Failure> {
+    /// The status as it is.
+    pub(super) fn status(&self) -> Result<StatusView, Failure> {
+        self.get("/v1/status")
+    }
+
+    /// The status as it is after the next event past `after`; or what came before that.
+    pub(super) fn next_status(
+        &self,
+        after: Option<u64>,
+        interrupts: &mut Interrupts,
+        limit: Duration,
+    ) -> Result<Next, Failure> {
         let path = after.map_or_else(
             || "/v1/status".to_owned(),
             |n| format!("/v1/status?after={n}"),
         );
-        self.get(&path)
+        let answer = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = interrupts.0.recv() => Err(Next::Interrupted),
+                answer = self.ask_again(&path, after) => Ok(answer),
+                () = tokio::time::sleep(limit) => Err(Next::TooLate),
+            }
+        });
+        match answer {
+            Ok(answer) => Ok(Next::Status(Box::new(understood(&path, &answer?)?))),
+            Err(next) => Ok(next),
+        }
+    }
+
+    async fn ask_again(&self, path: &str, after: Option<u64>) -> Result<Bytes, Failure> {
+        // Events may come in a storm: nobody can read that many lines of progress.
+        if after.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.request("GET", path, String::new(), Repeat::Harmless)
+            .await
+    }
+
+    /// From now on Ctrl-C does not end us: it is heard by whoever waits with this.
+    pub(super) fn interrupts(&self) -> Result<Interrupts, Failure> {
+        let _inside = self.runtime.enter();
+        signal(SignalKind::interrupt())
+            .map(Interrupts)
+            .map_err(|e| Failure::new(ExitCode::Failed, format!("cannot catch Ctrl-C: {e}")))
     }
 
     /// GET, as whatever it is.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let body = self.request("GET", path, String::new(), Repeat::Harmless)?;
-        serde_json::from_slice(&body).map_err(|e| {
-            Failure::new(
-                ExitCode::Failed,
-                format!(
-                    "the daemon's answer to {path} is not understood: {e}; is it another version?"
-                ),
-            )
-        })
+        let request = self.request("GET", path, String::new(), Repeat::Harmless);
+        understood(path, &self.runtime.block_on(request)?)
     }
 
     /// POST a command.
@@ -81,18 +116,11 @@ impl Client {
         body: &serde_json::Value,
         repeat: Repeat,
     ) -> Result<Reply, Failure> {
-        let answer = self.request("POST", path, body.to_string(), repeat)?;
-        serde_json::from_slice(&answer).map_err(|e| {
-            Failure::new(
-                ExitCode::Failed,
-                format!(
-                    "the daemon's answer to {path} is not understood: {e}; is it another version?"
-                ),
-            )
-        })
+        let request = self.request("POST", path, body.to_string(), repeat);
+        understood(path, &self.runtime.block_on(request)?)
     }
 
-    fn request(
+    async fn request(
         &self,
         method: &str,
         path: &str,
@@ -102,10 +130,7 @@ impl Client {
         let mut left = TRIES;
         loop {
             left -= 1;
-            match self
-                .runtime
-                .block_on(exchange(&self.socket, method, path, body.clone()))
-            {
+            match exchange(&self.socket, method, path, body.clone()).await {
                 Ok((status, bytes)) if status.is_success() => return Ok(bytes),
                 Ok((status, bytes)) => return Err(refused(status, &bytes)),
                 Err(Trouble::Connect(error)) => return Err(unreachable(&self.socket, &error)),
@@ -159,16 +184,26 @@ impl Client {
             Ok(())
         })
     }
+}
 
-    /// Waits for Ctrl-C while `work` runs; true if it came.
-    pub(super) fn pause_or_interrupt(&self, pause: std::time::Duration) -> bool {
-        self.runtime.block_on(async {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => true,
-                () = tokio::time::sleep(pause) => false,
-            }
-        })
-    }
+/// Ctrl-C, heard even if it came while nobody listened.
+pub(super) struct Interrupts(Signal);
+
+/// What came first.
+pub(super) enum Next {
+    Status(Box<StatusView>),
+    Interrupted,
+    /// Nothing within the limit.
+    TooLate,
+}
+
+fn understood<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|e| {
+        Failure::new(
+            ExitCode::Failed,
+            format!("the daemon's answer to {path} is not understood: {e}; is it another version?"),
+        )
+    })
 }
 
 enum Trouble {
@@ -215,6 +250,10 @@ async fn exchange(
 fn unreachable(socket: &Path, error: &io::Error) -> Failure {
     let shown = socket.display();
     match error.kind() {
+        _ if socket.is_dir() => Failure::new(
+            ExitCode::Usage,
+            format!("{shown} is a directory, not a socket; name a run directory with --run-dir"),
+        ),
         io::ErrorKind::PermissionDenied => Failure::new(
             ExitCode::Permission,
             format!(

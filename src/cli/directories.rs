@@ -93,18 +93,16 @@ fn make(what: &str, path: &Path, mode: u32) -> Result<(), Failure> {
     // What lies below a directory that everybody may write to must be ours and closed.
     let private = path.parent() == Some(Path::new("/tmp"));
     let mode = if private { 0o700 } else { mode };
-    fs::DirBuilder::new()
+    let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
-        .create(path)
-        .map_err(|e| trouble(what, path, &e))?;
+        .create(path);
+    made.map_err(|e| match e.kind() {
+        // What the kernel says of a file in the way: "File exists".
+        io::ErrorKind::AlreadyExists => trouble(what, path, &io::ErrorKind::NotADirectory.into()),
+        _ => trouble(what, path, &e),
+    })?;
     let meta = fs::symlink_metadata(path).map_err(|e| trouble(what, path, &e))?;
-    if !fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
-        return Err(Failure::new(
-            ExitCode::Failed,
-            format!("{} is not a directory", path.display()),
-        ));
-    }
     if private
         && (meta.uid() != rustix::process::geteuid().as_raw()
             || meta.mode() & 0o077 != 0
@@ -174,6 +172,26 @@ pub(super) fn log_default() -> PathBuf {
             |dir| dir.join("leasehold"),
         )
         .join("log")
+}
+
+/// The supervisor reads the configuration, and reads it again at each reload: what can be read once, by this process, will not do.
+/// A file that is not there at all is the configuration's own fault, and reported with the others.
+pub(super) fn must_last(path: &Path) -> Result<(), Failure> {
+    let Ok(meta) = fs::metadata(path) else {
+        return Ok(());
+    };
+    if meta.is_file() {
+        return Ok(());
+    }
+    let shown = path.display();
+    let why = if meta.is_dir() {
+        format!("{shown} is a directory; name a file in it with -c")
+    } else {
+        format!(
+            "{shown} is not a regular file, and the daemon must read its configuration again at each reload; write it to a file and name that with -c"
+        )
+    };
+    Err(Failure::new(ExitCode::Config, why))
 }
 
 /// `./leasehold.toml`, then `/etc/leasehold/leasehold.toml`.

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::{
-    cli::{Outcome, Reach, client::Client, print},
+    cli::{Outcome, Reach, client::Client, show},
     engine::command::matches,
     exit::ExitCode,
     http::EventRow,
@@ -29,24 +29,28 @@ pub(super) fn events(args: &EventsArgs) -> Outcome {
     let mut last = past.last().map(|row| row.id.clone());
     let wanted: Vec<&EventRow> = past.iter().filter(|row| is_wanted(args, row)).collect();
     for row in wanted.iter().skip(wanted.len().saturating_sub(args.lines)) {
-        print(&line(args, row))?;
+        if !show(line(args, row).as_bytes())? {
+            return Ok(ExitCode::Ok);
+        }
+    }
+    if wanted.is_empty() && !args.names.is_empty() {
+        eprintln!("leasehold: no event of {} so far", args.names.join(", "));
     }
     // A replaced supervisor ends the stream; its successor is asked for what came since.
     if !args.follow {
         return Ok(ExitCode::Ok);
     }
     loop {
-        let mut stopped = false;
+        let mut read = Ok(true);
         client.follow(last.clone().as_deref().or(Some("0-0")), |id, data| {
             last = Some(id.to_owned());
             let row: Option<EventRow> = serde_json::from_str(data).ok();
-            let shown = row
-                .filter(|row| is_wanted(args, row))
-                .map(|row| print(&line(args, &row)));
-            stopped = shown.is_some_and(|outcome| outcome.is_err());
-            !stopped
+            if let Some(row) = row.filter(|row| is_wanted(args, row)) {
+                read = show(line(args, &row).as_bytes());
+            }
+            matches!(read, Ok(true))
         })?;
-        if stopped {
+        if !read? {
             return Ok(ExitCode::Ok);
         }
     }
@@ -69,10 +73,5 @@ fn line(args: &EventsArgs, row: &EventRow) -> String {
         .generation
         .filter(|n| *n > 0)
         .map_or_else(String::new, |n| format!(" [{n}]"));
-    format!(
-        "{} {}{generation} {}\n",
-        row.at.get(..23).unwrap_or(&row.at),
-        row.subject,
-        row.text
-    )
+    format!("{} {}{generation} {}\n", row.at, row.subject, row.text)
 }

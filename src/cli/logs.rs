@@ -12,9 +12,11 @@ use clap::Args;
 use rustix::fs::inotify;
 
 use crate::{
-    cli::{Failure, Outcome, Reach, client::Client, directories},
+    cli::{Failure, Outcome, Reach, client::Client, directories, journalctl::Sinks},
+    config::spec::Sink,
     engine::command::matches,
     exit::ExitCode,
+    http::view::StatusView,
     sys::poll::{EventFlags, Poll},
 };
 
@@ -44,23 +46,54 @@ struct Followed {
 }
 
 pub(super) fn logs(args: &LogsArgs) -> Outcome {
-    let dir = match &args.log_dir {
-        Some(dir) => dir.clone(),
-        None => Client::new(&args.reach)?
-            .status(None)
-            .map_or_else(|_| directories::log_default(), |view| view.directories.log),
+    let client = Client::new(&args.reach)?;
+    let daemon = client.status();
+    let dir = match (&args.log_dir, &daemon) {
+        (Some(dir), _) => dir.clone(),
+        (None, Ok(view)) => view.directories.log.clone(),
+        (None, Err(_)) => directories::log_default(),
     };
-    let mut files = find(&dir, &args.names)?;
-    if files.is_empty() && !args.follow {
-        let wanted = if args.names.is_empty() {
-            "any worker".to_owned()
-        } else {
-            args.names.join(", ")
-        };
-        return Err(Failure::new(
-            ExitCode::UnknownName,
-            format!("no output of {wanted} in {}", dir.display()),
-        ));
+    // Who names a directory wants what is in it, whatever is configured now.
+    let sinks = match (&daemon, &args.log_dir) {
+        (Ok(_), None) => Sinks::ask(&client)?,
+        (Ok(_), Some(_)) | (Err(_), _) => Sinks::default(),
+    };
+    let find = || -> Result<Vec<(String, PathBuf)>, Failure> {
+        let mut files = find(&dir, &args.names)?;
+        files.retain(|(id, _)| sinks.of(id) != Sink::Journal);
+        Ok(files)
+    };
+    let mut files = find()?;
+    check_names(args, &files, &daemon, &sinks, &dir)?;
+    if let Ok(view) = &daemon {
+        let workers = view.fleets.iter().flat_map(|fleet| &fleet.workers);
+        let workers: Vec<String> = workers.map(|worker| worker.id.clone()).collect();
+        let command = sinks.command(&args.names, &workers, args.lines, args.follow);
+        let where_it_is = command.map(|command| format!("output is in the journal: {command}"));
+        match where_it_is {
+            Some(why) if files.is_empty() => return Err(Failure::new(ExitCode::Failed, why)),
+            Some(why) => eprintln!("leasehold: other {why}"),
+            None => {}
+        }
+    }
+    match &daemon {
+        Err(failure) if files.is_empty() && !args.follow => {
+            let why = format!("{}; and {} holds no output", failure.why, dir.display());
+            return Err(Failure::new(failure.code, why));
+        }
+        // Who names the directory and wants no more than what is there does not need a daemon.
+        Err(failure) if args.log_dir.is_none() || args.follow => {
+            eprintln!(
+                "leasehold: {}; this is what {} holds",
+                failure.why,
+                dir.display()
+            );
+        }
+        Ok(_) if files.is_empty() && !args.follow => {
+            let why = format!("{} holds no output yet", dir.display());
+            return Err(Failure::new(ExitCode::UnknownName, why));
+        }
+        Ok(_) | Err(_) => {}
     }
     // Watched before read: what comes in between is not missed.
     let watch = args.follow.then(|| Watcher::new(&dir)).transpose()?;
@@ -92,7 +125,7 @@ pub(super) fn logs(args: &LogsArgs) -> Outcome {
     }
     loop {
         watch.wait(&dir)?;
-        for (name, path) in find(&dir, &args.names)? {
+        for (name, path) in find()? {
             followed.entry(path.clone()).or_insert(Followed {
                 name,
                 path,
@@ -106,6 +139,47 @@ pub(super) fn logs(args: &LogsArgs) -> Outcome {
             }
         }
     }
+}
+
+/// A name that means nothing is an error, rather than silence.
+fn check_names(
+    args: &LogsArgs,
+    files: &[(String, PathBuf)],
+    daemon: &Result<StatusView, Failure>,
+    sinks: &Sinks,
+    dir: &Path,
+) -> Result<(), Failure> {
+    let selects = |name: &str, id: &str| {
+        let fleet = id.split('/').next().unwrap_or_default();
+        matches(name, fleet) || matches(name, id.trim_end_matches('!'))
+    };
+    let silent = args
+        .names
+        .iter()
+        .filter(|name| !files.iter().any(|(id, _)| selects(name, id)));
+    for name in silent {
+        let fleet = name.split('/').next().unwrap_or_default();
+        let none = format!("{} holds no output of {name}", dir.display());
+        let failure = match daemon {
+            Ok(view) if !view.fleets.iter().any(|known| matches(fleet, &known.name)) => {
+                Failure::new(
+                    ExitCode::UnknownName,
+                    format!("nothing is called `{name}`; `leasehold status` lists what there is"),
+                )
+            }
+            Ok(_) if sinks.have(fleet, Sink::Journal) => continue,
+            Ok(_) if sinks.have(fleet, Sink::None) => Failure::new(
+                ExitCode::UnknownName,
+                format!("what {fleet} writes is kept nowhere (log.sink = \"none\")"),
+            ),
+            // Its first line may be what is waited for.
+            Ok(_) if args.follow => continue,
+            Ok(_) => Failure::new(ExitCode::UnknownName, none),
+            Err(failure) => Failure::new(failure.code, format!("{}; and {none}", failure.why)),
+        };
+        return Err(failure);
+    }
+    Ok(())
 }
 
 impl Followed {

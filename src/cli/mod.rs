@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod directories;
 mod events;
+mod journalctl;
 mod logs;
 mod plan;
 mod run;
@@ -146,13 +147,16 @@ pub fn main() -> u8 {
 
 /// Prints to stdout; a reader that went away (`| head`) ends us quietly instead of with a panic.
 fn print(text: &str) -> Outcome {
+    show(text.as_bytes()).map(|_| ExitCode::Ok)
+}
+
+/// Prints to stdout; false when the reader went away, and with it the reason to go on.
+fn show(text: &[u8]) -> Result<bool, Failure> {
     use std::io::Write;
-    match std::io::stdout()
-        .write_all(text.as_bytes())
-        .and_then(|()| std::io::stdout().flush())
-    {
-        Ok(()) => Ok(ExitCode::Ok),
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::Ok),
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(Failure::new(
             ExitCode::Failed,
             format!("failed to print: {e}"),

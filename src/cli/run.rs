@@ -59,10 +59,9 @@ pub(super) struct SupervisorArgs {
 /// Becomes the keeper until everything is stopped.
 pub(super) fn run(args: RunArgs) -> u8 {
     let prepared = directories::configuration(args.config.clone()).and_then(|config| {
-        Ok((
-            config,
-            directories::prepare(args.run_dir, args.state_dir, args.log_dir)?,
-        ))
+        directories::must_last(&config)?;
+        let directories = directories::prepare(args.run_dir, args.state_dir, args.log_dir)?;
+        Ok((config, directories))
     });
     let (config, directories) = match prepared {
         Ok(prepared) => prepared,

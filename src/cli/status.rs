@@ -4,6 +4,7 @@ use clap::Args;
 
 use crate::{
     cli::{Failure, Outcome, Reach, client::Client, print, print_json, table},
+    config::units::count,
     engine::{command::matches, effect::Rough},
     exit::ExitCode,
     http::view::{FleetView, StatusView, WorkerView},
@@ -25,7 +26,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn status(args: &StatusArgs) -> Outcome {
-    let mut view = Client::new(&args.reach)?.status(None)?;
+    let mut view = Client::new(&args.reach)?.status()?;
     narrow(&mut view, &args.names)?;
     if args.reach.json {
         print_json(&view)?;
@@ -78,7 +79,7 @@ fn narrow(view: &mut StatusView, names: &[String]) -> Result<(), Failure> {
 }
 
 fn render(view: &StatusView, verbose: bool) -> String {
-    let width = table::terminal_width();
+    let width = table::width_of(std::io::stdout());
     let mut text = String::new();
     if view.supervisor.draining {
         text.push_str("the daemon is draining everything\n\n");
@@ -118,7 +119,8 @@ fn render(view: &StatusView, verbose: bool) -> String {
     let hidden = all.len() - listed.len();
     if hidden > 0 {
         text.push_str(&format!(
-            "and {hidden} workers that are ready (-v lists them)\n"
+            "and {} (-v lists all)\n",
+            count(hidden, "ready worker")
         ));
     }
     text

@@ -1,5 +1,7 @@
 //! Columns that fit the terminal.
 
+use std::os::fd::AsFd;
+
 /// Rows of cells under a heading, padded by column; the last column is cut at `width`.
 pub(super) fn render(heading: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.chars().count()).collect();
@@ -30,7 +32,8 @@ pub(super) fn render(heading: &[&str], rows: &[Vec<String>], width: Option<usize
     text
 }
 
-fn cut(line: &str, width: Option<usize>) -> String {
+/// A line that is no wider than that.
+pub(super) fn cut(line: &str, width: Option<usize>) -> String {
     match width {
         Some(width) if line.chars().count() > width && width > 1 => {
             let kept: String = line.chars().take(width - 1).collect();
@@ -40,9 +43,9 @@ fn cut(line: &str, width: Option<usize>) -> String {
     }
 }
 
-/// The terminal's width, if stdout is one.
-pub(super) fn terminal_width() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+/// The terminal's width, if `out` is one.
+pub(super) fn width_of(out: impl AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(out).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 

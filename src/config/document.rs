@@ -196,7 +196,9 @@ impl<'a> Reader<'a> {
                     }
                     std::io::ErrorKind::NotFound => "create it, or name another file with -c",
                     std::io::ErrorKind::PermissionDenied => "make it readable for this user",
-                    _ => "the file must be UTF-8 text",
+                    std::io::ErrorKind::IsADirectory => "name a file in it",
+                    std::io::ErrorKind::InvalidData => "the file must be UTF-8 text",
+                    _ => "it must be a file that can be read",
                 };
                 self.fault(
                     "E001",

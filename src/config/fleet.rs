@@ -8,7 +8,7 @@ use crate::{
         document::{Kind, Place},
         fault::nearest,
         forms, probes, process,
-        section::Section,
+        section::{Origin, Section},
         spec::*,
         units,
     },
@@ -38,8 +38,12 @@ pub(super) const AFTER: [(&str, AfterState); 2] = [
     ("ready", AfterState::Ready),
     ("started", AfterState::Started),
 ];
-/// `log.sink`: is there a file?
-pub(super) const SINKS: [(&str, bool); 2] = [("file", true), ("none", false)];
+/// `log.sink`.
+pub(super) const SINKS: [(&str, Sink); 3] = [
+    ("file", Sink::File),
+    ("journal", Sink::Journal),
+    ("none", Sink::None),
+];
 /// `log.on_full`: is output dropped?
 pub(super) const ON_FULL: [(&str, bool); 2] = [("block", false), ("drop", true)];
 
@@ -106,8 +110,13 @@ fn revision(spec: &FleetSpec) -> Revision {
         .map(|(name, s)| (name, s.listen.to_string()))
         .collect();
     let watchdog = spec.health.watchdog;
-    let text = serde_json::to_vec(&(&spec.process, sockets, watchdog, spec.log.file))
-        .expect("a specification has only string keys and finite numbers");
+    let text = serde_json::to_vec(&(
+        &spec.process,
+        sockets,
+        watchdog,
+        spec.log.sink.is_captured(),
+    ))
+    .expect("a specification has only string keys and finite numbers");
     Revision::of(&text)
 }
 
@@ -126,7 +135,11 @@ fn check_ports(section: &Section<'_, '_>, spec: &FleetSpec) {
         surge => format!(" and {surge} more during a rollout (rollout.max_surge)"),
     };
     let name = section.name("port_range");
-    let message = format!("{name} holds {have} ports for {workers} workers{also}");
+    let message = format!(
+        "{name} holds {} for {}{also}",
+        units::count(have, "port"),
+        units::count(workers, "worker")
+    );
     let last = u32::from(low) + workers + surge - 1;
     let help = if last <= u32::from(u16::MAX) {
         format!("write port_range = \"{low}-{last}\"")
@@ -333,7 +346,7 @@ fn log(section: &Section<'_, '_>) -> LogSpec {
     // Where stderr goes is part of the process, and read there.
     table.value("stderr");
     let spec = LogSpec {
-        file: table.word("sink", &SINKS).unwrap_or(true),
+        sink: table.word("sink", &SINKS).unwrap_or(Sink::File),
         rotate_size: table.size("rotate_size").unwrap_or(8 << 20),
         max_size: table.size("max_size").unwrap_or(64 << 20),
         drop: table.word("on_full", &ON_FULL).unwrap_or(false),
@@ -358,6 +371,22 @@ fn log(section: &Section<'_, '_>) -> LogSpec {
         );
         table.fault("E191", "buffer", message, "a pipe holds from 4KiB to 16MiB");
     }
+    check_sink(&table, spec.sink);
     table.finish();
     spec
+}
+
+/// The journal has no files to rotate. Sizes that a fleet with a sink of its own inherits are meant for others.
+fn check_sink(table: &Section<'_, '_>, sink: Sink) {
+    if sink != Sink::Journal {
+        return;
+    }
+    for key in ["rotate_size", "max_size"] {
+        let origin = table.origin(key);
+        if origin == Some(Origin::Own) || origin.is_some() && origin == table.origin("sink") {
+            let message = format!("{} means nothing with sink = \"journal\"", table.name(key));
+            let help = "remove it: journald has its own limits (SystemMaxUse= in journald.conf)";
+            table.fault("E192", key, message, help);
+        }
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
         forms,
         section::Section,
         spec::*,
+        units::count,
     },
     id::{FleetName, Revision},
 };
@@ -404,7 +405,7 @@ impl Need {
     fn of(spec: &FleetSpec) -> Self {
         let (workers, surge) = (u64::from(spec.workers), u64::from(spec.rollout.max_surge));
         let slots = workers + surge;
-        let separate = spec.log.file && spec.process.stderr_separate;
+        let separate = spec.log.sink.is_captured() && spec.process.stderr_separate;
         let sockets = spec.sockets.values();
         Self {
             workers,
@@ -431,7 +432,7 @@ impl Need {
 
     /// `256 + 2 x 3001 workers + 4 sockets`.
     fn sum(self) -> String {
-        let mut sum = format!("{FDS_BASE} + 2 x {} workers", self.workers);
+        let mut sum = format!("{FDS_BASE} + 2 x {}", count(self.workers, "worker"));
         if self.surge > 0 {
             sum += &format!(" + 2 x {} max_surge", self.surge);
         }
@@ -439,7 +440,7 @@ impl Need {
             sum += &format!(" + 2 x {} separate stderr", self.separate);
         }
         if self.sockets > 0 {
-            sum += &format!(" + {} sockets", self.sockets);
+            sum += &format!(" + {}", count(self.sockets, "socket"));
         }
         sum
     }

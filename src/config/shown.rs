@@ -277,13 +277,13 @@ impl Shown {
 
     fn log(&mut self, log: &LogSpec) {
         let LogSpec {
-            file,
+            sink,
             rotate_size,
             max_size,
             drop,
             buffer,
         } = log;
-        self.word("log.sink", &SINKS, file);
+        self.word("log.sink", &SINKS, sink);
         for (key, bytes) in [
             ("rotate_size", rotate_size),
             ("max_size", max_size),

@@ -116,7 +116,7 @@ impl FleetSpec {
             after: BTreeMap::new(),
             rank: stop.rank,
             log: LogSpec {
-                file: true,
+                sink: Sink::File,
                 rotate_size: 8 << 20,
                 max_size: 64 << 20,
                 drop: false,
@@ -351,16 +351,38 @@ pub enum AfterState {
     Ready,
 }
 
+/// What output goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sink {
+    /// Rotating files.
+    File,
+    /// systemd's journal.
+    Journal,
+    /// /dev/null.
+    None,
+}
+
+impl Sink {
+    /// Is there a pipe between the worker and it? Workers see no other difference.
+    pub fn is_captured(self) -> bool {
+        match self {
+            Self::File | Self::Journal => true,
+            Self::None => false,
+        }
+    }
+}
+
 /// Where output goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogSpec {
-    /// Captured to files at all; otherwise /dev/null.
-    pub file: bool,
+    /// To what.
+    pub sink: Sink,
     /// A file is rotated at the first line end past this many bytes.
     pub rotate_size: u64,
     /// A slot's files together stay below this.
     pub max_size: u64,
-    /// When the file cannot be written: drop and count, rather than let the worker wait.
+    /// When it cannot be written: drop and count, rather than let the worker wait.
     pub drop: bool,
     /// Bytes the pipe to the worker holds.
     pub buffer: u64,

@@ -1,5 +1,7 @@
 //! Durations, sizes, rates and ranges as people type them.
 
+use std::fmt;
+
 use crate::time::Span;
 
 const SPAN_UNITS: [(&str, u64); 7] = [
@@ -76,6 +78,12 @@ pub fn show_size(bytes: u64) -> String {
         .max_by_key(|(_, size)| *size)
         .unwrap_or(&("B", 1));
     format!("{}{unit}", bytes / size)
+}
+
+/// `1 worker`, `3 workers`: how many of something, for people.
+pub fn count<N: fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 /// `20/s`, `5/m`: events per second in thousandths.

@@ -157,7 +157,7 @@ pub(super) fn bind(
     opened.map_err(|e| {
         format!(
             "fleet.{fleet}.socket.{name}: cannot listen on {address}: {e}{}",
-            hint(&e)
+            hint(&address, &e)
         )
     })
 }
@@ -175,11 +175,24 @@ fn patiently(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     }
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => " (another program listens there; `ss -ltnp` shows which)",
-        io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
-        io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
+/// What would do, where the kernel's word alone does not say.
+fn hint(address: &listen::Address, error: &io::Error) -> &'static str {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, NotFound, PermissionDenied};
+    match (address, error.kind()) {
+        (listen::Address::Tcp(_), AddrInUse) => {
+            " (another program listens there; `ss -ltnp` shows which)"
+        }
+        (listen::Address::Tcp(_), PermissionDenied) => {
+            " (ports below 1024 need CAP_NET_BIND_SERVICE)"
+        }
+        (listen::Address::Tcp(_), AddrNotAvailable) => " (no interface has this address)",
+        (listen::Address::Unix(_), AddrInUse) => {
+            " (a file, or the socket of a program that `ss -lxp` shows, is there already)"
+        }
+        (listen::Address::Unix(_), PermissionDenied) => {
+            " (this user may not make a socket in that directory)"
+        }
+        (listen::Address::Unix(_), NotFound) => " (make its directory first)",
         _ => "",
     }
 }
@@ -223,7 +236,7 @@ pub(super) fn listeners(
                 format!(
                     "cannot listen on {}: {e}{}",
                     control_path.display(),
-                    hint(&e)
+                    hint(&address, &e)
                 )
             })?;
             keep("control", &fd)?;
@@ -246,9 +259,11 @@ pub(super) fn listeners(
         let fd = match held.remove(&name) {
             Some(fd) => fd,
             None => {
-                let open = || listen::open(&listen::Address::Tcp(*address), 1024, false, None);
+                let tcp = listen::Address::Tcp(*address);
+                let open = || listen::open(&tcp, 1024, false, None);
                 let fd = patiently(open).map_err(|e| {
-                    format!("http.listen: cannot listen on {address}: {e}{}", hint(&e))
+                    let hint = hint(&tcp, &e);
+                    format!("http.listen: cannot listen on {address}: {e}{hint}")
                 })?;
                 keep(&name, &fd)?;
                 fd

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use crate::logs::Line;
+use crate::{config::units::count, logs::Line};
 
 /// Texts waiting to be printed at most.
 const QUEUE: usize = 65_536;
@@ -100,7 +100,8 @@ fn print_ours(line: &str, lost: u64) {
     if lost > 0 {
         let _ = writeln!(
             out,
-            "leasehold: {lost} pieces of output dropped here, for nobody read them in time; the log files have what workers wrote"
+            "leasehold: {} of output dropped here, which nobody read in time; the log files have what workers wrote",
+            count(lost, "piece")
         );
     }
     let _ = writeln!(out, "{line}");

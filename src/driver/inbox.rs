@@ -10,7 +10,7 @@ use crate::{
         status::Status,
     },
     id::{Generation, WorkerId},
-    logs::Source,
+    logs::{Source, Trouble},
 };
 
 /// One thing handed in.
@@ -31,6 +31,6 @@ pub(super) enum Inbox {
     IntentSaved(Result<(), String>),
     /// A log was read to its end and closed.
     LogClosed(Source),
-    /// A log file cannot be written (or can again); so many bytes were dropped so far.
-    LogTrouble(Source, Option<String>, u64),
+    /// Output cannot be written where it belongs, or can again.
+    LogTrouble(Trouble),
 }

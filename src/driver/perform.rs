@@ -1,20 +1,20 @@
 //! Every effect becomes one call.
 
-use std::{os::fd::OwnedFd, path::PathBuf};
+use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf};
 
 use crate::{
-    config,
+    config::{self, spec::Sink},
     driver::{
         boot::{self, Accepted, Request},
         inbox::Inbox,
         probe,
-        run::Driver,
+        run::{Driver, author, worker_of_log},
         state,
     },
-    engine::{Effect, Effects, event::Purpose, log_pipes},
+    engine::{Effect, Effects, event::Purpose},
     http::EventRow,
     id::WorkerId,
-    logs::Source,
+    logs::{Author, Source},
     sys::{clock, pipe, surroundings::ThisMachine},
     wire::{Op, RowKey, SpawnSpec},
 };
@@ -27,8 +27,16 @@ impl Driver {
             match effect {
                 Effect::Keeper(Op::Exit { code }) => self.leaving = Some(code),
                 Effect::Keeper(op) => {
-                    if let Op::Spawn { key, spec, .. } = &op {
+                    if let Op::Spawn {
+                        key, spec, after, ..
+                    } = &op
+                    {
                         ops.extend(self.make_missing(key, spec));
+                        if let RowKey::Slot(worker) = key {
+                            let generation = after.next();
+                            let pid = None;
+                            self.name_author(worker, Author { generation, pid });
+                        }
                     }
                     ops.push((op, None));
                 }
@@ -171,7 +179,15 @@ impl Driver {
             worker: worker.clone(),
             stderr: name.ends_with("/stderr"),
         };
-        self.logs.add(source, pipe, spec);
+        self.logs.add(source, pipe, spec, None);
+    }
+
+    /// What a worker writes goes to the journal with its generation and pid; files say neither.
+    pub(super) fn name_author(&self, worker: &WorkerId, author: Author) {
+        let fleet = self.engine.config().fleets.get(&worker.fleet);
+        if fleet.is_some_and(|spec| spec.log.sink == Sink::Journal) {
+            self.logs.began(worker, author);
+        }
     }
 
     fn bind_by_name(&self, worker: &WorkerId, full: &str) -> Result<OwnedFd, String> {
@@ -203,15 +219,20 @@ impl Driver {
 
     /// Has the keeper hold the configuration, and lets the shells follow it.
     fn accept(&mut self, accepted: Accepted) -> Vec<Request> {
-        for (fleet, spec) in &accepted.config.fleets {
-            for slot in 0..spec.workers {
-                let worker = WorkerId::new(fleet.clone(), slot);
-                if log_pipes(&worker, spec)
-                    .0
-                    .is_some_and(|name| self.held.contains(&name))
-                {
-                    self.logs.respecify(worker, spec.log.clone());
-                }
+        // More slots than are configured may write: an operator may have scaled the fleet, a rollout may surge.
+        let workers: BTreeSet<WorkerId> = self
+            .held
+            .iter()
+            .filter_map(|name| worker_of_log(name))
+            .collect();
+        for worker in workers {
+            if let Some(spec) = accepted.config.fleets.get(&worker.fleet) {
+                self.logs.respecify(worker, spec.log.clone());
+            }
+        }
+        for (key, header) in &self.known.headers {
+            if let RowKey::Slot(worker) = key {
+                self.name_author(worker, author(header));
             }
         }
         match boot::hold_accepted(&accepted) {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::IsTerminal,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -13,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    config::units::count,
     driver::{
         Settings,
         boot::{self, Request},
@@ -36,11 +38,13 @@ use crate::{
     http::{self, Engine, EngineError, Surface},
     id::{FleetName, RequestId, WorkerId},
     logs::{self, Capture},
-    sys::{host, notify},
+    sys::{host, journal, notify},
     time::{Moment, Span},
-    wire::{News, Op, Stopping, Welcome},
+    wire::{Header, News, Op, Process, RowKey, Stopping, Welcome},
 };
 
+/// Where journald listens, for tests that have a socket of their own.
+const JOURNAL_VARIABLE: &str = "LEASEHOLD_JOURNAL_SOCKET";
 /// While it drains, the terminal and systemd hear how far it is this often.
 const PROGRESS_EVERY: Span = Span::secs(1);
 
@@ -56,7 +60,7 @@ pub(super) struct Driver {
     pub(super) clients: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Denial>>>,
     /// The engine is done: the last lines are written, then the keeper hears this code.
     pub(super) leaving: Option<u8>,
-    known: Known,
+    pub(super) known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
     notify: AsyncFd<OwnedFd>,
     echo: Echo,
@@ -214,6 +218,8 @@ impl Begin {
                 let spec = spec.unwrap_or_else(|| {
                     crate::config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
                 });
+                let header = known.headers.get(&RowKey::Slot(worker.clone()));
+                let author = header.map(author);
                 capture.add(
                     logs::Source {
                         worker,
@@ -221,6 +227,7 @@ impl Begin {
                     },
                     fd,
                     spec,
+                    author,
                 );
             }
             held.insert(name);
@@ -275,15 +282,29 @@ fn start_capture(
         closed: Box::new(move |source| {
             let _ = hand_in.send(Inbox::LogClosed(source));
         }),
-        trouble: Box::new(move |source, why, dropped| {
-            let _ = trouble.send(Inbox::LogTrouble(source, why, dropped));
+        trouble: Box::new(move |what| {
+            let _ = trouble.send(Inbox::LogTrouble(what));
         }),
+        journal: std::env::var_os(JOURNAL_VARIABLE)
+            .map_or_else(|| journal::SOCKET.into(), PathBuf::from),
     };
     Capture::start(settings).map_err(|e| format!("failed to start the log thread: {e}"))
 }
 
+/// Who writes, as the keeper tells.
+pub(super) fn author(header: &Header) -> logs::Author {
+    let pid = match &header.process {
+        Process::Alive(alive) => Some(alive.pid),
+        Process::Vacant | Process::Clearing(_) | Process::Gone(_) => None,
+    };
+    logs::Author {
+        generation: header.generation,
+        pid,
+    }
+}
+
 /// `log/web/3` and `log/web/3/stderr`.
-fn worker_of_log(name: &str) -> Option<WorkerId> {
+pub(super) fn worker_of_log(name: &str) -> Option<WorkerId> {
     let mut parts = name.strip_prefix("log/")?.split('/');
     let (fleet, slot) = (parts.next()?, parts.next()?);
     Some(WorkerId::new(
@@ -302,10 +323,11 @@ impl Driver {
         let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
         let containment = self.welcome.containment.word();
         self.console.say(format!(
-            "leasehold {} on {}: {} fleets, {workers} workers ({containment} containment)",
+            "leasehold {} on {}: {}, {} ({containment} containment)",
             env!("CARGO_PKG_VERSION"),
             config.node.name,
-            config.fleets.len()
+            count(config.fleets.len(), "fleet"),
+            count(workers, "worker")
         ));
         self.console.say(format!(
             "  configuration {}",
@@ -395,6 +417,13 @@ impl Driver {
             self.echo = Echo::Heard;
         }
         for event in sorted.events {
+            if let Event::Rows(rows) = &event {
+                for (key, header) in rows {
+                    if let RowKey::Slot(worker) = key {
+                        self.name_author(worker, author(header));
+                    }
+                }
+            }
             self.step(event);
         }
         let pongs = sorted
@@ -489,29 +518,30 @@ impl Driver {
                     self.link.push(vec![(Op::Release { name }, None)]);
                 }
             }
-            Inbox::LogTrouble(source, Some(why), dropped) => {
-                let lost = if dropped > 0 {
-                    format!("; {dropped} bytes dropped so far")
-                } else {
-                    "; it waits in its pipe".to_owned()
-                };
-                self.console.say(format!(
-                    "leasehold: {}: its log cannot be written: {why}{lost}",
-                    source.worker
-                ));
-            }
-            Inbox::LogTrouble(source, None, dropped) => {
-                let lost = if dropped > 0 {
-                    format!(" ({dropped} bytes were dropped)")
-                } else {
-                    String::new()
-                };
-                self.console.say(format!(
-                    "leasehold: {}: its log is written again{lost}",
-                    source.worker
-                ));
-            }
+            Inbox::LogTrouble(trouble) => self.say_trouble(&trouble),
         }
+    }
+
+    fn say_trouble(&self, trouble: &logs::Trouble) {
+        let (whose, it) = match &trouble.whose {
+            Some(source) => (
+                format!("{}: its log", source.worker),
+                "it waits in its pipe",
+            ),
+            None => (
+                "the journal".to_owned(),
+                "what workers write waits in their pipes",
+            ),
+        };
+        let dropped = count(trouble.dropped, "byte");
+        self.console.say(match (&trouble.why, trouble.dropped) {
+            (Some(why), 0) => format!("leasehold: {whose} cannot be written: {why}; {it}"),
+            (Some(why), _) => {
+                format!("leasehold: {whose} cannot be written: {why}; {dropped} dropped so far")
+            }
+            (None, 0) => format!("leasehold: {whose} is written again"),
+            (None, _) => format!("leasehold: {whose} is written again ({dropped} dropped)"),
+        });
     }
 
     /// Sockets are bound before the engine hears of a new configuration: it is accepted as a whole or not at all.
@@ -542,9 +572,12 @@ impl Driver {
         } else {
             ""
         };
-        let fleets = config.fleets.len();
+        let (workers, fleets) = (
+            count(workers, "worker"),
+            count(config.fleets.len(), "fleet"),
+        );
         self.tell_systemd(format!(
-            "READY=1\nSTATUS=keeping {workers} workers in {fleets} fleets{refused}"
+            "READY=1\nSTATUS=keeping {workers} in {fleets}{refused}"
         ));
     }
 
@@ -602,8 +635,8 @@ impl Driver {
         self.progress_at = Some(self.now().after(PROGRESS_EVERY));
         if self.interactive && first && status.stopping == Stopping::Drain {
             self.console.say(format!(
-                "draining {} workers, ^C again kills",
-                remaining.len()
+                "draining {}, ^C again kills",
+                count(remaining.len(), "worker")
             ));
         } else if self.interactive && !first {
             self.console.say(format!("waiting for {text}"));

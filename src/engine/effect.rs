@@ -6,7 +6,7 @@ use crate::{
     config::{
         Config,
         spec::{EnvFile, FleetSpec},
-        units,
+        units::{self, count},
     },
     engine::{
         command::{Denial, Reply},
@@ -380,14 +380,15 @@ impl fmt::Display for What {
             Self::ProbeFailed { why, times } => write!(f, "probe failed ({times} in a row): {why}"),
             Self::RestartWithheld { cap } => write!(
                 f,
-                "unwell, but {cap} restarts for health in a minute are enough; left running"
+                "unwell, but there were {} for health in a minute, which is the cap; left running",
+                count(*cap, "restart")
             ),
             Self::OldNews => f.write_str("news of an old generation dropped"),
             Self::Recovered => {
                 f.write_str("its row could not be read; rebuilt from what the keeper knows")
             }
             Self::RolloutBegan { workers } => {
-                write!(f, "rollout began: {workers} workers to replace")
+                write!(f, "rollout began: {} to replace", count(*workers, "worker"))
             }
             Self::RolloutDone => f.write_str("rollout done"),
             Self::RolloutFailed {
@@ -413,6 +414,8 @@ impl fmt::Display for What {
             Self::Scaled { workers: None, who } => {
                 write!(f, "back to its configured size by {who}")
             }
+            Self::Accepted { changes: 0 } => f.write_str("configuration accepted: nothing changes"),
+            Self::Accepted { changes: 1 } => f.write_str("configuration accepted: 1 fleet changes"),
             Self::Accepted { changes } => {
                 write!(f, "configuration accepted: {changes} fleets change")
             }
@@ -432,7 +435,11 @@ impl fmt::Display for What {
                 })
             }
             Self::TookOver { workers } => {
-                write!(f, "supervisor took over {workers} living workers")
+                write!(
+                    f,
+                    "supervisor took over {}",
+                    count(*workers, "living worker")
+                )
             }
         }
     }

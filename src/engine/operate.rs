@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    config::{Config, diff},
+    config::{Config, diff, units::count},
     engine::{
         command::{By, Command, Denial, Reply, Selected, select},
         effect::{Effect, Effects, Ending, Subject, Transition, What},
@@ -266,7 +266,9 @@ impl Supervisor {
         {
             let have = u32::from(high - low) + 1;
             let why = format!(
-                "{name} has {have} ports (port_range) for {workers} workers and {surge} more while it rolls"
+                "{name} has {} (port_range) for {} and {surge} more while it rolls",
+                count(have, "port"),
+                count(workers, "worker")
             );
             return Err(Denial::new(ExitCode::Conflict, why));
         }

@@ -17,8 +17,8 @@ pub struct Facts {
 }
 
 /// The names under which the keeper holds a slot's log pipes: stdout and, if it is separate, stderr.
-pub fn log_pipes(worker: &WorkerId, spec: &FleetSpec) -> (Option<String>, Option<String>) {
-    if !spec.log.file {
+fn log_pipes(worker: &WorkerId, spec: &FleetSpec) -> (Option<String>, Option<String>) {
+    if !spec.log.sink.is_captured() {
         return (None, None);
     }
     let stdout = format!("log/{worker}");

@@ -5,26 +5,33 @@ use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
 use crate::{
-    config::spec::LogSpec,
-    id::WorkerId,
+    config::spec::{LogSpec, Sink},
+    id::{Generation, WorkerId},
     logs::{
         file::path_of,
+        journal::Journal,
         stream::{Rules, Stream, Turn, Workbench},
+        tap::Tap,
     },
     sys::{
         clock,
         poll::{EventFlags, Poll},
     },
-    time::Moment,
+    time::{Moment, Span},
 };
 
 /// Token of the command channel; streams count up from 1.
 const COMMANDS: u64 = 0;
+/// Token of the journal's socket.
+const JOURNAL: u64 = u64::MAX;
+/// The journal has so long to take what is left of a slot that is given up, or of all at the end.
+const LAST_OF_ONE: Span = Span::secs(1);
+const LAST_OF_ALL: Span = Span::secs(3);
 
 /// A piece of a line is shown without its end when it is longer than this.
 const SHOWN_MAX: usize = 4_096;
@@ -36,6 +43,15 @@ pub struct Source {
     pub worker: WorkerId,
     /// Its separate stderr.
     pub stderr: bool,
+}
+
+/// Which generation of a worker writes, and its leader's pid, as soon as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// Which.
+    pub generation: Generation,
+    /// Its leader.
+    pub pid: Option<i32>,
 }
 
 /// A stream that was read to its end and closed.
@@ -57,12 +73,25 @@ pub struct Settings {
     pub echo: Option<Box<dyn FnMut(Line) + Send>>,
     /// Told of closed streams.
     pub closed: Box<dyn FnMut(Closed) + Send>,
-    /// Told, once per change, of files that cannot be written (and that they can again).
-    pub trouble: Box<dyn FnMut(Source, Option<String>, u64) + Send>,
+    /// Told, once per change, of what cannot be written (and that it can again).
+    pub trouble: Box<dyn FnMut(Trouble) + Send>,
+    /// Where journald listens.
+    pub journal: PathBuf,
+}
+
+/// Something cannot be written, or can again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Whose output; none: the journal as a whole.
+    pub whose: Option<Source>,
+    /// Why; none: it is over.
+    pub why: Option<String>,
+    /// So many bytes were dropped so far.
+    pub dropped: u64,
 }
 
 enum Order {
-    Add(Source, OwnedFd, LogSpec),
+    Add(Source, Tap, LogSpec),
     Rules(WorkerId, LogSpec),
     Close(WorkerId),
     Reopen,
@@ -73,6 +102,7 @@ enum Order {
 pub struct Capture {
     orders: Arc<Mutex<VecDeque<Order>>>,
     bell: Option<UnixStream>,
+    taps: Mutex<BTreeMap<Source, Tap>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -96,6 +126,7 @@ impl Capture {
         Ok(Self {
             orders,
             bell: Some(bell),
+            taps: Mutex::default(),
             thread: Some(thread),
         })
     }
@@ -105,13 +136,23 @@ impl Capture {
         Self {
             orders: Arc::default(),
             bell: None,
+            taps: Mutex::default(),
             thread: None,
         }
     }
 
-    /// Captures a pipe.
-    pub fn add(&self, source: Source, pipe: OwnedFd, spec: LogSpec) {
-        self.order(Order::Add(source, pipe, spec));
+    /// Captures a pipe; what waits in it is taken to be the author's, if there is one.
+    pub fn add(&self, source: Source, pipe: OwnedFd, spec: LogSpec, author: Option<Author>) {
+        let tap = Tap::new(pipe);
+        if let Some(author) = author {
+            tap.began(author);
+        }
+        self.taps().insert(source.clone(), tap.clone());
+        self.order(Order::Add(source, tap, spec));
+    }
+
+    fn taps(&self) -> MutexGuard<'_, BTreeMap<Source, Tap>> {
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its limits changed.
@@ -119,8 +160,22 @@ impl Capture {
         self.order(Order::Rules(worker, spec));
     }
 
+    /// A generation is about to begin (its pid is not known yet), or has begun. Said before it can write, it is right to the line.
+    pub fn began(&self, worker: &WorkerId, author: Author) {
+        for stderr in [false, true] {
+            let source = Source {
+                worker: worker.clone(),
+                stderr,
+            };
+            if let Some(tap) = self.taps().get(&source) {
+                tap.began(author);
+            }
+        }
+    }
+
     /// Reads a worker's pipes to the end and closes them.
     pub fn close(&self, worker: WorkerId) {
+        self.taps().retain(|source, _| source.worker != worker);
         self.order(Order::Close(worker));
     }
 
@@ -164,6 +219,11 @@ struct LogRoom {
     next_token: u64,
     ready: BTreeSet<u64>,
     waits: BTreeMap<u64, Moment>,
+    journal: Journal,
+    /// Streams that wait for room in the journal.
+    blocked: BTreeSet<u64>,
+    /// Whose turn comes first: the one after that which filled the journal.
+    first: u64,
 }
 
 impl LogRoom {
@@ -176,6 +236,7 @@ impl LogRoom {
         let poll = Poll::new()?;
         poll.add(&ring, COMMANDS, EventFlags::IN)?;
         let (streams, ready, waits) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let journal = Journal::new(settings.journal.clone());
         Ok(Self {
             settings,
             bench,
@@ -186,6 +247,9 @@ impl LogRoom {
             next_token: 1,
             ready,
             waits,
+            journal,
+            blocked: BTreeSet::new(),
+            first: 0,
         })
     }
 
@@ -199,7 +263,9 @@ impl LogRoom {
                 .map(|(token, _)| *token)
                 .collect();
             self.ready.extend(due);
-            for token in std::mem::take(&mut self.ready) {
+            let mut earlier = std::mem::take(&mut self.ready);
+            let later = earlier.split_off(&self.first);
+            for token in later.into_iter().chain(earlier) {
                 self.turn(token, now, false);
             }
             let timeout = if self.ready.is_empty() {
@@ -217,6 +283,10 @@ impl LogRoom {
                             return;
                         }
                     }
+                    JOURNAL => {
+                        self.journal.opened();
+                        self.ready.append(&mut self.blocked);
+                    }
                     token => {
                         self.ready.insert(token);
                     }
@@ -230,10 +300,13 @@ impl LogRoom {
         let Some((source, stream)) = self.streams.get_mut(&token) else {
             return;
         };
-        let before = (stream.failing.clone(), stream.counts.dropped);
+        let before = stream.failing.clone();
+        let journal_before = self.journal.failing.clone();
+        let was_open = self.journal.closed(now).is_none();
         let echo = &mut self.settings.echo;
         let mut unshown = std::mem::take(&mut stream.unshown);
-        let turn = stream.pump(&mut self.bench, now, to_the_end, &mut |bytes| {
+        let (bench, journal) = (&mut self.bench, &mut self.journal);
+        let turn = stream.pump(bench, journal, now, to_the_end, &mut |bytes| {
             if let Some(echo) = echo {
                 unshown.extend_from_slice(bytes);
                 // People see whole lines, or a long piece of one.
@@ -252,12 +325,20 @@ impl LogRoom {
             }
         });
         stream.unshown = unshown;
-        if stream.failing != before.0 {
-            (self.settings.trouble)(
-                source.clone(),
-                stream.failing.clone(),
-                stream.counts.dropped,
-            );
+        if stream.failing != before {
+            (self.settings.trouble)(Trouble {
+                whose: Some(source.clone()),
+                why: stream.failing.clone(),
+                dropped: stream.counts.dropped,
+            });
+        }
+        if self.journal.failing != journal_before {
+            let to_journal = self.streams.values().filter(|(_, s)| s.to_journal());
+            (self.settings.trouble)(Trouble {
+                whose: None,
+                why: self.journal.failing.clone(),
+                dropped: to_journal.map(|(_, stream)| stream.counts.dropped).sum(),
+            });
         }
         match turn {
             Turn::Dry => {}
@@ -267,7 +348,15 @@ impl LogRoom {
             Turn::At(at) => {
                 self.waits.insert(token, at);
             }
+            Turn::Journal(at) => {
+                self.waits.insert(token, at);
+                self.blocked.insert(token);
+                if was_open {
+                    self.first = token + 1;
+                }
+            }
         }
+        self.journal.watch(&self.poll, JOURNAL);
     }
 
     /// Carries out what was ordered; true when the thread is to end.
@@ -282,14 +371,15 @@ impl LogRoom {
                 .pop_front();
             match order {
                 None => return false,
-                Some(Order::Add(source, pipe, spec)) => self.add(source, pipe, &spec),
+                Some(Order::Add(source, tap, spec)) => self.add(source, tap, &spec),
                 Some(Order::Rules(worker, spec)) => {
-                    for (_, stream) in self
-                        .streams
-                        .values_mut()
-                        .filter(|(source, _)| source.worker == worker)
-                    {
-                        stream.set_rules(rules(&spec));
+                    for (token, (source, stream)) in &mut self.streams {
+                        if source.worker == worker {
+                            stream.set_rules(rules(&spec));
+                            self.bench.fit(stream);
+                            // What it waited for may not concern it any more.
+                            self.ready.insert(*token);
+                        }
                     }
                 }
                 Some(Order::Close(worker)) => self.close(&worker),
@@ -305,14 +395,15 @@ impl LogRoom {
         }
     }
 
-    fn add(&mut self, source: Source, pipe: OwnedFd, spec: &LogSpec) {
+    fn add(&mut self, source: Source, tap: Tap, spec: &LogSpec) {
         let path = path_of(
             &self.settings.log_dir,
             source.worker.fleet.as_str(),
             source.worker.slot.0,
             source.stderr,
         );
-        let stream = Stream::new(pipe, path, rules(spec));
+        let stream = Stream::new(&source, tap, path, rules(spec));
+        self.bench.fit(&stream);
         let token = self.next_token;
         self.next_token += 1;
         // Level-triggered would spin on a line without an end.
@@ -332,19 +423,30 @@ impl LogRoom {
             .iter()
             .filter(|(_, (source, _))| source.worker == *worker);
         let tokens: Vec<u64> = theirs.map(|(token, _)| *token).collect();
+        let until = clock::now().after(LAST_OF_ONE);
         for token in tokens {
-            self.read_to_end(token);
+            self.read_to_end(token, until);
             if let Some((source, stream)) = self.streams.remove(&token) {
                 let _ = self.poll.remove(stream.pipe());
                 self.waits.remove(&token);
                 self.ready.remove(&token);
+                self.blocked.remove(&token);
+                let lost = crate::sys::pipe::waiting(stream.pipe()) as u64;
+                if lost > 0 {
+                    let why = stream.failing.or(self.journal.failing.clone());
+                    (self.settings.trouble)(Trouble {
+                        whose: Some(source.clone()),
+                        why: Some(why.unwrap_or_else(|| "its slot is given up".to_owned())),
+                        dropped: stream.counts.dropped + lost,
+                    });
+                }
                 (self.settings.closed)(source);
             }
         }
     }
 
     /// What waits now is written; whoever goes on writing for ever does not hold up the others.
-    fn read_to_end(&mut self, token: u64) {
+    fn read_to_end(&mut self, token: u64, until: Moment) {
         let Some((_, stream)) = self.streams.get(&token) else {
             return;
         };
@@ -352,6 +454,13 @@ impl LogRoom {
         loop {
             self.ready.remove(&token);
             self.turn(token, clock::now(), true);
+            // The journal's queue may be shorter than what waits here; one that takes nothing for long is not waited for.
+            if self.blocked.remove(&token) {
+                if self.journal.failing.is_some() || !self.journal.wait_for_room(until) {
+                    return;
+                }
+                continue;
+            }
             turns -= 1;
             if !self.ready.contains(&token) || turns == 0 {
                 return;
@@ -361,8 +470,9 @@ impl LogRoom {
 
     fn finish(&mut self) -> u64 {
         let tokens: Vec<u64> = self.streams.keys().copied().collect();
+        let until = clock::now().after(LAST_OF_ALL);
         for token in tokens {
-            self.read_to_end(token);
+            self.read_to_end(token, until);
         }
         self.streams
             .values()
@@ -376,5 +486,6 @@ fn rules(spec: &LogSpec) -> Rules {
         rotate_size: spec.rotate_size,
         max_size: spec.max_size,
         drop: spec.drop,
+        journal: spec.sink == Sink::Journal,
     }
 }

@@ -1,4 +1,4 @@
-//! One pipe on its way to one file.
+//! One pipe on its way to one file, or to the journal.
 
 use std::{
     io::{self, Read},
@@ -7,7 +7,12 @@ use std::{
 };
 
 use crate::{
-    logs::file::LogFile,
+    logs::{
+        capture::Source,
+        file::LogFile,
+        journal::{Journal, Label},
+        tap::Tap,
+    },
     sys::pipe,
     time::{Moment, Span},
 };
@@ -20,6 +25,8 @@ const LOOK_AGAIN: Span = Span::millis(5);
 const RETRY: Span = Span::secs(1);
 /// So many rounds for one pipe before the others get their turn.
 const ROUNDS_MAX: usize = 16;
+/// What goes to the journal is looked at in pieces of this size: a small queue takes a few lines of it at a time.
+const JOURNAL_LOOK: usize = 65_536;
 
 /// How a stream is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub(super) struct Rules {
     pub(super) rotate_size: u64,
     pub(super) max_size: u64,
     pub(super) drop: bool,
+    /// To the journal; no file then.
+    pub(super) journal: bool,
 }
 
 /// What a turn came to.
@@ -38,6 +47,8 @@ pub(super) enum Turn {
     More,
     /// Look again then: an unfinished line, or a file that cannot be written.
     At(Moment),
+    /// The journal takes nothing: look again when it does, and then at the latest.
+    Journal(Moment),
 }
 
 /// Counts of what happened to a stream.
@@ -48,17 +59,22 @@ pub(super) struct Counts {
 }
 
 pub(super) struct Stream {
-    pipe: OwnedFd,
+    tap: Tap,
     capacity: usize,
     path: PathBuf,
     file: Option<LogFile>,
     rules: Rules,
+    label: Label,
+    /// The journal has the beginning of a line, and not its end.
+    mid_line: bool,
+    /// When something was dropped that was meant for the journal.
+    dropped_at: Option<Moment>,
     unfinished_since: Option<Moment>,
     splices: bool,
     /// What was moved and not shown yet: a piece of a line.
     pub(super) unshown: Vec<u8>,
     pub(super) counts: Counts,
-    /// Why its file cannot be written, if so.
+    /// Why it cannot be written, if so: its file; of what goes to the journal, only what is dropped.
     pub(super) failing: Option<String>,
 }
 
@@ -82,9 +98,21 @@ impl Workbench {
         })
     }
 
-    /// Copies what waits in `pipe` without consuming it.
-    fn look(&mut self, pipe: &OwnedFd) -> io::Result<usize> {
-        let length = pipe::look(pipe, &self.write, self.room)?;
+    /// Makes room for all that a pipe can hold, where the kernel lets us: a line in the journal is whole or in pieces for good.
+    pub(super) fn fit(&mut self, stream: &Stream) {
+        if stream.rules.journal
+            && stream.capacity > self.room
+            && let Ok((read, write)) = pipe::scratch(stream.capacity)
+        {
+            self.room = pipe::capacity(&read);
+            self.buffer.resize(self.room, 0);
+            (self.read, self.write) = (read, write);
+        }
+    }
+
+    /// Copies up to `most` of what waits in `pipe` without consuming it.
+    fn look(&mut self, pipe: &OwnedFd, most: usize) -> io::Result<usize> {
+        let length = pipe::look(pipe, &self.write, most)?;
         let mut file = io::BufReader::with_capacity(0, ReadFd(self.read.as_fd()));
         file.read_exact(&mut self.buffer[..length])?;
         Ok(length)
@@ -100,14 +128,17 @@ impl Read for ReadFd<'_> {
 }
 
 impl Stream {
-    pub(super) fn new(pipe: OwnedFd, path: PathBuf, rules: Rules) -> Self {
-        let capacity = pipe::capacity(&pipe);
+    pub(super) fn new(source: &Source, tap: Tap, path: PathBuf, rules: Rules) -> Self {
+        let capacity = pipe::capacity(tap.pipe());
         Self {
-            pipe,
+            tap,
             capacity,
             path,
             file: None,
             rules,
+            label: Label::new(source),
+            mid_line: false,
+            dropped_at: None,
             unfinished_since: None,
             splices: true,
             unshown: Vec::new(),
@@ -117,7 +148,7 @@ impl Stream {
     }
 
     pub(super) fn pipe(&self) -> &OwnedFd {
-        &self.pipe
+        self.tap.pipe()
     }
 
     /// More turns than it takes to empty a full pipe twice, however small the pieces are that it comes in.
@@ -126,7 +157,14 @@ impl Stream {
     }
 
     pub(super) fn set_rules(&mut self, rules: Rules) {
+        if rules.journal {
+            self.file = None;
+        }
         self.rules = rules;
+    }
+
+    pub(super) fn to_journal(&self) -> bool {
+        self.rules.journal
     }
 
     /// The file was moved away by somebody else: the next line goes to a new one.
@@ -138,13 +176,20 @@ impl Stream {
     pub(super) fn pump(
         &mut self,
         bench: &mut Workbench,
+        journal: &mut Journal,
         now: Moment,
         to_the_end: bool,
         echo: &mut dyn FnMut(&[u8]),
     ) -> Turn {
         let mut large = false;
         for _ in 0..ROUNDS_MAX {
-            let length = match bench.look(&self.pipe) {
+            if self.rules.journal
+                && !self.must_drop()
+                && let Some(at) = journal.closed(now)
+            {
+                return self.wait_for_journal(at);
+            }
+            let length = match self.look(bench) {
                 Ok(0) => {
                     self.unfinished_since = None;
                     return Turn::Dry;
@@ -158,7 +203,7 @@ impl Stream {
                     let since = *self.unfinished_since.get_or_insert(now);
                     let due = since.after(UNFINISHED_MAX);
                     let full = length >= self.capacity.min(bench.room)
-                        || pipe::waiting(&self.pipe) + 4096 > self.capacity;
+                        || pipe::waiting(self.tap.pipe()) + 4096 > self.capacity;
                     // A writer that is blocked in the middle of a large write wakes nobody unless the pipe was empty (pipe_write in the
                     // kernel): after a large piece, what has no end yet is moved too.
                     if !to_the_end && !full && !large && now < due {
@@ -169,21 +214,38 @@ impl Stream {
                     length
                 }
             };
-            large = length >= self.capacity / 2;
+            // In the journal that would tear a line for good: there a look every few milliseconds has to do.
+            large = !self.rules.journal && length >= self.capacity / 2;
             self.unfinished_since = None;
-            let moved = self.put_away(bench, wanted);
+            let moved = if self.rules.journal {
+                self.send_away(bench, wanted, journal, now)
+            } else {
+                self.put_away(bench, wanted)
+            };
             match moved {
                 Ok(moved) => {
-                    self.failing = None;
+                    // What is taken between drops is not the end of them.
+                    if self.dropped_at.is_none_or(|at| now >= at.after(RETRY)) {
+                        self.failing = None;
+                    }
                     self.counts.written += moved as u64;
                     echo(&bench.buffer[..moved]);
                 }
+                Err(_) if self.rules.journal && !self.must_drop() => {
+                    let at = journal.closed(now).unwrap_or(now.after(RETRY));
+                    return self.wait_for_journal(at);
+                }
                 Err(error) if self.rules.drop => {
-                    self.failing = Some(error.to_string());
+                    self.failing = Some(match (self.rules.journal, &journal.failing) {
+                        (true, Some(why)) => why.clone(),
+                        (true, None) => "the journal is full".to_owned(),
+                        (false, _) => error.to_string(),
+                    });
+                    self.dropped_at = self.rules.journal.then_some(now);
                     // A line is kept whole or dropped whole: what of it got through is taken back.
                     let back = self.file.as_mut().map_or(Ok(0), LogFile::take_back_line);
                     self.counts.dropped += back.unwrap_or(0);
-                    if let Err(error) = self.discard(wanted) {
+                    if let Err(error) = self.tap.take(wanted) {
                         return self.fail(&error, now);
                     }
                     self.counts.dropped += wanted as u64;
@@ -192,6 +254,66 @@ impl Stream {
             }
         }
         Turn::More
+    }
+
+    /// Copies what waits to the bench: for a file all there is, for the journal a piece that holds a line end, if there is one.
+    fn look(&self, bench: &mut Workbench) -> io::Result<usize> {
+        let most = if self.rules.journal {
+            bench.room.min(JOURNAL_LOOK)
+        } else {
+            bench.room
+        };
+        let length = bench.look(self.tap.pipe(), most)?;
+        let has_end = memchr::memchr(b'\n', &bench.buffer[..length]).is_some();
+        if length == most && length < bench.room && !has_end {
+            return bench.look(self.tap.pipe(), bench.room);
+        }
+        Ok(length)
+    }
+
+    /// A journal that is full or away for a moment costs nothing: the lines wait in the pipe, until the worker would have to.
+    fn must_drop(&self) -> bool {
+        // Writes that do not fit together on a page leave it half empty: a pipe may be full that holds half its bytes.
+        self.rules.drop
+            && (self.failing.is_some() || pipe::waiting(self.tap.pipe()) >= self.capacity / 2)
+    }
+
+    fn wait_for_journal(&mut self, at: Moment) -> Turn {
+        self.unfinished_since = None;
+        Turn::Journal(at)
+    }
+
+    /// Sends line by line what the journal takes of `wanted` bytes, and consumes that. A crash between the two repeats it.
+    fn send_away(
+        &mut self,
+        bench: &Workbench,
+        wanted: usize,
+        journal: &mut Journal,
+        now: Moment,
+    ) -> io::Result<usize> {
+        let (first, authors) = self.tap.authors();
+        let (mut sent, mut refused) = (0, None);
+        for line in bench.buffer[..wanted].split_inclusive(|byte| *byte == b'\n') {
+            let (text, has_end) = line
+                .strip_suffix(b"\n")
+                .map_or((line, false), |text| (text, true));
+            // Of a line whose pieces are there already, the end alone is nothing to be read.
+            let author = authors.author(first + sent as u64);
+            if !(self.mid_line && text.is_empty())
+                && let Err(error) =
+                    journal.send(now, |entry| self.label.write(entry, text, has_end, author))
+            {
+                refused = Some(error);
+                break;
+            }
+            self.mid_line = !has_end;
+            sent += line.len();
+        }
+        self.tap.take(sent)?;
+        match refused {
+            Some(error) if sent == 0 => Err(error),
+            Some(_) | None => Ok(sent),
+        }
     }
 
     fn fail(&mut self, error: &io::Error, now: Moment) -> Turn {
@@ -208,12 +330,12 @@ impl Stream {
         let mut moved = 0;
         while moved < wanted {
             let step = if self.splices {
-                file.take_from(&self.pipe, wanted - moved)
+                file.take_from(self.tap.pipe(), wanted - moved)
             } else {
                 Ok(0)
             };
             match step {
-                Ok(0) => moved += copy_away(&self.pipe, file, &bench.buffer[moved..wanted])?,
+                Ok(0) => moved += copy_away(self.tap.pipe(), file, &bench.buffer[moved..wanted])?,
                 Ok(n) => moved += n,
                 // This file system has no splice: write, then consume; a crash between the two repeats a batch.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) && self.splices => {
@@ -234,21 +356,6 @@ impl Stream {
             }
         }
         Ok(moved)
-    }
-
-    /// Takes bytes out of the pipe without keeping them.
-    fn discard(&self, mut length: usize) -> io::Result<()> {
-        let mut sink = [0; 65_536];
-        while length > 0 {
-            let most = length.min(sink.len());
-            match rustix::io::read(&self.pipe, &mut sink[..most]) {
-                Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Ok(n) => length -= n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -279,7 +386,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reader = pipe::reader(65_536).unwrap();
         let writer = fs::File::from(pipe::writer(&reader).unwrap());
-        let stream = Stream::new(reader, dir.path().join("f/0.log"), rules);
+        let source = Source {
+            worker: crate::id::WorkerId::new("f".parse().unwrap(), 0),
+            stderr: false,
+        };
+        let stream = Stream::new(&source, Tap::new(reader), dir.path().join("f/0.log"), rules);
         Rig {
             dir,
             stream,
@@ -292,6 +403,7 @@ mod tests {
         rotate_size: 1_000,
         max_size: 3_000,
         drop: false,
+        journal: false,
     };
 
     fn at(ms: u64) -> Moment {
@@ -300,7 +412,9 @@ mod tests {
 
     impl Rig {
         fn pump(&mut self, now: Moment) -> Turn {
-            self.stream.pump(&mut self.bench, now, false, &mut |_| {})
+            let mut journal = Journal::new(self.dir.path().join("journal"));
+            self.stream
+                .pump(&mut self.bench, &mut journal, now, false, &mut |_| {})
         }
 
         fn text(&self) -> String {
@@ -329,6 +443,7 @@ mod tests {
             rotate_size: 1 << 20,
             max_size: 1 << 30,
             drop: false,
+            journal: false,
         });
         let mut writer = rig.writer.try_clone().unwrap();
         let whole: Vec<u8> = (0..20_000)

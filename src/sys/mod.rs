@@ -13,6 +13,7 @@
 //! | `pipe` | a log pipe: tee, splice, reopen |
 //! | `lock` | the instance lock |
 //! | `sd` | systemd's notify socket |
+//! | `journal` | systemd's journal: an entry, whole |
 //! | `notify` | the workers' notify socket |
 //! | `listen` | bound sockets |
 //! | `host` | users, limits, hostname, boot |
@@ -24,6 +25,7 @@ pub mod clock;
 mod clone;
 pub mod family;
 pub mod host;
+pub mod journal;
 pub mod listen;
 pub mod lock;
 pub mod memfd;

@@ -14,15 +14,23 @@ use rustix::pipe::{
 /// The read end of a new pipe, non-blocking. Writers come through [`writer`].
 pub fn reader(bytes: usize) -> io::Result<OwnedFd> {
     let (read, _write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // The default of 64 KiB stays where the user's share of pipe memory is used up (pipe(7)).
-    let _ = fcntl_setpipe_size(&read, bytes);
+    grow(&read, bytes);
     Ok(read)
+}
+
+/// Has it hold as many bytes, or as near to that as we may: /proc/sys/fs/pipe-max-size, and the user's share of pipe memory, are
+/// limits for whoever lacks CAP_SYS_RESOURCE (pipe(7)).
+fn grow(pipe: &OwnedFd, bytes: usize) {
+    let mut asked = bytes;
+    while fcntl_setpipe_size(pipe, asked).is_err() && asked > 65_536 {
+        asked /= 2;
+    }
 }
 
 /// A pipe for our own use: both ends, non-blocking.
 pub fn scratch(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     let pair = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let _ = fcntl_setpipe_size(&pair.0, bytes);
+    grow(&pair.0, bytes);
     Ok(pair)
 }
 

@@ -258,6 +258,7 @@ fn classes_of_single_keys() {
         ("start.timeout = \"5s\"", Class::Live),
         ("ready = \"notify\"", Class::Live),
         ("log.on_full = \"drop\"", Class::Live),
+        ("log.sink = \"journal\"", Class::Live),
         ("health.tcp = \"localhost:1\"", Class::Live),
         ("after.db = \"ready\"", Class::Live),
         ("workers = 2", Class::Scale),

@@ -7,7 +7,7 @@ use leasehold::{
         Config,
         spec::{
             AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec,
-            ReadySpec, RestartPolicy,
+            ReadySpec, RestartPolicy, Sink,
         },
     },
     id::{FleetName, Revision},
@@ -26,7 +26,7 @@ fn base(command: &str, workers: u32) -> FleetSpec {
     spec.workers = workers;
     spec.process.program = format!("/bin/{command}");
     spec.process.argv = vec![command.to_owned()];
-    spec.log.file = false;
+    spec.log.sink = Sink::None;
     spec.stop.timeout = Span::secs(10);
     spec.stop.extend_max = Span::secs(30);
     spec.start.timeout = Span::secs(20);
