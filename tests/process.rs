@@ -16,6 +16,8 @@ mod health;
 mod holds;
 #[path = "process/logs.rs"]
 mod logs;
+#[path = "process/onlookers.rs"]
+mod onlookers;
 #[path = "process/places.rs"]
 mod places;
 #[path = "process/reload.rs"]
@@ -26,5 +28,7 @@ mod spawn;
 mod stop;
 #[path = "process/survival.rs"]
 mod survival;
+#[path = "process/terminal.rs"]
+mod terminal;
 #[path = "process/traffic.rs"]
 mod traffic;

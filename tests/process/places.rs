@@ -2,14 +2,22 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    net::TcpStream,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixStream,
+    },
     process::Command,
 };
 
 use rustix::process::Signal;
 
-use crate::rig::{
-    Mode, Rig, all_pids, identities, is_root, parent_of, send, skip, state_of, until, until_true,
+use crate::{
+    rig::{
+        Mode, Rig, all_pids, free_port, identities, is_root, parent_of, pause, send, skip,
+        state_of, until, until_true,
+    },
+    survival::whole_log,
 };
 
 const FAMILY: &str = r#"
@@ -321,4 +329,129 @@ fn too_few_descriptors_are_refused_with_the_arithmetic() {
         status.supervisor() != supervisor && status.settled()
     });
     rig.drain(8_000);
+}
+
+/// The limit that `check` asks for is enough for the worst that can be: every worker has its streams, every door its clients, the
+/// supervisor dies, and so does a worker. With one less it is refused.
+#[test]
+fn the_limit_on_descriptors_that_is_accepted_suffices() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if let Some(rig) = Rig::new(mode) {
+            with_as_few_descriptors_as_accepted(rig);
+        }
+    }
+}
+
+fn with_as_few_descriptors_as_accepted(mut rig: Rig) {
+    let (http, port) = (free_port(), free_port());
+    let line = "x".repeat(400);
+    rig.configure(&format!(
+        r#"
+        [http]
+        listen = ["127.0.0.1:{http}"]
+        [fleet.web]
+        command = ["/bin/sh", "-c", "n=0; while n=$((n+1)); do echo $n {line}; echo $n {line} >&2; sleep 0.2; done"]
+        workers = 30
+        log = {{ stderr = "separate", rotate_size = "4KiB", max_size = "256KiB" }}
+        socket.main.listen = "127.0.0.1:{port}"
+        [fleet.quiet]
+        command = ["/bin/sleep", "1000"]
+        workers = 20
+        rollout.max_surge = 2
+    "#
+    ));
+    let config = rig.path("leasehold.toml").display().to_string();
+    let check = |limit: u64| {
+        let words = format!("ulimit -n {limit} && exec \"$0\" check \"$1\"");
+        let output = Command::new("sh")
+            .args(["-c", &words, env!("CARGO_BIN_EXE_leasehold"), &config])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = check(300);
+    assert_eq!(code, Some(78), "{text}");
+    let (before, _) = text.split_once(" open descriptors may be needed").unwrap();
+    let least: u64 = before.rsplit(' ').next().unwrap().parse().unwrap();
+    let (code, text) = check(least - 1);
+    assert_eq!(code, Some(78), "{text}");
+    assert!(
+        text.contains(&format!("hard limit is {}", least - 1)),
+        "{text}"
+    );
+    let (code, text) = check(least);
+    assert_eq!(code, Some(0), "{text}");
+    let words = format!("ulimit -n {least} && exec \"$@\"");
+    rig.wrapper = ["sh", "-c", &words, "sh"].map(str::to_owned).to_vec();
+    rig.start();
+    let before = rig.settle(10_000);
+    // As many clients as either door lets in, who stay for as long as they are let.
+    let (mut remote, mut local) = (Vec::new(), Vec::new());
+    for _ in 0..256 {
+        remote.push(TcpStream::connect(("127.0.0.1", http)).unwrap());
+        local.push(UnixStream::connect(rig.path("run/control.sock")).unwrap());
+    }
+    // The number of the last line of each stream, in files that are cut every two seconds.
+    let last = |path: &str| -> u64 {
+        let text = fs::read_to_string(rig.path("log/web").join(path)).unwrap_or_default();
+        let line = text.lines().next_back().unwrap_or_default();
+        line.split(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
+    };
+    let more_lines = |when: &str| {
+        let streams = (0..30).flat_map(|n| [format!("{n}.log"), format!("{n}.stderr.log")]);
+        let before: Vec<(String, u64)> = streams.map(|path| (path.clone(), last(&path))).collect();
+        for (path, before) in before {
+            until_true(&format!("more lines in {path} {when}"), 5_000, || {
+                last(&path) > before
+            });
+        }
+    };
+    let supervisor = before.supervisor();
+    let fds = || {
+        fs::read_dir(format!("/proc/{supervisor}/fd"))
+            .unwrap()
+            .count() as u64
+    };
+    until("it has no more of them", 5_000, || {
+        let count = fds();
+        if count >= least {
+            Ok(())
+        } else {
+            Err(count.to_string())
+        }
+    });
+    // Longer than it takes to fill a file.
+    pause(3_000);
+    drop((remote, local));
+    more_lines("after many clients");
+    send(supervisor, Signal::KILL);
+    let after = rig.wait("another supervisor", 4_000, |status| {
+        status.supervisor() != supervisor && status.settled()
+    });
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    more_lines("from the next supervisor");
+    send(after.worker("web/7").unwrap().pid, Signal::KILL);
+    rig.wait("the dead one is back", 4_000, |status| {
+        let worker = status.worker("web/7").unwrap();
+        worker.generation == 2 && worker.ready
+    });
+    more_lines("after a crash");
+    rig.drain(8_000);
+    for n in (0..30).filter(|n| *n != 7) {
+        for stream in [format!("web/{n}"), format!("web/{n}.stderr")] {
+            let text = whole_log(&rig, &stream);
+            for (at, written) in text.lines().enumerate() {
+                assert!(
+                    written == format!("{} {line}", at + 1),
+                    "{stream}: line {} is {:.20}",
+                    at + 1,
+                    written
+                );
+            }
+        }
+    }
 }
