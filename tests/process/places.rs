@@ -7,6 +7,7 @@ use std::{
         fs::{PermissionsExt, chown},
         net::UnixStream,
     },
+    path::PathBuf,
     process::Command,
 };
 
@@ -17,7 +18,7 @@ use crate::{
         Mode, Rig, all_pids, free_port, identities, is_root, parent_of, pause, send, skip,
         state_of, until, until_true,
     },
-    survival::whole_log,
+    survival::{check_lines, whole_log},
 };
 
 const FAMILY: &str = r#"
@@ -454,4 +455,114 @@ fn with_as_few_descriptors_as_accepted(mut rig: Rig) {
             }
         }
     }
+}
+
+/// A second look at a directory, through which nothing can be written; what was opened before stays as it was.
+struct ReadOnly {
+    path: PathBuf,
+}
+
+impl ReadOnly {
+    fn over(path: PathBuf) -> Option<Self> {
+        let mount = |options: &str| {
+            let mut command = Command::new("mount");
+            command.args(["-o", options]).arg(&path).arg(&path);
+            command.status().is_ok_and(|status| status.success())
+        };
+        if !is_root() || !mount("bind") {
+            skip("nothing can be mounted here");
+            return None;
+        }
+        let only = Self { path: path.clone() };
+        assert!(mount("remount,bind,ro"));
+        let refused = fs::write(path.join("probe"), "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        Some(only)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_run_directory_that_becomes_read_only_is_lived_with() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if let Some(rig) = Rig::new(mode) {
+            with_a_run_directory_that_becomes_read_only(rig);
+        }
+    }
+}
+
+/// The sockets in it are the keeper's, and open. Nothing else is needed there until the next start, which says what is wrong.
+fn with_a_run_directory_that_becomes_read_only(mut rig: Rig) {
+    let http = free_port();
+    let talk = r#"
+        [fleet.talk]
+        command = [{worker}, "lines", "5", "0.05"]
+        workers = 2
+        [fleet.web]
+        command = [{worker}, "ready"]
+        ready = "notify"
+        workers = 2
+    "#;
+    rig.configure(&format!("[http]\nlisten = [\"127.0.0.1:{http}\"]\n{talk}"));
+    let before = rig.start_settled();
+    until_true("they talk", 5_000, || {
+        rig.log("talk/0").exists() && rig.log("talk/1").exists()
+    });
+    let Some(read_only) = ReadOnly::over(rig.path("run")) else {
+        return;
+    };
+    send(before.supervisor(), Signal::KILL);
+    let after = rig.wait("another supervisor", 3_000, |status| {
+        status.supervisor() != before.supervisor() && status.settled()
+    });
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    // Readiness still comes through that directory, and so do commands.
+    send(after.worker("web/0").unwrap().pid, Signal::KILL);
+    rig.wait("the dead one is back", 4_000, |status| {
+        let worker = status.worker("web/0").unwrap();
+        worker.generation == 2 && worker.ready
+    });
+    rig.ok(&["restart", "web/1", "--timeout", "5s"]);
+    rig.ok(&["stop", "web"]);
+    let length = fs::metadata(rig.log("talk/0")).unwrap().len();
+    until_true("lines are written", 3_000, || {
+        fs::metadata(rig.log("talk/0")).unwrap().len() > length
+    });
+    // What needs it is refused, with the reason, and changes nothing.
+    rig.configure(&format!(
+        "[http]\nlisten = [\"127.0.0.1:{http}\"]\n{talk}\nsocket.new.listen = \"{{dir}}/run/new.sock\"\n"
+    ));
+    let said = rig.cli(&["reload"]);
+    assert!(
+        said.code != 0 && said.err.contains("run/new.sock") && said.err.contains("Read-only"),
+        "{said:?}"
+    );
+    assert_eq!(
+        identities(&after.of("talk")),
+        identities(&rig.status().of("talk"))
+    );
+    let stderr = rig.stderr();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    rig.drain(5_000);
+    for n in 0..2 {
+        check_lines(&rig, &format!("talk/{n}"), 1);
+    }
+    let again = rig.run_command().output().unwrap();
+    let text = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        matches!(again.status.code(), Some(1 | 8)) && text.contains("Read-only"),
+        "{again:?}"
+    );
+    assert_eq!(text.trim().lines().count(), 1, "{text}");
+    // Writable again: what the last run could not take away is in nobody's way.
+    drop(read_only);
+    assert!(rig.path("run/control.sock").exists());
+    rig.configure(talk);
+    rig.start_settled();
+    rig.drain(5_000);
 }
