@@ -134,7 +134,9 @@ fn a_terminal_that_stops_background_writers_stops_nobody(mut rig: Rig) {
     // What the keeper says itself, and the first words of the next supervisor.
     nobody_stopped(supervisor);
     send(supervisor, Signal::KILL);
-    terminal.shows_anew("starting it again");
+    until_true("the keeper says so", 2_000, || {
+        terminal.shown().contains("starting it again")
+    });
     let after = rig.wait("another supervisor", 3_000, |s| {
         s.supervisor() != supervisor
     });
