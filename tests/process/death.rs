@@ -166,6 +166,8 @@ fn a_second_daemon_on_anothers_state_or_logs_is_refused(mut rig: Rig) {
         rig.log("web/0").exists() && rig.log("web/1").exists()
     });
     let mut second = Rig::new(rig.mode).unwrap();
+    // Should it not be refused, it does not run for ever.
+    second.wrapper = ["timeout", "20"].map(str::to_owned).to_vec();
     second
         .configure("[fleet.web]\ncommand = [{worker}, \"lines\", \"5\", \"0.02\"]\nworkers = 2\n");
     for (flag, what) in [("--state-dir", "state"), ("--log-dir", "log")] {
@@ -198,6 +200,7 @@ fn a_second_daemon_on_anothers_state_or_logs_is_refused(mut rig: Rig) {
     rig.drain(5_000);
     check_lines(&rig, "web/0", 1);
     // What the first has left, the second may have.
+    second.wrapper.clear();
     second.spawn_as(sharing(&second, "--state-dir", &rig.path("state")));
     second.settle(10_000);
     second.drain(5_000);

@@ -552,6 +552,7 @@ fn with_a_run_directory_that_becomes_read_only(mut rig: Rig) {
     for n in 0..2 {
         check_lines(&rig, &format!("talk/{n}"), 1);
     }
+    rig.wrapper = ["timeout", "20"].map(str::to_owned).to_vec();
     let again = rig.run_command().output().unwrap();
     let text = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(
@@ -561,6 +562,7 @@ fn with_a_run_directory_that_becomes_read_only(mut rig: Rig) {
     assert_eq!(text.trim().lines().count(), 1, "{text}");
     // Writable again: what the last run could not take away is in nobody's way.
     drop(read_only);
+    rig.wrapper.clear();
     assert!(rig.path("run/control.sock").exists());
     rig.configure(talk);
     rig.start_settled();
