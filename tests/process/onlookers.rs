@@ -180,8 +180,8 @@ fn followers_without_number_stop_nothing() {
         let status = rig.status();
         status.of("web").iter().map(|w| w.generation).sum::<u64>()
     };
-    // Four events each: as much of the past as is remembered, which every follower asks for.
-    until_true("there is a past", 20_000, || generations() > 1_100);
+    // Four events each: more than a socket holds, and every follower asks for all of it.
+    until_true("there is a past", 30_000, || generations() > 400);
     let (fds, rss) = (fds_of(supervisor), rss_kib(supervisor));
     // Half of all followers, who never read, on the control socket: its buffer is small, so that they block their writers.
     let mut deaf = Vec::new();
@@ -213,14 +213,14 @@ fn followers_without_number_stop_nothing() {
     });
     let begun = generations();
     let mut seen = 0;
-    while seen < 2 << 20 {
+    while seen < 600 << 10 {
         let length = reader.read(&mut buffer).unwrap();
         assert!(length > 0, "the stream ended after {seen} bytes");
         seen += length;
         let (code, text) = rig.request("GET", "/livez", "").unwrap();
         assert_eq!(code, 200, "{text}");
     }
-    assert!(generations() > begun + 500, "they go on crashing");
+    assert!(generations() > begun + 50, "they go on crashing");
     let now = rig.status();
     assert_eq!(now.supervisor(), supervisor);
     assert_eq!(identities(&before.of("fine")), identities(&now.of("fine")));
