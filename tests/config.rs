@@ -4,6 +4,8 @@
 //! `UPDATE_GOLDEN=1 cargo test --test config` writes the expected files anew: read the difference before you commit it.
 //! A configuration whose first line is `# as root` is read as root reads it.
 
+#[path = "config/example.rs"]
+mod example;
 #[path = "config/fake.rs"]
 mod fake;
 #[path = "config/laws.rs"]

@@ -20,6 +20,8 @@ mod holds;
 mod journal;
 #[path = "process/logs.rs"]
 mod logs;
+#[path = "process/onlookers.rs"]
+mod onlookers;
 #[path = "process/places.rs"]
 mod places;
 #[path = "process/reload.rs"]
@@ -30,5 +32,7 @@ mod spawn;
 mod stop;
 #[path = "process/survival.rs"]
 mod survival;
+#[path = "process/terminal.rs"]
+mod terminal;
 #[path = "process/traffic.rs"]
 mod traffic;

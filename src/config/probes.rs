@@ -12,6 +12,13 @@ use crate::{
     time::Span,
 };
 
+/// What a probe is for.
+#[derive(Clone, Copy)]
+enum Asks {
+    Ready,
+    Health,
+}
+
 const KINDS: [&str; 3] = ["tcp", "http", "exec"];
 
 pub(super) fn ready(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> ReadySpec {
@@ -21,7 +28,7 @@ pub(super) fn ready(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) 
     let text = match &value.kind {
         Kind::Table(_) => {
             let table = section.tables("ready");
-            let probe = probe(&table, programs, Span::millis(500));
+            let probe = probe(&table, programs, Asks::Ready);
             table.finish();
             if probe.is_none() {
                 no_kind(&table, "ready", section);
@@ -66,14 +73,14 @@ pub(super) fn health(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>)
     }
     let spec = HealthSpec {
         watchdog: table.span("watchdog"),
-        probe: probe(&table, programs, Span::secs(5)),
+        probe: probe(&table, programs, Asks::Health),
         restarts_per_minute: table
             .integer("restarts_per_minute", 0, 100_000)
             .unwrap_or(6) as u32,
     };
     table.finish();
     // What is only inherited may be there for other fleets, which do say how.
-    let mut details = ["interval", "timeout", "fail", "pass"].into_iter();
+    let mut details = ["interval", "timeout", "fail"].into_iter();
     if spec.probe.is_none() && details.any(|key| table.origin(key) == Some(Origin::Own)) {
         no_kind(&table, "health", section);
     }
@@ -90,18 +97,24 @@ fn no_kind(table: &Section<'_, '_>, key: &str, outer: &Section<'_, '_>) {
     outer.fault("E143", key, message, help);
 }
 
-/// `{ tcp | http | exec = …, interval, timeout, fail, pass }`; none if none of the three is there and right.
+/// `{ tcp | http | exec = …, interval, timeout, fail or pass }`; none if none of the three is there and right.
 fn probe(
     table: &Section<'_, '_>,
     programs: &Programs<'_, '_, '_>,
-    interval: Span,
+    asks: Asks,
 ) -> Option<ProbeSpec> {
     let timeout = table.span("timeout").unwrap_or(Span::secs(2));
-    let interval = table.span("interval").unwrap_or(interval);
-    let (fail, pass) = (
-        table.integer("fail", 1, 1_000).unwrap_or(3) as u32,
-        table.integer("pass", 1, 1_000).unwrap_or(1) as u32,
-    );
+    let usual = match asks {
+        Asks::Ready => Span::millis(500),
+        Asks::Health => Span::secs(5),
+    };
+    let interval = table.span("interval").unwrap_or(usual);
+    let times = |key| table.integer(key, 1, 1_000).map(|times| times as u32);
+    // A worker that is not ready yet cannot fail; one that is has nothing to pass.
+    let (fail, pass) = match asks {
+        Asks::Ready => (None, times("pass")),
+        Asks::Health => (times("fail"), None),
+    };
     let tcp = table.parsed("tcp", &forms::PROBE_ADDRESS);
     let http = table.parsed("http", &forms::PROBE_URL);
     let http_texts = http.iter().flat_map(|(address, path)| [address, path]);
@@ -129,8 +142,8 @@ fn probe(
         kind,
         interval: interval.max(Span::millis(10)),
         timeout,
-        fail,
-        pass,
+        fail: fail.unwrap_or(3),
+        pass: pass.unwrap_or(1),
     })
 }
 

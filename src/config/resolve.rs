@@ -17,8 +17,8 @@ use crate::{
     id::{FleetName, Revision},
 };
 
-/// Descriptors that the daemon needs whatever the fleets are.
-const FDS_BASE: u64 = 256;
+/// Descriptors that the daemon needs whatever the fleets are: 256 connections at each of the two doors of its HTTP server, and its own.
+const FDS_BASE: u64 = 640;
 
 /// Reads, checks and resolves a configuration; all faults at once, or none.
 pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
@@ -430,7 +430,7 @@ impl Need {
         FDS_BASE + 2 * (self.workers + self.surge) + 2 * self.separate + self.sockets
     }
 
-    /// `256 + 2 x 3001 workers + 4 sockets`.
+    /// `640 + 2 x 3001 workers + 4 sockets`.
     fn sum(self) -> String {
         let mut sum = format!("{FDS_BASE} + 2 x {}", count(self.workers, "worker"));
         if self.surge > 0 {

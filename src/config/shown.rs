@@ -210,8 +210,10 @@ impl Shown {
         }
         self.put(&key("interval"), interval);
         self.put(&key("timeout"), timeout);
-        self.put(&key("fail"), fail);
-        self.put(&key("pass"), pass);
+        match table {
+            "ready" => self.put(&key("pass"), pass),
+            _ => self.put(&key("fail"), fail),
+        }
     }
 
     fn health(&mut self, health: &HealthSpec) {

@@ -77,10 +77,11 @@ fn kind_of(what: &crate::engine::effect::What) -> String {
 }
 
 impl Events for Journal {
-    fn after(&self, number: u64) -> Vec<EventRow> {
+    fn after(&self, number: u64, limit: usize) -> Vec<EventRow> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.iter()
             .filter(|row| row.number > number)
+            .take(limit)
             .cloned()
             .collect()
     }

@@ -84,7 +84,7 @@ pub struct EventRow {
 /// What has happened lately; handed in by the driver.
 pub trait Events: Send + Sync {
     /// Rows with a higher number, oldest first.
-    fn after(&self, number: u64) -> Vec<EventRow>;
+    fn after(&self, number: u64, limit: usize) -> Vec<EventRow>;
     /// The newest number, watched.
     fn watch(&self) -> watch::Receiver<u64>;
     /// Which supervisor this is; numbers of another one mean nothing here.

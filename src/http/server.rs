@@ -38,6 +38,10 @@ const BODY_MAX: usize = 64 * 1024;
 const CONNECTIONS_MAX: usize = 256;
 /// Event followers at once: they stay for as long as they like.
 const FOLLOWERS_MAX: usize = 64;
+/// Events are handed to a follower so many at a time: one who reads slowly must not have the whole past copied for it.
+const BATCH_MAX: usize = 64;
+/// A follower that takes nothing for this long gives its place to another.
+const DEAF_AFTER: Duration = Duration::from_secs(60);
 /// A client must have sent its request by then.
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// `?after=N` is answered by then even if nothing happened.
@@ -230,7 +234,7 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
     match route {
         Route::Live { verbose } => live(hall, verbose).await,
         Route::Events { follow: true } => follow(hall, last_event.as_deref()),
-        Route::Events { follow: false } => json(200, &hall.surface.events.after(0)),
+        Route::Events { follow: false } => json(200, &hall.surface.events.after(0, usize::MAX)),
         Route::Command(command) => command_answer(hall, command).await,
         Route::Config => match asked_in_time(hall.surface.engine.config()).await {
             Ok(config) => json(200, &view::config(&config)),
@@ -387,7 +391,11 @@ async fn wait_for_event(hall: &Hall, after: Option<u64>) {
 fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
     let Ok(seat) = Arc::clone(&hall.followers).try_acquire_owned() else {
         let why = format!("{FOLLOWERS_MAX} clients follow events already");
-        return refuse(&Refusal { status: 503, why });
+        let mut refusal = refuse(&Refusal { status: 503, why });
+        // Those who come in crowds must not keep the door from a balancer.
+        let close = header::HeaderValue::from_static("close");
+        refusal.headers_mut().insert(header::CONNECTION, close);
+        return refusal;
     };
     let events = Arc::clone(&hall.surface.events);
     let seen = last
@@ -403,7 +411,7 @@ fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
     tokio::spawn(async move {
         let mut newest = events.watch();
         loop {
-            let batch = events.after(seen);
+            let batch = events.after(seen, BATCH_MAX);
             if let Some(row) = batch.last() {
                 seen = row.number;
                 if rows.send(batch).await.is_err() {
@@ -420,7 +428,8 @@ fn follow(hall: &Hall, last: Option<&str>) -> Response<Body> {
         // A comment opens the stream, so that a client knows that it is connected before anything happens.
         let mut text = ": following\n\n".to_owned();
         loop {
-            if sender.send(Frame::data(Bytes::from(text))).await.is_err() {
+            let sent = sender.send(Frame::data(Bytes::from(text)));
+            if !matches!(tokio::time::timeout(DEAF_AFTER, sent).await, Ok(Ok(()))) {
                 return;
             }
             let next = tokio::time::timeout(Duration::from_secs(15), feed.recv()).await;

@@ -97,18 +97,30 @@ impl LogFile {
         Ok(written)
     }
 
-    /// Moves it and its predecessors one number up, drops those past `keep`, and begins a new one.
+    /// Moves it and its predecessors one number up, drops those past `keep`, and begins a new one. If that cannot be had, it keeps its
+    /// name; a number that is free then is where the next attempt stops moving.
     pub fn rotate(&mut self, keep: u64) -> io::Result<()> {
+        let keep = keep.max(1);
         let numbered = |n: u64| PathBuf::from(format!("{}.{n}", self.path.display()));
-        let _ = fs::remove_file(numbered(keep.max(1)));
-        for n in (1..keep).rev() {
-            match fs::rename(numbered(n), numbered(n + 1)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                Ok(()) | Err(_) => {}
+        let free = (1..keep).find(|n| !numbered(*n).exists()).unwrap_or(keep);
+        for n in (1..free).rev() {
+            fs::rename(numbered(n), numbered(n + 1))?;
+        }
+        let moved = match fs::rename(&self.path, numbered(1)) {
+            // Somebody else took it away: what it holds is gone, and a new one is begun.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+            Ok(()) => true,
+        };
+        match Self::open(&self.path) {
+            Ok(fresh) => *self = fresh,
+            Err(error) => {
+                if moved {
+                    let _ = fs::rename(numbered(1), &self.path);
+                }
+                return Err(error);
             }
         }
-        fs::rename(&self.path, numbered(1))?;
-        *self = Self::open(&self.path)?;
         Ok(())
     }
 }

@@ -339,7 +339,6 @@ fn differences_read_as_they_are_typed() {
         health.exec: nothing -> ["/bin/true"]
         health.fail: nothing -> 3
         health.interval: nothing -> 1m30s
-        health.pass: nothing -> 1
         health.restarts_per_minute: 0 -> 6
         health.timeout: nothing -> 2s
         hooks.pre_stop.on_error: nothing -> ignore
@@ -356,7 +355,6 @@ fn differences_read_as_they_are_typed() {
         log.stderr: merge -> separate
         port_range: nothing -> 18000-18003
         ready: notify -> nothing
-        ready.fail: nothing -> 3
         ready.http: nothing -> http://127.0.0.1:80/healthz
         ready.interval: nothing -> 500ms
         ready.pass: nothing -> 1

@@ -1,10 +1,16 @@
 //! The keeper is killed: nothing goes on without it, and the next one starts clean.
 
-use std::process::Stdio;
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use rustix::process::Signal;
 
-use crate::rig::{Mode, Rig, both_ways, identities, lives, send, until, until_true};
+use crate::{
+    rig::{Mode, Rig, both_ways, identities, lives, send, until, until_true},
+    survival::check_lines,
+};
 
 fn configure(rig: &Rig, bareness: u8) {
     rig.configure(&format!(
@@ -39,6 +45,7 @@ both_ways!(
     a_keeper_that_is_killed_and_started_at_once_starts_clean,
     what_both_leave_behind_is_ended_by_the_next_run,
     a_second_run_is_refused_and_told_by_whom,
+    a_second_daemon_on_anothers_state_or_logs_is_refused,
     a_frozen_keeper_goes_on_where_it_was
 );
 
@@ -130,6 +137,73 @@ fn a_second_run_is_refused_and_told_by_whom(mut rig: Rig) {
     assert_eq!(identities(&before.workers()), identities(&after.workers()));
     assert_eq!(before.supervisor(), after.supervisor());
     rig.drain(5_000);
+}
+
+/// How a rig's daemon is started, but with somebody else's directory.
+fn sharing(rig: &Rig, flag: &str, with: &Path) -> Command {
+    let own = rig.run_command();
+    let mut command = Command::new(own.get_program());
+    let mut theirs = false;
+    for word in own.get_args() {
+        command.arg(if theirs { with.as_os_str() } else { word });
+        theirs = word == flag;
+    }
+    for (variable, _) in own.get_envs() {
+        command.env_remove(variable);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// Run directories of their own do not make two daemons strangers: state and logs have one writer each, by whatever path.
+fn a_second_daemon_on_anothers_state_or_logs_is_refused(mut rig: Rig) {
+    rig.configure("[fleet.web]\ncommand = [{worker}, \"lines\", \"5\", \"0.02\"]\nworkers = 2\n");
+    let before = rig.start_settled();
+    until_true("they talk", 5_000, || {
+        rig.log("web/0").exists() && rig.log("web/1").exists()
+    });
+    let mut second = Rig::new(rig.mode).unwrap();
+    // Should it not be refused, it does not run for ever.
+    second.wrapper = ["timeout", "20"].map(str::to_owned).to_vec();
+    second
+        .configure("[fleet.web]\ncommand = [{worker}, \"lines\", \"5\", \"0.02\"]\nworkers = 2\n");
+    for (flag, what) in [("--state-dir", "state"), ("--log-dir", "log")] {
+        let link = second.path(&format!("to-{what}"));
+        std::os::unix::fs::symlink(rig.path(what), &link).unwrap();
+        for path in [rig.path(what), link] {
+            let output = sharing(&second, flag, &path)
+                .stderr(Stdio::piped())
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(9), "{text}");
+            for word in [
+                &path.join("lock").display().to_string(),
+                flag,
+                &format!("pid {} ", rig.keeper()),
+            ] {
+                assert!(text.contains(word), "{word} is not in {text}");
+            }
+            assert_eq!(text.lines().count(), 1, "{text}");
+            // It had not begun.
+            assert!(!second.path("run/run.json").exists());
+            assert!(second.cgroup().is_none_or(|path| !path.exists()));
+        }
+    }
+    let after = rig.status();
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    assert_eq!(before.supervisor(), after.supervisor());
+    rig.ok(&["restart", "web/1"]);
+    rig.drain(5_000);
+    check_lines(&rig, "web/0", 1);
+    // What the first has left, the second may have.
+    second.wrapper.clear();
+    second.spawn_as(sharing(&second, "--state-dir", &rig.path("state")));
+    second.settle(10_000);
+    second.drain(5_000);
 }
 
 /// Alive, but deaf: the kernel's instance lock still keeps a second one away; its thaw harms nobody.

@@ -1,16 +1,12 @@
 //! Output: whole lines, once, whatever happens to the disk and to those who carry it there.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{cell::Cell, fs, path::PathBuf};
 
 use rustix::process::Signal;
 
 use crate::{
-    rig::{Mode, Rig, both_ways, identities, is_root, pause, send, skip, until, until_true},
-    survival::whole_log,
+    rig::{Disk, Mode, Rig, both_ways, identities, lives, pause, send, until, until_true},
+    survival::{check_lines, supervisor_of, whole_log},
 };
 
 /// `flood`'s lines, each as it should be, from the first that is still there to the last; returns which is the first.
@@ -47,9 +43,12 @@ fn ends_with(rig: &Rig, worker: &str, line: &str) -> bool {
 both_ways!(
     rotation_cuts_at_line_ends_only,
     old_files_go_when_the_cap_is_reached,
+    a_rotation_takes_no_longer_for_files_that_may_come,
+    a_log_file_that_was_removed_is_begun_anew,
     lines_without_an_end_and_last_words_arrive,
     stderr_goes_where_it_is_told_to,
     usr1_opens_the_files_anew,
+    last_words_without_a_supervisor_arrive_once,
     a_full_disk_makes_a_worker_wait,
     a_full_disk_drops_and_counts_where_that_was_chosen,
     a_full_state_directory_refuses_commands
@@ -110,6 +109,48 @@ fn old_files_go_when_the_cap_is_reached(mut rig: Rig) {
     let text = whole_log(&rig, "web/0");
     assert!(text.len() <= (1 << 20) + 70_000, "{}", text.len());
     assert!(check_flood(&text, 60_000, 100) > 1);
+}
+
+/// A cap that leaves room for millions of old files: a rotation moves those that are there.
+fn a_rotation_takes_no_longer_for_files_that_may_come(mut rig: Rig) {
+    rig.configure(
+        r#"
+        [fleet.web]
+        command = [{worker}, "flood", "10000", "100"]
+        log = { rotate_size = "8KiB", max_size = "16GiB" }
+    "#,
+    );
+    rig.start();
+    until_true("everything is written", 10_000, || {
+        ends_with(&rig, "web/0", "00010000 ")
+    });
+    rig.drain(5_000);
+    assert_eq!(check_flood(&whole_log(&rig, "web/0"), 10_000, 100), 1);
+}
+
+/// What somebody else takes away is gone; what comes after it, and the old files, are kept as ever.
+fn a_log_file_that_was_removed_is_begun_anew(mut rig: Rig) {
+    rig.configure("[fleet.web]\ncommand = [\"/bin/sh\", \"-c\", \"n=0; while n=$((n+1)); do echo $n of these lines, of which a file holds some; sleep 0.002; done\"]\nlog = { rotate_size = \"4KiB\", max_size = \"256KiB\" }\n");
+    rig.start_settled();
+    let old = |n: u32| PathBuf::from(format!("{}.{n}", rig.log("web/0").display()));
+    until_true("there are old files", 15_000, || old(3).exists());
+    let first = fs::read_to_string(old(1)).unwrap();
+    fs::remove_file(rig.log("web/0")).unwrap();
+    until_true("two more are cut", 15_000, || {
+        let its = (1..9).find(|n| fs::read_to_string(old(*n)).is_ok_and(|text| text == first));
+        rig.log("web/0").exists() && its.is_some_and(|n| n >= 3)
+    });
+    rig.drain(5_000);
+    let numbers: Vec<u64> = whole_log(&rig, "web/0")
+        .lines()
+        .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    let gaps = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1);
+    let gaps: Vec<&[u64]> = gaps.collect();
+    assert!(
+        numbers[0] == 1 && gaps.len() <= 1,
+        "more is missing than that file had: {gaps:?}"
+    );
 }
 
 /// In pieces slower than a second; the end of the worker is the end of its last line.
@@ -174,6 +215,66 @@ fn usr1_opens_the_files_anew(mut rig: Rig) {
     let text = fs::read_to_string(moved).unwrap() + &fs::read_to_string(rig.log("web/0")).unwrap();
     let numbers: Vec<usize> = text.lines().map(|n| n.parse().unwrap()).collect();
     assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+}
+
+/// The keeper drains alone, between two starts of a supervisor that keeps dying. What workers say at the end waits in their pipes for
+/// the one supervisor that is started to write it down.
+fn last_words_without_a_supervisor_arrive_once(mut rig: Rig) {
+    rig.configure(
+        r#"
+        [fleet.bye]
+        command = [{worker}, "farewell", "500"]
+        ready = "notify"
+        workers = 3
+        log.stderr = "separate"
+        [fleet.talk]
+        command = [{worker}, "lines", "5", "0.05"]
+        workers = 3
+    "#,
+    );
+    let before = rig.start_settled();
+    until_true("they talk", 5_000, || {
+        (0..3).all(|n| rig.log(&format!("talk/{n}")).exists())
+    });
+    let keeper = rig.keeper();
+    let last = Cell::new(0);
+    let next = || supervisor_of(keeper).filter(|pid| *pid != last.get());
+    let kill_next = || {
+        let supervisor = until("a next supervisor", 8_000, || {
+            next().ok_or_else(String::new)
+        });
+        send(supervisor, Signal::KILL);
+        last.set(supervisor);
+    };
+    // After the eighth death in ten seconds its keeper waits two seconds before it starts another.
+    for _ in 0..8 {
+        kill_next();
+    }
+    rig.signal(Signal::TERM);
+    let workers = before.workers();
+    until("all workers are gone", 8_000, || {
+        let mut left = workers.clone();
+        left.retain(|worker| lives(worker.pid));
+        if left.is_empty() {
+            return Ok(());
+        }
+        // A slow machine took longer than that: this one goes, too.
+        if next().is_some() {
+            kill_next();
+        }
+        Err(format!("{left:?}"))
+    });
+    assert!(!rig.log("bye/0").exists(), "nobody was there to write it");
+    let status = rig.ended(12_000);
+    assert_eq!(status.code(), Some(0), "{status}: {}", rig.stderr());
+    rig.assert_nothing_left();
+    let lines = |word: &str| -> String { (1..=500).map(|n| format!("{word} {n}\n")).collect() };
+    for n in 0..3 {
+        let read = |name: &str| fs::read_to_string(rig.path("log/bye").join(name)).unwrap();
+        assert_eq!(read(&format!("{n}.log")), lines("farewell") + "gone");
+        assert_eq!(read(&format!("{n}.stderr.log")), lines("alas"));
+        check_lines(&rig, &format!("talk/{n}"), 1);
+    }
 }
 
 /// The worker waits in its write; when there is room again, not a byte is missing.
@@ -294,60 +395,5 @@ fn a_directory_that_cannot_be_written_is_named() {
             "{text}"
         );
         assert_eq!(text.trim().lines().count(), 1, "{text}");
-    }
-}
-
-/// A small file system of memory.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn mount(path: &Path, size: &str) -> Option<Self> {
-        fs::create_dir_all(path).unwrap();
-        let options = format!("size={size},mode=0755");
-        let done = is_root()
-            && Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-                .arg(path)
-                .status()
-                .is_ok_and(|status| status.success());
-        if !done {
-            skip("no tmpfs can be mounted here");
-            return None;
-        }
-        Some(Self {
-            path: path.to_owned(),
-        })
-    }
-
-    fn remount(&self, options: &str) {
-        let status = Command::new("mount")
-            .args(["-o", &format!("remount,{options}")])
-            .arg(&self.path)
-            .status();
-        assert!(status.unwrap().success());
-    }
-
-    fn grow(&self, size: &str) {
-        self.remount(&format!("size={size}"));
-    }
-
-    fn make_read_only(&self) {
-        self.remount("ro");
-    }
-
-    fn fill(&self) {
-        let _ = fs::write(self.path.join("ballast"), vec![0; 1 << 20]);
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.path.join("ballast")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }

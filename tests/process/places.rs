@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    net::TcpStream,
     os::unix::{
         fs::{PermissionsExt, chown},
-        net::UnixDatagram,
+        net::{UnixDatagram, UnixStream},
     },
     path::PathBuf,
     process::Command,
@@ -12,9 +13,12 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::rig::{
-    Mode, Rig, all_pids, cgroup_mount, identities, is_root, parent_of, send, skip, state_of, until,
-    until_true,
+use crate::{
+    rig::{
+        Mode, Rig, all_pids, cgroup_mount, free_port, identities, is_root, parent_of, pause, send,
+        skip, state_of, until, until_true,
+    },
+    survival::{check_lines, whole_log},
 };
 
 const FAMILY: &str = r#"
@@ -343,7 +347,7 @@ fn too_few_descriptors_are_refused_with_the_arithmetic() {
     let check = limited(&["check", &config]);
     let text = String::from_utf8_lossy(&check.stderr).into_owned();
     assert_eq!(check.status.code(), Some(78), "{text}");
-    for word in ["200 workers", "656", "hard limit is 300"] {
+    for word in ["200 workers", "1040", "hard limit is 300"] {
         assert!(text.contains(word), "{word}: {text}");
     }
     rig.wrapper = ["sh", "-c", "ulimit -n 300 && exec \"$@\"", "sh"]
@@ -361,7 +365,7 @@ fn too_few_descriptors_are_refused_with_the_arithmetic() {
     rig.wrapper = [
         "sh",
         "-c",
-        "ulimit -Sn 64 && ulimit -Hn 456 && exec \"$@\"",
+        "ulimit -Sn 64 && ulimit -Hn 840 && exec \"$@\"",
         "sh",
     ]
     .map(str::to_owned)
@@ -376,4 +380,241 @@ fn too_few_descriptors_are_refused_with_the_arithmetic() {
         status.supervisor() != supervisor && status.settled()
     });
     rig.drain(8_000);
+}
+
+/// The limit that `check` asks for is enough for the worst that can be: every worker has its streams, every door its clients, the
+/// supervisor dies, and so does a worker. With one less it is refused.
+#[test]
+fn the_limit_on_descriptors_that_is_accepted_suffices() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if let Some(rig) = Rig::new(mode) {
+            with_as_few_descriptors_as_accepted(rig);
+        }
+    }
+}
+
+fn with_as_few_descriptors_as_accepted(mut rig: Rig) {
+    let (http, port) = (free_port(), free_port());
+    let line = "x".repeat(400);
+    rig.configure(&format!(
+        r#"
+        [http]
+        listen = ["127.0.0.1:{http}"]
+        [fleet.web]
+        command = ["/bin/sh", "-c", "n=0; while n=$((n+1)); do echo $n {line}; echo $n {line} >&2; sleep 0.2; done"]
+        workers = 30
+        log = {{ stderr = "separate", rotate_size = "4KiB", max_size = "256KiB" }}
+        socket.main.listen = "127.0.0.1:{port}"
+        [fleet.quiet]
+        command = ["/bin/sleep", "1000"]
+        workers = 20
+        rollout.max_surge = 2
+    "#
+    ));
+    let config = rig.path("leasehold.toml").display().to_string();
+    let check = |limit: u64| {
+        let words = format!("ulimit -n {limit} && exec \"$0\" check \"$1\"");
+        let output = Command::new("sh")
+            .args(["-c", &words, env!("CARGO_BIN_EXE_leasehold"), &config])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = check(300);
+    assert_eq!(code, Some(78), "{text}");
+    let (before, _) = text.split_once(" open descriptors may be needed").unwrap();
+    let least: u64 = before.rsplit(' ').next().unwrap().parse().unwrap();
+    let (code, text) = check(least - 1);
+    assert_eq!(code, Some(78), "{text}");
+    assert!(
+        text.contains(&format!("hard limit is {}", least - 1)),
+        "{text}"
+    );
+    let (code, text) = check(least);
+    assert_eq!(code, Some(0), "{text}");
+    let words = format!("ulimit -n {least} && exec \"$@\"");
+    rig.wrapper = ["sh", "-c", &words, "sh"].map(str::to_owned).to_vec();
+    rig.start();
+    let before = rig.settle(10_000);
+    // As many clients as either door lets in, who stay for as long as they are let.
+    let (mut remote, mut local) = (Vec::new(), Vec::new());
+    for _ in 0..256 {
+        remote.push(TcpStream::connect(("127.0.0.1", http)).unwrap());
+        local.push(UnixStream::connect(rig.path("run/control.sock")).unwrap());
+    }
+    // The number of the last line of each stream, in files that are cut every two seconds.
+    let last = |path: &str| -> u64 {
+        let text = fs::read_to_string(rig.path("log/web").join(path)).unwrap_or_default();
+        let line = text.lines().next_back().unwrap_or_default();
+        line.split(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
+    };
+    let more_lines = |when: &str| {
+        let streams = (0..30).flat_map(|n| [format!("{n}.log"), format!("{n}.stderr.log")]);
+        let before: Vec<(String, u64)> = streams.map(|path| (path.clone(), last(&path))).collect();
+        for (path, before) in before {
+            until_true(&format!("more lines in {path} {when}"), 5_000, || {
+                last(&path) > before
+            });
+        }
+    };
+    let supervisor = before.supervisor();
+    let fds = || {
+        fs::read_dir(format!("/proc/{supervisor}/fd"))
+            .unwrap()
+            .count() as u64
+    };
+    until("it has no more of them", 5_000, || {
+        let count = fds();
+        if count >= least {
+            Ok(())
+        } else {
+            Err(count.to_string())
+        }
+    });
+    // Longer than it takes to fill a file.
+    pause(3_000);
+    drop((remote, local));
+    more_lines("after many clients");
+    send(supervisor, Signal::KILL);
+    let after = rig.wait("another supervisor", 4_000, |status| {
+        status.supervisor() != supervisor && status.settled()
+    });
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    more_lines("from the next supervisor");
+    send(after.worker("web/7").unwrap().pid, Signal::KILL);
+    rig.wait("the dead one is back", 4_000, |status| {
+        let worker = status.worker("web/7").unwrap();
+        worker.generation == 2 && worker.ready
+    });
+    more_lines("after a crash");
+    rig.drain(8_000);
+    for n in (0..30).filter(|n| *n != 7) {
+        for stream in [format!("web/{n}"), format!("web/{n}.stderr")] {
+            let text = whole_log(&rig, &stream);
+            for (at, written) in text.lines().enumerate() {
+                assert!(
+                    written == format!("{} {line}", at + 1),
+                    "{stream}: line {} is {:.20}",
+                    at + 1,
+                    written
+                );
+            }
+        }
+    }
+}
+
+/// A second look at a directory, through which nothing can be written; what was opened before stays as it was.
+struct ReadOnly {
+    path: PathBuf,
+}
+
+impl ReadOnly {
+    fn over(path: PathBuf) -> Option<Self> {
+        let mount = |options: &str| {
+            let mut command = Command::new("mount");
+            command.args(["-o", options]).arg(&path).arg(&path);
+            command.status().is_ok_and(|status| status.success())
+        };
+        if !is_root() || !mount("bind") {
+            skip("nothing can be mounted here");
+            return None;
+        }
+        let only = Self { path: path.clone() };
+        assert!(mount("remount,bind,ro"));
+        let refused = fs::write(path.join("probe"), "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        Some(only)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_run_directory_that_becomes_read_only_is_lived_with() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if let Some(rig) = Rig::new(mode) {
+            with_a_run_directory_that_becomes_read_only(rig);
+        }
+    }
+}
+
+/// The sockets in it are the keeper's, and open. Nothing else is needed there until the next start, which says what is wrong.
+fn with_a_run_directory_that_becomes_read_only(mut rig: Rig) {
+    let http = free_port();
+    let talk = r#"
+        [fleet.talk]
+        command = [{worker}, "lines", "5", "0.05"]
+        workers = 2
+        [fleet.web]
+        command = [{worker}, "ready"]
+        ready = "notify"
+        workers = 2
+    "#;
+    rig.configure(&format!("[http]\nlisten = [\"127.0.0.1:{http}\"]\n{talk}"));
+    let before = rig.start_settled();
+    until_true("they talk", 5_000, || {
+        rig.log("talk/0").exists() && rig.log("talk/1").exists()
+    });
+    let Some(read_only) = ReadOnly::over(rig.path("run")) else {
+        return;
+    };
+    send(before.supervisor(), Signal::KILL);
+    let after = rig.wait("another supervisor", 3_000, |status| {
+        status.supervisor() != before.supervisor() && status.settled()
+    });
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    // Readiness still comes through that directory, and so do commands.
+    send(after.worker("web/0").unwrap().pid, Signal::KILL);
+    rig.wait("the dead one is back", 4_000, |status| {
+        let worker = status.worker("web/0").unwrap();
+        worker.generation == 2 && worker.ready
+    });
+    rig.ok(&["restart", "web/1", "--timeout", "5s"]);
+    rig.ok(&["stop", "web"]);
+    let length = fs::metadata(rig.log("talk/0")).unwrap().len();
+    until_true("lines are written", 3_000, || {
+        fs::metadata(rig.log("talk/0")).unwrap().len() > length
+    });
+    // What needs it is refused, with the reason, and changes nothing.
+    rig.configure(&format!(
+        "[http]\nlisten = [\"127.0.0.1:{http}\"]\n{talk}\nsocket.new.listen = \"{{dir}}/run/new.sock\"\n"
+    ));
+    let said = rig.cli(&["reload"]);
+    assert!(
+        said.code != 0 && said.err.contains("run/new.sock") && said.err.contains("Read-only"),
+        "{said:?}"
+    );
+    assert_eq!(
+        identities(&after.of("talk")),
+        identities(&rig.status().of("talk"))
+    );
+    let stderr = rig.stderr();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    rig.drain(5_000);
+    for n in 0..2 {
+        check_lines(&rig, &format!("talk/{n}"), 1);
+    }
+    rig.wrapper = ["timeout", "20"].map(str::to_owned).to_vec();
+    let again = rig.run_command().output().unwrap();
+    let text = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        matches!(again.status.code(), Some(1 | 8)) && text.contains("Read-only"),
+        "{again:?}"
+    );
+    assert_eq!(text.trim().lines().count(), 1, "{text}");
+    // Writable again: what the last run could not take away is in nobody's way.
+    drop(read_only);
+    rig.wrapper.clear();
+    assert!(rig.path("run/control.sock").exists());
+    rig.configure(talk);
+    rig.start_settled();
+    rig.drain(5_000);
 }

@@ -386,20 +386,23 @@ impl Rig {
 
     /// Starts the daemon.
     pub(crate) fn spawn(&mut self) {
-        assert!(self.daemon.is_none(), "one daemon a rig");
         let stderr = fs::File::options()
             .create(true)
             .append(true)
             .open(self.path("stderr"))
             .unwrap();
-        let child = self
-            .run_command()
+        let mut command = self.run_command();
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(child);
+            .stderr(stderr);
+        self.spawn_as(command);
+    }
+
+    /// Starts the daemon as somebody else wants it: on a terminal, say.
+    pub(crate) fn spawn_as(&mut self, mut command: Command) {
+        assert!(self.daemon.is_none(), "one daemon a rig");
+        self.daemon = Some(command.spawn().unwrap());
         until("run.json is written", 10_000, || {
             let text = fs::read_to_string(self.path("run/run.json")).unwrap_or_default();
             let run: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
@@ -656,4 +659,59 @@ fn remove_cgroup(path: &Path) {
         }
     }
     let _ = fs::remove_dir(path);
+}
+
+/// A small file system of memory.
+pub(crate) struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    pub(crate) fn mount(path: &Path, size: &str) -> Option<Self> {
+        fs::create_dir_all(path).unwrap();
+        let options = format!("size={size},mode=0755");
+        let done = is_root()
+            && Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+                .arg(path)
+                .status()
+                .is_ok_and(|status| status.success());
+        if !done {
+            skip("no tmpfs can be mounted here");
+            return None;
+        }
+        Some(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    fn remount(&self, options: &str) {
+        let status = Command::new("mount")
+            .args(["-o", &format!("remount,{options}")])
+            .arg(&self.path)
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    pub(crate) fn grow(&self, size: &str) {
+        self.remount(&format!("size={size}"));
+    }
+
+    pub(crate) fn make_read_only(&self) {
+        self.remount("ro");
+    }
+
+    pub(crate) fn fill(&self) {
+        let _ = fs::write(self.path.join("ballast"), vec![0; 1 << 20]);
+    }
+
+    pub(crate) fn empty(&self) {
+        fs::remove_file(self.path.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
 }

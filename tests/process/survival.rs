@@ -3,13 +3,20 @@
 use std::{
     collections::BTreeMap,
     fs,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
+
+use leasehold::id::FLEET_NAME_MAX;
 
 use rustix::process::Signal;
 
 use crate::{
-    rig::{Rig, Status, both_ways, free_port, identities, pause, send, until},
+    rig::{
+        Mode, Rig, Status, both_ways, free_port, identities, pause, send, skip, until, until_true,
+    },
     traffic::{Count, Traffic},
 };
 
@@ -145,7 +152,7 @@ impl Busy {
 }
 
 /// The files of a slot, oldest first, hold `GENERATION NUMBER` lines: each once, in order, whole, up to the last one.
-fn check_lines(rig: &Rig, worker: &str, generation: u64) {
+pub(crate) fn check_lines(rig: &Rig, worker: &str, generation: u64) {
     let text = whole_log(rig, worker);
     let mut next = 1;
     let mut lines = text.lines();
@@ -238,7 +245,7 @@ fn a_frozen_supervisor_is_replaced(rig: Rig) {
 }
 
 /// The keeper's child that is called so.
-fn supervisor_of(keeper: i32) -> Option<i32> {
+pub(crate) fn supervisor_of(keeper: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
     let mut pids = children
         .split_whitespace()
@@ -253,7 +260,7 @@ fn supervisor_of(keeper: i32) -> Option<i32> {
 /// What was accepted by nobody yet is answered by the successor: a listener never goes away.
 #[test]
 fn a_connection_made_while_nobody_is_there_is_answered() {
-    let Some(mut rig) = Rig::new(crate::rig::Mode::Group) else {
+    let Some(mut rig) = Rig::new(Mode::Group) else {
         return;
     };
     let http = free_port();
@@ -268,5 +275,132 @@ fn a_connection_made_while_nobody_is_there_is_answered() {
         assert!(!format!("{answer:?}").contains("refused"), "{answer:?}");
     }
     until("it answers", 2_000, || rig.request("GET", "/livez", ""));
+    rig.drain(5_000);
+}
+
+/// What status must say of the workers whoever has just been told of them.
+fn known(status: &Status) -> Vec<(String, i32, u64, String, bool, u64)> {
+    let workers = status.workers().into_iter();
+    workers
+        .map(|w| (w.id, w.pid, w.generation, w.state, w.ready, w.restarts))
+        .collect()
+}
+
+/// Looks whether the keeper waits for room in its supervisor's socket, as `/proc` shows it: it is waiting to write there.
+struct Waits {
+    seen: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Waits {
+    /// The keeper's name for that socket.
+    const LINK: &str = "2";
+    const EPOLLOUT: u32 = 4;
+
+    fn watch(keeper: i32) -> Self {
+        let fds = fs::read_dir(format!("/proc/{keeper}/fd"))
+            .unwrap()
+            .flatten();
+        let is_poll = |entry: &fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
+        };
+        let poll = fds.into_iter().find(is_poll).expect("it polls");
+        let number = poll.file_name().into_string().unwrap();
+        let path = format!("/proc/{keeper}/fdinfo/{number}");
+        let (seen, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (ours, told) = (Arc::clone(&seen), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                // tfd: 71 events: 1d data: 2 …
+                let waits = text.lines().any(|line| {
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    let events = words
+                        .get(3)
+                        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
+                    words.get(5) == Some(&Self::LINK)
+                        && events.is_some_and(|events| events & Self::EPOLLOUT != 0)
+                });
+                ours.fetch_add(usize::from(waits), Ordering::Relaxed);
+            }
+        });
+        Self { seen, stop, thread }
+    }
+
+    fn seen(&self) -> usize {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// More than a socket holds: the keeper goes on when some of it was read, and whoever is killed or frozen in the middle has a
+/// successor that is told all of it. The first question whether it is there waits behind, and is not counted as silence.
+#[test]
+fn a_telling_larger_than_the_sockets_buffer_arrives() {
+    let Some(mut rig) = Rig::new(Mode::Group) else {
+        return;
+    };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap();
+    let room: usize = room.trim().parse().unwrap();
+    // A row takes some 84 bytes for a fleet, which has one even without a process, and 150 for a worker; a packet takes half as much again
+    // in the kernel. Fleets come first and fill most of the buffer, so that what does not fit is about workers, whose loss would be seen.
+    let (resting, workers) = (room / 150, room / 530);
+    if workers > 1_000 {
+        skip("a socket's buffer is too large here (net.core.wmem_default)");
+        return;
+    }
+    let mut text = String::new();
+    for n in 0..resting {
+        let name = format!("rest-{n:0>width$}", width = FLEET_NAME_MAX - 5);
+        text += &format!("[fleet.{name}]\ncommand = [\"/bin/sleep\", \"1000\"]\nworkers = 0\n");
+    }
+    text += &format!("[fleet.web]\ncommand = [\"/bin/sleep\", \"1000\"]\nworkers = {workers}\n");
+    rig.configure(&text);
+    let first = rig.start_settled();
+    send(first.worker("web/3").unwrap().pid, Signal::KILL);
+    rig.ok(&["stop", "web/4"]);
+    let status = rig.wait("one has fallen and one is held", 5_000, |status| {
+        let worker = |id| status.worker(id).unwrap();
+        worker("web/3").ready && worker("web/3").restarts == 1 && !worker("web/4").ready
+    });
+    let before = known(&status);
+    let waits = Waits::watch(rig.keeper());
+    let mut last = 0;
+    let mut end_next = |signal: Signal, within_ms: u64| {
+        let supervisor = until("a next supervisor", 5_000, || {
+            let found = supervisor_of(rig.keeper()).filter(|pid| *pid != last);
+            found.ok_or_else(String::new)
+        });
+        pause(any(within_ms));
+        send(supervisor, signal);
+        last = supervisor;
+    };
+    // A fifth death of its own would let the next one ignore its rows.
+    for _ in 0..4 {
+        end_next(Signal::KILL, 25);
+    }
+    // While it is being told, most of the time: that is over in a few milliseconds.
+    let mut freezes = 0;
+    until_true("the keeper waits for room", 10_000, || {
+        end_next(Signal::STOP, 5);
+        freezes += 1;
+        freezes >= 8 && waits.seen() > 0
+    });
+    let after = rig.wait("the last of them knows everybody", 5_000, |status| {
+        status.supervisor() != last && known(status) == before
+    });
+    waits.end();
+    // Silence is ten seconds without an answer.
+    pause(10_500);
+    let later = rig.status();
+    assert_eq!(later.supervisor(), after.supervisor(), "{}", rig.stderr());
+    assert_eq!(known(&later), before);
+    assert!(!rig.stderr().contains("has not answered"));
     rig.drain(5_000);
 }

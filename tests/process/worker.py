@@ -79,6 +79,20 @@ def torn(pieces):
     os._exit(4)
 
 
+def farewell(count):
+    """Silent until SIGTERM; then so many lines on either stream, and a word without an end."""
+
+    def words():
+        for n in range(1, int(count) + 1):
+            os.write(1, f"farewell {n}\n".encode())
+            os.write(2, f"alas {n}\n".encode())
+        os.write(1, b"gone")
+
+    on_term(words)
+    notify("READY=1")
+    forever()
+
+
 def serve():
     """Answers every connection on the first inherited socket with our pid."""
     with socket.socket(fileno=3) as listener:
