@@ -312,7 +312,7 @@ fn idle_connections_starve_nobody(mut rig: Rig) {
     rig.wrapper = [
         "sh",
         "-c",
-        "ulimit -Sn 300 && ulimit -Hn 300 && exec \"$@\"",
+        "ulimit -Sn 648 && ulimit -Hn 648 && exec \"$@\"",
         "sh",
     ]
     .map(str::to_owned)
@@ -321,10 +321,10 @@ fn idle_connections_starve_nobody(mut rig: Rig) {
     let before = rig.start_settled();
     let mut idle = Vec::new();
     let mut local = Vec::new();
-    for _ in 0..250 {
+    for _ in 0..300 {
         idle.push(TcpStream::connect(("127.0.0.1", http)).unwrap());
     }
-    for _ in 0..150 {
+    for _ in 0..300 {
         local.push(UnixStream::connect(rig.path("run/control.sock")).unwrap());
     }
     pause(300);
