@@ -6,15 +6,15 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::{self, SyncSender, TrySendError},
+        mpsc::{self, Sender},
     },
 };
 
 use crate::{config::units::count, logs::Line};
 
-/// Texts waiting to be printed at most.
-const QUEUE: usize = 65_536;
-/// Of these so many may be workers': their files have them anyway, ours are nowhere else.
+/// Our own lines waiting to be printed at most; counted, because a bounded channel would take the memory for all of them at once.
+const OURS_MAX: usize = 65_536;
+/// Workers' lines likewise: their files have them anyway, ours are nowhere else.
 const THEIRS_MAX: usize = 1_024;
 
 enum Text {
@@ -29,25 +29,29 @@ enum Text {
 /// A handle to the console thread.
 #[derive(Clone)]
 pub(super) struct Console {
-    queue: SyncSender<Text>,
+    queue: Sender<Text>,
     lost: Arc<AtomicU64>,
+    ours: Arc<AtomicUsize>,
     theirs: Arc<AtomicUsize>,
 }
 
 impl Console {
     pub(super) fn start() -> io::Result<Self> {
-        let (queue, texts) = mpsc::sync_channel(QUEUE);
+        let (queue, texts) = mpsc::channel();
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
-        let theirs = Arc::new(AtomicUsize::new(0));
-        let printed = Arc::clone(&theirs);
+        let (ours, theirs) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (our_own, printed) = (Arc::clone(&ours), Arc::clone(&theirs));
         std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || {
                 let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
                 for text in texts {
                     match text {
-                        Text::Ours(line) => print_ours(&line, counter.swap(0, Ordering::Relaxed)),
+                        Text::Ours(line) => {
+                            our_own.fetch_sub(1, Ordering::Relaxed);
+                            print_ours(&line, counter.swap(0, Ordering::Relaxed));
+                        }
                         Text::Theirs(line) => {
                             printed.fetch_sub(1, Ordering::Relaxed);
                             print_theirs(&line, colour);
@@ -62,36 +66,34 @@ impl Console {
         Ok(Self {
             queue,
             lost,
+            ours,
             theirs,
         })
     }
 
     /// One of our own lines.
     pub(super) fn say(&self, line: String) {
-        self.push(Text::Ours(line));
+        self.push(&self.ours, OURS_MAX, Text::Ours(line));
     }
 
     /// A worker's lines.
     pub(super) fn echo(&self, line: Line) {
-        if self.theirs.load(Ordering::Relaxed) >= THEIRS_MAX {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.theirs.fetch_add(1, Ordering::Relaxed);
-        self.push(Text::Theirs(line));
+        self.push(&self.theirs, THEIRS_MAX, Text::Theirs(line));
     }
 
     /// Waits until everything so far is printed, but not long: the terminal may be stuck.
     pub(super) fn flush(&self) {
         let (done, wait) = mpsc::channel();
-        self.push(Text::Flush(done));
+        let _ = self.queue.send(Text::Flush(done));
         let _ = wait.recv_timeout(std::time::Duration::from_millis(500));
     }
 
-    fn push(&self, text: Text) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(text) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+    fn push(&self, waiting: &AtomicUsize, most: usize, text: Text) {
+        if waiting.fetch_add(1, Ordering::Relaxed) < most && self.queue.send(text).is_ok() {
+            return;
         }
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 }
 
