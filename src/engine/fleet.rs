@@ -313,7 +313,15 @@ impl Fleet {
     pub(super) fn respecify(&mut self, spec: FleetSpec, room: &mut Room<'_>) {
         let rolling = spec.revision != self.spec.revision;
         self.removed = false;
-        self.previous = Some(std::mem::replace(&mut self.spec, spec));
+        let before = std::mem::replace(&mut self.spec, spec);
+        // A rollback goes to the last revision that was reached, and is about what workers are: how many there are stays as it was said.
+        match &mut self.previous {
+            Some(previous) if !rolling || self.body.rollout.is_some() => {
+                previous.workers = self.spec.workers;
+            }
+            _ if rolling => self.previous = Some(before),
+            _ => {}
+        }
         let all: Vec<SlotIndex> = self.slots.keys().copied().collect();
         for index in all {
             self.with_slot(index, room, Slot::respecified);
@@ -321,6 +329,15 @@ impl Fleet {
         if rolling {
             self.begin_rollout(room);
         }
+    }
+
+    /// Replaces every worker by another of the same kind. True if there was a revision to go back to, and is not any more: a restart that
+    /// fails is not the fault of an edit.
+    pub(super) fn restart(&mut self, room: &mut Room<'_>) -> bool {
+        let dropped = !self.is_rolling() && self.previous.take().is_some();
+        self.body.round += 1;
+        self.begin_rollout(room);
+        dropped
     }
 
     /// The revision its workers should have.

@@ -390,10 +390,10 @@ impl Supervisor {
         for one in &selected {
             match one {
                 Selected::Fleet(name) => {
-                    self.with_fleet(name, now, out, |fleet, room| {
-                        fleet.body.round += 1;
-                        fleet.begin_rollout(room);
-                    });
+                    let dropped = self.with_fleet(name, now, out, Fleet::restart);
+                    if dropped == Some(true) {
+                        self.store_accepted(out);
+                    }
                 }
                 Selected::Slot(worker) => self.with_slot(worker, now, out, |slot, desk| {
                     slot.forgive();
@@ -568,7 +568,7 @@ impl Supervisor {
                 .config
                 .fleets
                 .get(name)
-                .is_some_and(|spec| spec.revision != fleet.spec.revision)
+                .is_some_and(|spec| *spec != fleet.spec)
             {
                 self.config.fleets.insert(name.clone(), fleet.spec.clone());
                 changed = true;

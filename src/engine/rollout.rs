@@ -181,10 +181,8 @@ impl Fleet {
             fleet: self.name.clone(),
             slot,
         };
-        let before = self
-            .previous
-            .take()
-            .filter(|_| self.spec.rollout.rollback && !back);
+        let goes_back = self.spec.rollout.rollback && !back;
+        let before = self.previous.take_if(|_| goes_back);
         self.record(
             What::RolloutFailed {
                 worker,

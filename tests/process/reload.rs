@@ -34,7 +34,9 @@ both_ways!(
     a_live_change_takes_effect_without_a_restart,
     a_changed_socket_replaces_its_workers,
     a_socket_that_cannot_be_had_changes_nothing,
-    a_rollout_that_fails_stops_at_the_first
+    a_rollout_that_fails_stops_at_the_first,
+    what_goes_back_keeps_its_new_size,
+    a_restart_that_fails_goes_back_to_nothing,
 );
 
 fn nothing_changed_changes_nothing(mut rig: Rig) {
@@ -256,5 +258,69 @@ fn a_rollout_that_fails_stops_at_the_first(mut rig: Rig) {
     rig.configure(BASE);
     rig.ok(&["reload", "--timeout", "15s"]);
     assert!(rig.status().of("web").iter().all(|w| w.ready));
+    rig.drain(5_000);
+}
+
+const BACK: &str = r#"
+    [fleet.web]
+    command = [{worker}, "ready"]
+    ready = "notify"
+    workers = 2
+    start.timeout = "2s"
+    stop.timeout = "1s"
+    rollout = { on_failure = "rollback" }
+"#;
+
+/// A size that is changed while a rollout is under way is no revision: the rollback goes behind it, and leaves it as it was said.
+fn what_goes_back_keeps_its_new_size(mut rig: Rig) {
+    rig.configure(BACK);
+    rig.start_settled();
+    // Says nothing, and so is never ready.
+    let deaf = BACK.replace("\"ready\"]", "\"sleep\"]");
+    rig.configure(&deaf);
+    rig.ok(&["reload", "--no-wait"]);
+    rig.wait("it rolls", 3_000, |status| {
+        status.0["fleets"][0]["rollout"] == "running"
+    });
+    rig.configure(&deaf.replace("workers = 2", "workers = 4"));
+    rig.ok(&["reload", "--no-wait"]);
+    let status = rig.wait("it went back, larger", 15_000, |status| {
+        let fleet = &status.0["fleets"][0];
+        fleet["desired"] == 4 && fleet["ready"] == 4 && fleet["rollout"].is_null()
+    });
+    assert_eq!(status.0["fleets"][0]["max"], 4);
+    let plan = rig.ok(&["plan"]);
+    assert!(
+        plan.contains("command") && !plan.contains("workers:"),
+        "{plan}"
+    );
+    // The next supervisor sees the same.
+    send(status.supervisor(), Signal::KILL);
+    let after = rig.wait("another supervisor", 4_000, |after| {
+        after.supervisor() != status.supervisor() && after.settled()
+    });
+    assert_eq!(identities(&status.workers()), identities(&after.workers()));
+    rig.drain(5_000);
+}
+
+/// The last edit was good: a restart that fails long afterwards is not taken back to what was before it.
+fn a_restart_that_fails_goes_back_to_nothing(mut rig: Rig) {
+    let gated = BACK.replace(
+        "[{worker}, \"ready\"]",
+        "[\"/bin/sh\", \"-c\", \"test -e {dir}/fine || exit 1; exec \\\"$@\\\"\", \"sh\", {worker}, \"ready\"]",
+    );
+    std::fs::write(rig.path("fine"), "").unwrap();
+    rig.configure(BACK);
+    rig.start_settled();
+    rig.configure(&gated);
+    rig.ok(&["reload"]);
+    std::fs::remove_file(rig.path("fine")).unwrap();
+    let said = rig.cli(&["restart", "web"]);
+    assert_ne!(said.code, 0, "{}", said.out);
+    let status = rig.wait("it stopped", 5_000, |status| {
+        status.0["fleets"][0]["rollout"] == "failed"
+    });
+    assert_eq!(rig.ok(&["plan"]), "no changes\n", "{status:?}");
+    std::fs::write(rig.path("fine"), "").unwrap();
     rig.drain(5_000);
 }
