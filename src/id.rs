@@ -18,6 +18,11 @@ pub struct FleetName(Arc<str>);
 pub struct BadName;
 
 impl FleetName {
+    /// Stands in for a name that was lost.
+    pub(crate) fn unknown() -> Self {
+        Self("unknown".into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

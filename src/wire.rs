@@ -24,7 +24,10 @@ pub const PACKET_MAX: usize = 96 * 1024;
 pub const PACKET_FDS_MAX: usize = 200;
 
 /// Most sockets one worker can be handed.
-pub const PASS_MAX: usize = 24;
+pub const SOCKETS_MAX: usize = 24;
+
+/// Most descriptors one worker can be handed: sockets, its lock, its lease page.
+pub const PASS_MAX: usize = SOCKETS_MAX + 2;
 
 /// Whom a row is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

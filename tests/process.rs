@@ -26,6 +26,8 @@ mod onlookers;
 mod places;
 #[path = "process/reload.rs"]
 mod reload;
+#[path = "process/singletons.rs"]
+mod singletons;
 #[path = "process/spawn.rs"]
 mod spawn;
 #[path = "process/stop.rs"]

@@ -86,7 +86,9 @@ pub(super) struct ReloadArgs {
 pub(super) fn start(args: &NamesArgs) -> Outcome {
     let reply = send(args, "start", Repeat::Harmless)?;
     finish(&args.names, (&args.reach, &args.wait), reply, |view| {
-        each_selected(view, &args.names, all_ready, |worker| worker.ready)
+        each_selected(view, &args.names, all_ready, |worker| {
+            worker.ready || worker.state == "standby"
+        })
     })
 }
 
@@ -232,7 +234,7 @@ impl From<bool> for Step {
 fn is_live(worker: &WorkerView) -> bool {
     !matches!(
         worker.state.as_str(),
-        "held" | "backing-off" | "failed" | "done"
+        "held" | "backing-off" | "failed" | "done" | "standby"
     )
 }
 
@@ -249,6 +251,8 @@ fn all_ready(fleet: &FleetView) -> Step {
                 worker.id, worker.id
             ))
         }
+        // Its turn may come in a year.
+        None if fleet.state == "standby" => Step::Done,
         None => Step::from(fleet.ready + fleet.done >= fleet.desired),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     config::units::count,
     engine::{command::matches, effect::Rough},
     exit::ExitCode,
-    http::view::{FleetView, StatusView, WorkerView},
+    http::view::{FleetView, GateView, StatusView, WorkerView},
     time::Span,
 };
 
@@ -33,10 +33,10 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     } else {
         print(&render(&view, args.verbose))?;
     }
-    let ready = view
-        .fleets
-        .iter()
-        .all(|fleet| fleet.state == "held" || fleet.ready + fleet.done >= fleet.desired);
+    let ready = view.fleets.iter().all(|fleet| {
+        matches!(fleet.state.as_str(), "held" | "standby")
+            || fleet.ready + fleet.done >= fleet.desired
+    });
     Ok(if ready && !view.supervisor.draining {
         ExitCode::Ok
     } else {
@@ -128,10 +128,21 @@ fn render(view: &StatusView, verbose: bool) -> String {
 
 fn fleet_row(fleet: &FleetView) -> Vec<String> {
     let restarts: u64 = fleet.workers.iter().map(|worker| worker.restarts).sum();
-    let note = match (&fleet.held, &fleet.rollout) {
-        (Some(who), _) => format!("held by {who}"),
-        (None, Some(rollout)) => format!("rollout {rollout}"),
-        (None, None) => String::new(),
+    let note = match (&fleet.held, &fleet.rollout, &fleet.gate) {
+        (Some(who), ..) => format!("held by {who}"),
+        (None, Some(rollout), _) => format!("rollout {rollout}"),
+        (
+            None,
+            None,
+            Some(GateView {
+                fence: Some(fence), ..
+            }),
+        ) => format!("has its lock, fence {fence}"),
+        (None, None, Some(gate)) => gate
+            .holder
+            .as_ref()
+            .map_or_else(String::new, |who| format!("lock {who}")),
+        (None, None, None) => String::new(),
     };
     vec![
         fleet.name.clone(),

@@ -9,6 +9,7 @@ use crate::{
         fault::nearest,
         forms, probes, process,
         section::{Origin, Section},
+        singleton,
         spec::*,
         units,
     },
@@ -59,7 +60,7 @@ pub(super) struct Fleet {
 }
 
 /// Reads a fleet; the dependency ranks are filled in later, when all fleets are known.
-pub(super) fn fleet(section: &Section<'_, '_>, place: &Place) -> Fleet {
+pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) -> Fleet {
     not_here_yet(section);
     let placeholders = Placeholders::of(section);
     let (process, programs) = process::process(section, &placeholders);
@@ -78,10 +79,14 @@ pub(super) fn fleet(section: &Section<'_, '_>, place: &Place) -> Fleet {
         after,
         rank: 0,
         log: log(section),
+        singleton: singleton::singleton(section, name),
         process,
     };
     spec.revision = revision(&spec);
     check_ports(section, &spec);
+    if let Some(lock) = &spec.singleton {
+        singleton::check(section, lock, spec.workers, spec.rollout.max_surge);
+    }
     section.finish();
     Fleet {
         spec,
@@ -93,7 +98,7 @@ pub(super) fn fleet(section: &Section<'_, '_>, place: &Place) -> Fleet {
 
 /// Keys of the design that this version does not have: better refused than ignored.
 fn not_here_yet(section: &Section<'_, '_>) {
-    for key in ["singleton", "scale", "publish"] {
+    for key in ["scale", "publish"] {
         if section.refused(key).is_some() {
             let message = format!("`{}` is not available in this version", section.name(key));
             let help = "remove it; fleets of a fixed size work";
@@ -115,6 +120,7 @@ fn revision(spec: &FleetSpec) -> Revision {
         sockets,
         watchdog,
         spec.log.sink.is_captured(),
+        &spec.singleton,
     ))
     .expect("a specification has only string keys and finite numbers");
     Revision::of(&text)
@@ -176,8 +182,8 @@ fn sockets(section: &Section<'_, '_>) -> (BTreeMap<String, SocketSpec>, BTreeMap
         sockets.extend(spec.map(|spec| (entry.name.clone(), spec)));
         places.extend(place.map(|place| (entry.name.clone(), place)));
     }
-    if sockets.len() > crate::wire::PASS_MAX {
-        let most = crate::wire::PASS_MAX;
+    if sockets.len() > crate::wire::SOCKETS_MAX {
+        let most = crate::wire::SOCKETS_MAX;
         let message = format!(
             "{} has {} sockets; a worker can get {most}",
             section.path,

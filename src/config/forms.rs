@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     config::{fault::nearest, spec::ListenAddress, units},
+    id::FleetName,
     time::Span,
 };
 
@@ -129,6 +130,13 @@ pub(super) const MODE: Form<u32> = Form {
 pub(super) const SOCKET_MODE: Form<u32> = Form {
     wanted: "an octal mode such as \"0660\"",
     ..MODE
+};
+
+/// The name of a lock.
+pub(super) const LOCK: Form<FleetName> = Form {
+    wanted: "a name of 1 to 64 letters, digits, `-`, `_` or `.` that starts with a letter or digit",
+    parse: |text| text.parse().ok(),
+    guesses: |typed| vec![typed.replace([' ', '/', ':'], "-")],
 };
 
 pub(super) const SIGNAL: Form<i32> = Form {

@@ -10,13 +10,17 @@
 //! | `fleet` | one `[fleet.NAME]` and its smaller tables |
 //! | `process`, `commands`, `limits` | what reaches a worker's process |
 //! | `probes` | is it ready, is it well |
+//! | `singleton` | the lock that its workers need |
 //! | `spec` | what it all means: [`Config`] |
+//! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
 //! | `diff` | what a reload would do |
 //! | `shown` | a fleet's settings as people type them |
 //! | `units` | `30s`, `8MiB`, `20/s` |
 //! | `fault` | what is wrong, where, and what would do |
 
+pub mod calendar;
 mod commands;
+mod crontab;
 pub mod diff;
 mod document;
 pub mod fault;
@@ -29,6 +33,7 @@ mod process;
 mod resolve;
 mod section;
 pub mod shown;
+mod singleton;
 pub mod spec;
 pub mod units;
 

@@ -45,7 +45,8 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     for (name, section, place) in &top.fleets {
         match name.parse::<FleetName>() {
             Ok(name) => {
-                fleets.insert(name, fleet::fleet(section, place));
+                let fleet = fleet::fleet(&name, section, place);
+                fleets.insert(name, fleet);
             }
             Err(why) => reader.fault(
                 "E103",

@@ -34,6 +34,7 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         after,
         rank,
         log,
+        singleton,
     } = spec;
     let mut all = Shown::default();
     all.put("workers", workers);
@@ -54,6 +55,9 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
     // Not typed: it follows from the dependencies of all fleets.
     all.put("depth of dependencies", rank);
     all.log(log);
+    if let Some(singleton) = singleton {
+        all.singleton(singleton);
+    }
     all.0
 }
 
@@ -275,6 +279,23 @@ impl Shown {
         self.put("rollout.max_unavailable", max_unavailable);
         self.put("rollout.min_ready", min_ready);
         self.word("rollout.on_failure", &ON_FAILURE, rollback);
+    }
+
+    fn singleton(&mut self, singleton: &SingletonSpec) {
+        let SingletonSpec {
+            lock,
+            flock,
+            slots,
+            allow_network_fs,
+        } = singleton;
+        self.put("singleton.scope", "node");
+        self.put("singleton.lock", lock);
+        self.maybe(
+            "singleton.flock",
+            &flock.as_ref().map(|path| format!("{path:?}")),
+        );
+        self.put("singleton.slots", slots);
+        self.put("singleton.allow_network_fs", allow_network_fs);
     }
 
     fn log(&mut self, log: &LogSpec) {

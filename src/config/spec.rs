@@ -74,6 +74,33 @@ pub struct FleetSpec {
     pub rank: u16,
     /// Its output.
     pub log: LogSpec,
+    /// Its workers run only while they hold this lock.
+    pub singleton: Option<SingletonSpec>,
+}
+
+/// `singleton`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SingletonSpec {
+    /// Name of the lock; as good as any fleet's.
+    pub lock: FleetName,
+    /// A file to lock instead of the one that follows from the name.
+    pub flock: Option<String>,
+    /// So many may hold it at once, each a file of its own.
+    pub slots: u32,
+    /// Take file systems whose locks may not exclude anybody.
+    pub allow_network_fs: bool,
+}
+
+impl Default for SingletonSpec {
+    /// Of a lock that is held and of which nothing else is known.
+    fn default() -> Self {
+        Self {
+            lock: FleetName::unknown(),
+            flock: None,
+            slots: 1,
+            allow_network_fs: false,
+        }
+    }
 }
 
 impl FleetSpec {
@@ -122,6 +149,7 @@ impl FleetSpec {
                 drop: false,
                 buffer: 65_536,
             },
+            singleton: None,
         }
     }
 }

@@ -1,15 +1,20 @@
 //! What other threads and tasks hand to the loop.
 
+use std::os::fd::OwnedFd;
+
 use tokio::sync::oneshot;
 
 use crate::{
     config::Config,
     engine::{
+        Event,
         command::{Command, Denial, Reply},
         event::Purpose,
+        gate::Pass,
         status::Status,
     },
     id::{Generation, WorkerId},
+    locks::LockFile,
     logs::{Source, Trouble},
 };
 
@@ -29,6 +34,12 @@ pub(super) enum Inbox {
     ConfigRead(Purpose, Result<Box<Config>, String>),
     /// The intent is on disk, or not.
     IntentSaved(Result<(), String>),
+    /// A lock was taken for this ticket, with nothing left of its last holder; or why not.
+    Locked(WorkerId, u64, Result<(LockFile, Pass), String>),
+    /// News of a lock.
+    Gate(Event),
+    /// The keeper is to hold this.
+    Hold(String, OwnedFd),
     /// A log was read to its end and closed.
     LogClosed(Source),
     /// Output cannot be written where it belongs, or can again.

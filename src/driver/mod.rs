@@ -9,6 +9,7 @@
 //! | `link` | the wire to the keeper |
 //! | `inbox` | what other threads and tasks hand in |
 //! | `journal` | the one record of each thing that happened: a ring, and a line |
+//! | `gates` | locks of singletons: taken, given back, still the file of that name |
 //! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
 //! | `state` | the operator's intent on disk |
 //! | `probe` | TCP and HTTP probes; environment files |
@@ -16,6 +17,7 @@
 
 mod boot;
 mod console;
+mod gates;
 mod inbox;
 mod inputs;
 mod journal;

@@ -8,10 +8,10 @@ use crate::{
         boot::{self, Accepted, Request},
         inbox::Inbox,
         probe,
-        run::{Driver, author, worker_of_log},
+        run::{Driver, author, worker_of},
         state,
     },
-    engine::{Effect, Effects, event::Purpose},
+    engine::{Effect, Effects, Event, event::Purpose},
     http::EventRow,
     id::WorkerId,
     logs::{Author, Source},
@@ -26,6 +26,7 @@ impl Driver {
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Exit { code }) => self.leaving = Some(code),
+                Effect::Keeper(op) if self.is_called_off(&op) => {}
                 Effect::Keeper(op) => {
                     if let Op::Spawn {
                         key, spec, after, ..
@@ -61,6 +62,8 @@ impl Driver {
                         Inbox::EnvRead(worker, after, probe::read_env_files(&files))
                     });
                 }
+                Effect::SeekGate { worker, spec } => self.gates.seek(worker, spec),
+                Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
                 Effect::Accept { config, previous } => {
                     let accepted = Accepted {
@@ -103,6 +106,24 @@ impl Driver {
         self.link.push(ops);
     }
 
+    /// A lock that was replaced a moment ago is not run under: whoever took the new file has looked for us already.
+    fn is_called_off(&mut self, op: &Op) -> bool {
+        let Op::Spawn { key, after, .. } = op else {
+            return false;
+        };
+        let RowKey::Slot(worker) = key else {
+            return false;
+        };
+        let Err(lost) = self.gates.still_ours(worker) else {
+            return false;
+        };
+        let (key, after) = (key.clone(), *after);
+        for event in [lost, Event::Refused { key, after }] {
+            let _ = self.hand_in.send(Inbox::Gate(event));
+        }
+        true
+    }
+
     /// A line for people; under systemd the journal puts its own time in front.
     pub(super) fn print(&self, row: &EventRow) {
         if self.settings.quiet {
@@ -141,7 +162,7 @@ impl Driver {
             }
         }
         for name in &spec.pass {
-            if !self.held.contains(name) {
+            if name.starts_with("socket/") && !self.held.contains(name) {
                 match self.bind_by_name(worker, name) {
                     Ok(fd) => ops.push(self.hold(name.clone(), fd)),
                     Err(error) => self.complain(&format!("{worker}: {error}")),
@@ -223,7 +244,7 @@ impl Driver {
         let workers: BTreeSet<WorkerId> = self
             .held
             .iter()
-            .filter_map(|name| worker_of_log(name))
+            .filter_map(|name| worker_of(name, "log/"))
             .collect();
         for worker in workers {
             if let Some(spec) = accepted.config.fleets.get(&worker.fleet) {

@@ -19,6 +19,7 @@ use crate::{
         Settings,
         boot::{self, Request},
         console::Console,
+        gates::Gates,
         inbox::Inbox,
         inputs::{self, Known, Sender},
         journal::Journal,
@@ -37,6 +38,7 @@ use crate::{
     exit::ExitCode,
     http::{self, Engine, EngineError, Surface},
     id::{FleetName, RequestId, WorkerId},
+    locks::Proc,
     logs::{self, Capture},
     sys::{host, journal, notify},
     time::{Moment, Span},
@@ -60,6 +62,8 @@ pub(super) struct Driver {
     pub(super) clients: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Denial>>>,
     /// The engine is done: the last lines are written, then the keeper hears this code.
     pub(super) leaving: Option<u8>,
+    pub(super) gates: Gates,
+    bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
     notify: AsyncFd<OwnedFd>,
@@ -199,6 +203,18 @@ impl Begin {
         for (key, header, _) in &told.rows {
             known.learn(key, header);
         }
+        let mut gates = Gates::new(&welcome, accepted.config.node.name.clone(), hand_in.clone())
+            .map_err(|e| format!("failed to watch locks: {e}"))?;
+        let (locks, told_held) = told
+            .held
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(name, _)| name.starts_with("lock/"));
+        let mut held: BTreeSet<String> = locks.keys().cloned().collect();
+        let mut open = BTreeMap::new();
+        for (name, fd) in locks {
+            let worker = worker_of(&name, "lock/");
+            open.extend(worker.and_then(|w| Some((w.clone(), gates.adopt(&w, fd)?))));
+        }
         let origin = Origin {
             config: accepted.config,
             previous: accepted.previous,
@@ -206,14 +222,14 @@ impl Begin {
             facts,
             asked: welcome.asked,
             rows: told.rows,
+            gates: open,
             recover: welcome.recover,
             seed: host::seed(),
         };
         let log_specs = origin.config.fleets.clone();
         // Captured before any row is read: whatever is wrong with those, no worker waits in its write().
-        let mut held = BTreeSet::new();
-        for (name, fd) in told.held {
-            if let Some(worker) = worker_of_log(&name) {
+        for (name, fd) in told_held {
+            if let Some(worker) = worker_of(&name, "log/") {
                 let spec = log_specs.get(&worker.fleet).map(|spec| spec.log.clone());
                 let spec = spec.unwrap_or_else(|| {
                     crate::config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
@@ -236,6 +252,8 @@ impl Begin {
         let engine = Supervisor::new(origin, crate::sys::clock::now(), &mut effects);
         let notify = link::watched(listeners.notify)
             .map_err(|e| format!("failed to watch the notify socket: {e}"))?;
+        let bell = gates.bell().and_then(link::watched);
+        let bell = bell.map_err(|e| format!("failed to watch locks: {e}"))?;
         let mut driver = Driver {
             interactive: std::io::stderr().is_terminal() && !settings.quiet,
             settings,
@@ -248,6 +266,8 @@ impl Begin {
             hand_in,
             clients: BTreeMap::new(),
             leaving: None,
+            gates,
+            bell,
             known,
             inbox,
             notify,
@@ -263,6 +283,7 @@ impl Begin {
         }
         driver.perform(effects);
         driver.say_ready();
+        driver.note_leaders();
         driver.take_news(told.rest);
         Ok(driver)
     }
@@ -303,9 +324,9 @@ pub(super) fn author(header: &Header) -> logs::Author {
     }
 }
 
-/// `log/web/3` and `log/web/3/stderr`.
-pub(super) fn worker_of_log(name: &str) -> Option<WorkerId> {
-    let mut parts = name.strip_prefix("log/")?.split('/');
+/// `log/web/3`, `log/web/3/stderr`, `lock/web/3`.
+pub(super) fn worker_of(name: &str, kind: &str) -> Option<WorkerId> {
+    let mut parts = name.strip_prefix(kind)?.split('/');
     let (fleet, slot) = (parts.next()?, parts.next()?);
     Some(WorkerId::new(
         fleet.parse::<FleetName>().ok()?,
@@ -372,7 +393,17 @@ impl Driver {
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
                 Next::Writable => {}
-                Next::Time => self.step(Event::Tick),
+                Next::Bell => {
+                    for event in self.gates.rang() {
+                        self.step(event);
+                    }
+                }
+                Next::Time => {
+                    if self.gates.deadline().is_some_and(|at| at <= self.now()) {
+                        self.gates.look(false);
+                    }
+                    self.step(Event::Tick);
+                }
             }
             self.report_progress();
         }
@@ -381,10 +412,12 @@ impl Driver {
     /// Waits for the first thing that happens. An arm builds a value and nothing else.
     async fn next(&mut self) -> Next {
         let now = self.now();
-        let deadline = [self.engine.deadline(), self.progress_at]
-            .into_iter()
-            .flatten()
-            .min();
+        let waits = [
+            self.engine.deadline(),
+            self.gates.deadline(),
+            self.progress_at,
+        ];
+        let deadline = waits.into_iter().flatten().min();
         let pause = deadline.map(|at| std::time::Duration::from(now.until(at)));
         let quiet = !self.link.is_blocked();
         tokio::select! {
@@ -395,6 +428,10 @@ impl Driver {
             ready = self.notify.readable(), if quiet && !matches!(self.echo, Echo::Asked(_)) => {
                 drop(ready);
                 Next::Note
+            }
+            Ok(mut guard) = self.bell.readable() => {
+                guard.clear_ready();
+                Next::Bell
             }
             Some(item) = self.inbox.recv() => Next::Inbox(Box::new(item)),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Next::Time,
@@ -416,6 +453,9 @@ impl Driver {
         if self.echo == Echo::Asked(sorted.echo.unwrap_or(0)) {
             self.echo = Echo::Heard;
         }
+        if !sorted.events.is_empty() {
+            self.note_leaders();
+        }
         for event in sorted.events {
             if let Event::Rows(rows) = &event {
                 for (key, header) in rows {
@@ -431,6 +471,20 @@ impl Driver {
             .into_iter()
             .map(|number| (Op::Pong { number }, None));
         self.link.push(pongs.collect());
+    }
+
+    /// Whoever takes a lock after us is to know whom to end.
+    fn note_leaders(&mut self) {
+        let headers = &self.known.headers;
+        self.gates.note_leaders(|worker| {
+            match headers.get(&RowKey::Slot(worker.clone()))?.process {
+                Process::Alive(alive) => Some(Proc {
+                    pid: alive.pid,
+                    start: alive.start_ticks,
+                }),
+                Process::Vacant | Process::Clearing(_) | Process::Gone(_) => None,
+            }
+        });
     }
 
     /// Looks at each waiting datagram, lets the keeper hold what it changed, and only then consumes it.
@@ -511,6 +565,16 @@ impl Driver {
             }),
             Inbox::ConfigRead(purpose, result) => self.config_read(purpose, result),
             Inbox::IntentSaved(result) => self.step(Event::IntentSaved { result }),
+            Inbox::Locked(worker, ticket, taken) => {
+                // Held by the keeper before anything that needs it can be asked of it.
+                let (request, event) = self.gates.settled(worker, ticket, taken);
+                self.link.push(request.into_iter().collect());
+                if let Some(event) = event {
+                    self.step(event);
+                }
+            }
+            Inbox::Gate(event) => self.step(event),
+            Inbox::Hold(name, fd) => self.link.push(vec![(Op::Hold { name }, Some(fd))]),
             Inbox::LogClosed(source) => {
                 let suffix = if source.stderr { "/stderr" } else { "" };
                 let name = format!("log/{}{suffix}", source.worker);
@@ -718,6 +782,7 @@ enum Echo {
 enum Next {
     Keeper(std::io::Result<Vec<crate::sys::packet::Packet>>),
     Note,
+    Bell,
     Inbox(Box<Inbox>),
     Writable,
     Time,

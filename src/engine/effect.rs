@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     config::{
         Config,
-        spec::{EnvFile, FleetSpec},
+        spec::{EnvFile, FleetSpec, SingletonSpec},
         units::{self, count},
     },
     engine::{
@@ -43,6 +43,15 @@ pub enum Effect {
         /// Which.
         files: Vec<EnvFile>,
     },
+    /// Take a lock for a worker; answered by `Gate` events.
+    SeekGate {
+        /// For whom.
+        worker: WorkerId,
+        /// Which.
+        spec: SingletonSpec,
+    },
+    /// Give its lock back, or look for it no longer: nothing of the worker is left.
+    ShutGate(WorkerId),
     /// Read the configuration, bind what it needs.
     ReadConfig(Purpose),
     /// This configuration is now the accepted one.
@@ -163,13 +172,20 @@ pub enum Ending {
     Unhealthy,
     /// Its watchdog was silent too long, or triggered.
     Watchdog,
+    /// Its lock excludes nobody any more.
+    LockLost,
 }
 
 impl Ending {
     /// Is the slot to be empty, or refilled by the fleet, afterwards; rather than restarted as after a crash?
     pub fn on_purpose(self) -> bool {
         match self {
-            Self::Held | Self::ScaleIn | Self::Removed | Self::Shutdown | Self::Rollout => true,
+            Self::Held
+            | Self::ScaleIn
+            | Self::Removed
+            | Self::Shutdown
+            | Self::Rollout
+            | Self::LockLost => true,
             Self::StartTimeout | Self::Unhealthy | Self::Watchdog => false,
         }
     }
@@ -185,6 +201,7 @@ impl Ending {
             Self::StartTimeout => "start-timeout",
             Self::Unhealthy => "unhealthy",
             Self::Watchdog => "watchdog",
+            Self::LockLost => "lock-lost",
         }
     }
 }
@@ -320,6 +337,23 @@ pub enum What {
         /// pid and uid of who asked.
         by: Option<(i32, u32)>,
     },
+    /// Its lock was taken: it may run.
+    GateOpened {
+        /// Names the holder.
+        fence: u64,
+    },
+    /// Its lock cannot be had yet.
+    GateWaits {
+        /// Why.
+        why: String,
+    },
+    /// Its lock was given back.
+    GateShut,
+    /// Its lock excludes nobody any more.
+    GateLost {
+        /// Why.
+        why: String,
+    },
     /// A supervisor took over the rows of its predecessor.
     TookOver {
         /// So many living workers.
@@ -434,6 +468,10 @@ impl fmt::Display for What {
                     write!(f, " (asked by pid {pid}, uid {uid})")
                 })
             }
+            Self::GateOpened { fence } => write!(f, "has its lock, fence {fence}"),
+            Self::GateWaits { why } => write!(f, "waits for its lock: {why}"),
+            Self::GateShut => f.write_str("gave its lock back"),
+            Self::GateLost { why } => write!(f, "lost its lock: {why}"),
             Self::TookOver { workers } => {
                 write!(
                     f,

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    engine::command::Command,
+    engine::{command::Command, gate::GateNews},
     id::{Generation, RequestId, WorkerId},
     time::Span,
     wire::{Asked, Header, RowKey},
@@ -48,6 +48,13 @@ pub enum Event {
         after: Generation,
         /// `KEY=value` lines, or why not.
         result: Result<Vec<(String, String)>, String>,
+    },
+    /// A worker's lock was taken, cannot be had, or is gone.
+    Gate {
+        /// Whose.
+        worker: WorkerId,
+        /// What.
+        news: GateNews,
     },
     /// Somebody wants something.
     Command {

@@ -92,10 +92,12 @@ impl Fleet {
         if self.removed || intent.fleets.contains_key(&self.name) {
             return 0;
         }
+        let slots = self.spec.singleton.as_ref().map(|lock| lock.slots);
         intent
             .sizes
             .get(&self.name)
             .map_or(self.spec.workers, |size| size.workers)
+            .min(slots.unwrap_or(u32::MAX))
     }
 
     /// How many it should have.
@@ -118,6 +120,12 @@ impl Fleet {
             .values()
             .filter(|slot| slot.state == State::Done)
             .count() as u32
+    }
+
+    /// Slots that wait for their lock: another one may hold it for good.
+    pub(super) fn standby(&self) -> u32 {
+        let waits = |slot: &&Slot| slot.gate.waits() && !slot.is_live();
+        self.slots.values().filter(waits).count() as u32
     }
 
     pub(super) fn live(&self) -> usize {
@@ -200,6 +208,7 @@ impl Fleet {
             }
         }
         self.stop_unwanted(size, stance, room);
+        self.tend_gates(size, stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(size, stance, room);
         }
@@ -281,6 +290,9 @@ impl Fleet {
                 .slots
                 .get(&index)
                 .is_some_and(|slot| slot.state == State::Vacant);
+            if self.with_slot(index, room, Slot::passes) != Some(true) {
+                continue;
+            }
             if fresh || self.has_restart(index, room) {
                 starting += 1;
                 self.start_slot(index, room);

@@ -260,6 +260,15 @@ impl Supervisor {
             let why = format!("{workers} workers are more than a fleet can have (20000)");
             return Err(Denial::new(ExitCode::Usage, why));
         }
+        if let Some(lock) = &fleet.spec.singleton
+            && workers > lock.slots
+        {
+            let why = format!(
+                "{name} is a singleton with {} slots (singleton.slots); {workers} could never run at once",
+                lock.slots
+            );
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
         let surge = fleet.spec.rollout.max_surge;
         if let Some((low, high)) = fleet.spec.process.port_range
             && workers.saturating_add(surge) > u32::from(high - low) + 1

@@ -34,6 +34,7 @@ impl Supervisor {
     fn fleet_status(&self, fleet: &Fleet, now: Moment) -> FleetStatus {
         let (desired, ready) = (fleet.desired(&self.intent), fleet.ready());
         let done = fleet.done();
+        let standby = fleet.standby();
         let held = self.intent.fleets.get(&fleet.name);
         let waits = self.stance(&fleet.name) == Stance::Wait && fleet.live() == 0;
         let state = match () {
@@ -41,6 +42,7 @@ impl Supervisor {
             () if held.is_some() => "held",
             () if done > 0 && ready + done >= desired && ready == 0 => "done",
             () if ready + done >= desired => "ok",
+            () if standby > 0 && ready + done + standby >= desired => "standby",
             () if waits => "waiting",
             () if fleet.slots.values().any(|slot| {
                 matches!(slot.state, State::BackingOff { .. } | State::Failed { .. })
@@ -77,6 +79,7 @@ impl Supervisor {
             }),
             round: fleet.body.round,
             revision: fleet.revision(),
+            gated: fleet.spec.singleton.is_some(),
             workers: workers.collect(),
         }
     }
@@ -90,7 +93,8 @@ impl Supervisor {
         now: Moment,
     ) -> Option<WorkerStatus> {
         let held = self.intent.holds(&fleet.name, index) && !slot.is_live() && index.0 < shown;
-        if slot.state == State::Vacant && !held {
+        let waits = slot.gate.waits() && !slot.is_live();
+        if slot.state == State::Vacant && !held && !waits {
             return None;
         }
         Some(WorkerStatus {
@@ -100,7 +104,11 @@ impl Supervisor {
             },
             generation: slot.generation,
             pid: slot.process.map(|alive| alive.pid),
-            state: if held { "held" } else { slot.word() },
+            state: match () {
+                () if held => "held",
+                () if waits => "standby",
+                () => slot.word(),
+            },
             ready: slot.is_ready(),
             since: slot.process.map(|alive| alive.since),
             restarts: slot.restarts,
@@ -119,6 +127,7 @@ impl Supervisor {
             revision: slot.revision,
             round: slot.round,
             said: slot.said.clone(),
+            gate: slot.gate.status(),
         })
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     engine::{
         effect::{Effect, Effects, Subject, What},
         fleet::{Fleet, FleetBody},
+        gate::Kept,
         slot::Slot,
         supervisor::Supervisor,
     },
@@ -24,6 +25,7 @@ impl Supervisor {
     pub(super) fn take_over(
         &mut self,
         rows: Vec<(RowKey, Header, Vec<u8>)>,
+        mut gates: BTreeMap<WorkerId, Kept>,
         recover: bool,
         now: Moment,
         out: &mut Effects,
@@ -59,11 +61,15 @@ impl Supervisor {
             if let RowKey::Slot(worker) = key {
                 let runs = |kind| headers.contains_key(&RowKey::Task(worker.clone(), kind));
                 let hook_runs = runs(TaskKind::PreStart) || runs(TaskKind::PreStop);
+                let held = gates.remove(worker);
                 self.with_slot(worker, now, out, |slot, desk| {
-                    slot.resume(header, hook_runs, desk)
+                    slot.resume_gate(held, desk);
+                    slot.resume(header, hook_runs, desk);
                 });
             }
         }
+        // Taken for a slot that has no row: nothing was ever started under it.
+        out.list.extend(gates.into_keys().map(Effect::ShutGate));
         self.rows_changed(
             rows.into_iter()
                 .map(|(key, header, _)| (key, header))

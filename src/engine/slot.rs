@@ -6,6 +6,7 @@ use crate::{
     config::spec::{FleetSpec, ReadySpec},
     engine::{
         effect::{Effect, Effects, Ending, Subject, What},
+        gate::Gate,
         jitter::Jitter,
         restart::Restart,
         spawn::{self, Facts},
@@ -126,6 +127,8 @@ pub(super) struct Slot {
     pub(super) last_exit: Option<LastExit>,
     /// Why the current generation is being ended, if it is.
     pub(super) ending: Option<Ending>,
+    /// Its lock, if it needs one.
+    pub(super) gate: Gate,
     /// The process, while there is one.
     #[serde(skip)]
     pub(super) process: Option<Alive>,
@@ -259,7 +262,13 @@ impl Slot {
             body: Vec::new(),
             stop: spawn::stop_record(desk.spec),
             deadline: None,
-            spec: Box::new(spawn::worker(&desk.worker, desk.spec, desk.facts, extra)),
+            spec: Box::new(spawn::worker(
+                &desk.worker,
+                desk.spec,
+                desk.facts,
+                self.gate.pass(),
+                extra,
+            )),
         });
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, SocketSpec},
+    engine::gate::Pass,
     id::{FleetName, WorkerId},
     time::Span,
     wire::{SpawnSpec, StopRecord},
@@ -44,11 +45,17 @@ pub fn socket_name(fleet: &FleetName, name: &str, socket: &SocketSpec, slot: u32
     format!("socket/{fleet}/{name}/{address}{slot}")
 }
 
+/// The name under which the keeper holds a worker's lock.
+pub fn lock_name(worker: &WorkerId) -> String {
+    format!("lock/{worker}")
+}
+
 /// The worker itself.
 pub(super) fn worker(
     worker: &WorkerId,
     spec: &FleetSpec,
     facts: &Facts,
+    pass: Option<&Pass>,
     extra: Vec<(String, String)>,
 ) -> SpawnSpec {
     let fill = Fill::new(worker, spec, facts);
@@ -64,17 +71,25 @@ pub(super) fn worker(
         env.push(format!("LISTEN_FDS={}", names.len()));
         env.push(format!("LISTEN_FDNAMES={}", names.join(":")));
     }
+    let mut passed: Vec<String> = spec
+        .sockets
+        .iter()
+        .map(|(name, socket)| socket_name(&worker.fleet, name, socket, worker.slot.0))
+        .collect();
+    if let Some(pass) = pass {
+        env.push(format!("LEASEHOLD_LOCK={}", pass.path));
+        env.push(format!("LEASEHOLD_LOCK_FD={}", 3 + passed.len()));
+        env.push(format!("LEASEHOLD_FENCE={}", pass.fence));
+        env.push("LEASEHOLD_EPOCH=0".to_owned());
+        passed.push(lock_name(worker));
+    }
     SpawnSpec {
         program: process.program.clone(),
         argv: process.argv.iter().map(|word| fill.put(word)).collect(),
         env,
         stdout,
         stderr,
-        pass: spec
-            .sockets
-            .iter()
-            .map(|(name, socket)| socket_name(&worker.fleet, name, socket, worker.slot.0))
-            .collect(),
+        pass: passed,
         cgroup_limits: process.cgroup_limits.clone(),
         session: process.session,
         ..common(spec)

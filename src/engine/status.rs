@@ -1,7 +1,7 @@
 //! The read-only picture: what people and programs see. Times are moments; the shells put the wall clock in.
 
 use crate::{
-    engine::effect::Ending,
+    engine::{effect::Ending, gate::Pass},
     id::{FleetName, Generation, Revision, WorkerId},
     time::{Moment, Span},
     wire::{Containment, ExitStatus, Stopping},
@@ -27,7 +27,7 @@ pub struct Status {
 pub struct FleetStatus {
     /// Its name.
     pub name: FleetName,
-    /// In one word: `ok`, `done`, `starting`, `degraded`, `held`, `draining`, `waiting`.
+    /// In one word: `ok`, `done`, `starting`, `degraded`, `held`, `draining`, `waiting`, `standby`.
     pub state: &'static str,
     /// How many it should have.
     pub desired: u32,
@@ -45,6 +45,8 @@ pub struct FleetStatus {
     pub round: u64,
     /// What its workers should be.
     pub revision: Revision,
+    /// Does it need a lock?
+    pub gated: bool,
     /// Its slots.
     pub workers: Vec<WorkerStatus>,
 }
@@ -82,6 +84,17 @@ pub struct WorkerStatus {
     pub round: u64,
     /// What it says of itself.
     pub said: String,
+    /// Its lock, while it has or wants one.
+    pub gate: Option<GateStatus>,
+}
+
+/// A worker's lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateStatus {
+    /// It is ours, in this file and with this fence.
+    pub pass: Option<Pass>,
+    /// Why it is not.
+    pub waits: Option<String>,
 }
 
 /// How a generation ended.

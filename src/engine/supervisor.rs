@@ -11,6 +11,7 @@ use crate::{
         effect::{Effect, Effects, Subject, What},
         event::{Event, Purpose},
         fleet::{Fleet, Room, Stance},
+        gate::Kept,
         intent::Intent,
         jitter::Jitter,
         operate::Saving,
@@ -49,6 +50,8 @@ pub struct Origin {
     pub asked: Asked,
     /// The keeper's rows.
     pub rows: Vec<(RowKey, Header, Vec<u8>)>,
+    /// The locks that the keeper holds: open, or lost.
+    pub gates: BTreeMap<WorkerId, Kept>,
     /// Do not read row bodies.
     pub recover: bool,
     /// Seed of the jitter.
@@ -86,6 +89,7 @@ impl Supervisor {
             facts,
             asked,
             rows,
+            gates,
             recover,
             seed,
         } = origin;
@@ -126,7 +130,7 @@ impl Supervisor {
             said_stopping: Stopping::No,
             exited: false,
         };
-        supervisor.take_over(rows, recover, now, out);
+        supervisor.take_over(rows, gates, recover, now, out);
         supervisor.finish_step(now, out);
         supervisor
     }
@@ -164,6 +168,9 @@ impl Supervisor {
                     slot.environment_read(after, result, desk)
                 });
             }
+            Event::Gate { worker, news } => self.with_slot(&worker, now, out, |slot, desk| {
+                slot.gate_changed(news, desk);
+            }),
             Event::Command { request, command } => self.command(request, command, now, out),
             Event::ConfigRead { purpose, result } => self.config_read(purpose, result, now, out),
             Event::IntentSaved { result } => self.intent_saved(result, now, out),

@@ -77,9 +77,9 @@ pub struct ConfigView {
 pub struct FleetView {
     /// Its name.
     pub name: String,
-    /// `fleet`.
+    /// `fleet` or `singleton`.
     pub kind: String,
-    /// `ok`, `done`, `starting`, `degraded`, `held`, `waiting`, `draining`.
+    /// `ok`, `done`, `starting`, `degraded`, `held`, `waiting`, `draining`, `standby`.
     pub state: String,
     /// How many it should have.
     pub desired: u32,
@@ -93,7 +93,7 @@ pub struct FleetView {
     /// Largest size.
     pub max: u32,
     /// Singletons only.
-    pub gate: Option<()>,
+    pub gate: Option<GateView>,
     /// Who holds it.
     pub held: Option<String>,
     /// `running`, `rolling-back`, `failed`.
@@ -104,6 +104,23 @@ pub struct FleetView {
     pub revision: String,
     /// Its workers; an empty slot is absent unless backing off, failed or held.
     pub workers: Vec<WorkerView>,
+}
+
+/// A singleton's lock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateView {
+    /// `node`.
+    pub scope: String,
+    /// `open` or `shut`.
+    pub state: String,
+    /// Who has it: this node, or what is known of somebody else.
+    pub holder: Option<String>,
+    /// Names the holder, if that is us; grows with every holder.
+    pub fence: Option<u64>,
+    /// Until it must be renewed, in ms; a lock of this machine lasts.
+    pub deadline_in_ms: Option<u64>,
+    /// The lock's file, if it is ours.
+    pub path: Option<String>,
 }
 
 /// One worker.
@@ -117,7 +134,7 @@ pub struct WorkerView {
     pub generation: u64,
     /// The leader's pid.
     pub pid: Option<i32>,
-    /// `starting`, `running`, `draining`, `killing`, `clearing`, `backing-off`, `failed`, `done`, `held`.
+    /// `starting`, `running`, `draining`, `killing`, `clearing`, `backing-off`, `failed`, `done`, `held`, `standby`.
     pub state: String,
     /// Does it take work?
     pub ready: bool,
@@ -203,22 +220,23 @@ pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
         fleets: status
             .fleets
             .iter()
-            .map(|fleet| fleet_view(fleet, here))
+            .map(|fleet| fleet_view(fleet, &status.node, here))
             .collect(),
     }
 }
 
-fn fleet_view(fleet: &FleetStatus, here: &Here<'_>) -> FleetView {
+fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
+    let kind = if fleet.gated { "singleton" } else { "fleet" };
     FleetView {
         name: fleet.name.to_string(),
-        kind: "fleet".to_owned(),
+        kind: kind.to_owned(),
         state: fleet.state.to_owned(),
         desired: fleet.desired,
         ready: fleet.ready,
         done: fleet.done,
         min: fleet.configured,
         max: fleet.configured,
-        gate: None,
+        gate: fleet.gated.then(|| gate_view(fleet, node)),
         held: fleet.held.clone(),
         rollout: fleet.rollout.map(str::to_owned),
         round: fleet.round,
@@ -228,6 +246,26 @@ fn fleet_view(fleet: &FleetStatus, here: &Here<'_>) -> FleetView {
             .iter()
             .map(|worker| worker_view(worker, here))
             .collect(),
+    }
+}
+
+/// Of several workers, the one that tells most: it has its lock, or it knows who has.
+fn gate_view(fleet: &FleetStatus, node: &str) -> GateView {
+    let gates = || {
+        fleet
+            .workers
+            .iter()
+            .filter_map(|worker| worker.gate.as_ref())
+    };
+    let pass = gates().find_map(|gate| gate.pass.as_ref());
+    let waits = gates().find_map(|gate| gate.waits.clone());
+    GateView {
+        scope: "node".to_owned(),
+        state: if pass.is_some() { "open" } else { "shut" }.to_owned(),
+        holder: pass.map(|_| node.to_owned()).or(waits),
+        fence: pass.map(|pass| pass.fence),
+        deadline_in_ms: None,
+        path: pass.map(|pass| pass.path.clone()),
     }
 }
 
@@ -306,8 +344,8 @@ pub fn checks(status: &Status) -> Vec<Check> {
 pub fn is_ready(fleet: &FleetStatus) -> bool {
     match fleet.state {
         "draining" => false,
-        // Held on purpose: the node is not less ready for it.
-        "held" => true,
+        // Held on purpose, or somebody else's turn: the node is not less ready for it.
+        "held" | "standby" => true,
         _ => fleet.ready + fleet.done >= fleet.desired,
     }
 }

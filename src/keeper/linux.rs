@@ -452,7 +452,7 @@ impl Linux {
             program: Program::Path(&program),
             argv: &argv,
             env: &env,
-            listen_pid: !spec.pass.is_empty(),
+            listen_pid: spec.env.iter().any(|v| v.starts_with("LISTEN_FDS=")),
             stdin: None,
             stdout: stdout.as_ref().map(AsFd::as_fd),
             stderr: merged.as_ref().map(AsFd::as_fd),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    id::{Generation, Revision},
+    id::{Generation, Revision, WorkerId},
     wire::{Containment, RowKey},
 };
 
@@ -119,6 +119,23 @@ impl Tree {
     pub fn remove(&self) -> io::Result<()> {
         self.remove.as_ref().map_or(Ok(()), fs::remove_dir)
     }
+}
+
+/// Leaves of any generation of a worker, and of its helpers, below `workers`: another daemon's directory, perhaps.
+pub fn leaves_of(workers: &Path, worker: &WorkerId) -> Vec<Leaf> {
+    let slot = RowKey::Slot(worker.clone()).to_string().replace('/', ".");
+    let is_of_it = |name: &str| {
+        let rest = name.strip_prefix(&slot)?;
+        let (_, generation) = rest.rsplit_once('.')?;
+        let own = rest.starts_with(':') || rest.strip_prefix('.') == Some(generation);
+        let number = generation.bytes().all(|b| b.is_ascii_digit());
+        (own && number && !generation.is_empty()).then_some(())
+    };
+    let entries = fs::read_dir(workers).into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_name().to_str().and_then(is_of_it).is_some())
+        .map(|e| Leaf { path: e.path() })
+        .collect()
 }
 
 /// The leaf of one generation: `web.3.17`.

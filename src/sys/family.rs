@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeMap, fs};
 
-use crate::{id::Generation, sys::child, wire::RowKey};
+use crate::{
+    id::{Generation, WorkerId},
+    sys::child,
+    wire::RowKey,
+};
 
 /// A worker whose family is looked for.
 #[derive(Debug, Clone)]
@@ -201,9 +205,22 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
 
 /// Living processes, other than us and `spare`, that carry this cookie: provable leftovers of an earlier run.
 pub fn with_cookie(cookie: &str, spare: &[i32]) -> Vec<Carrier> {
-    let needle = format!("LEASEHOLD_RUN={cookie}");
+    with_variables(&[format!("LEASEHOLD_RUN={cookie}")], spare)
+}
+
+/// Living processes of a worker of that run, whatever their generation.
+pub fn of_worker(cookie: &str, worker: &WorkerId) -> Vec<Carrier> {
+    let [fleet, slot, _] = marks_of(&RowKey::Slot(worker.clone()), Generation::default());
+    with_variables(&[format!("LEASEHOLD_RUN={cookie}"), fleet, slot], &[])
+}
+
+/// Living processes whose environment holds all of these, other than `spare`.
+pub fn with_variables(wanted: &[String], spare: &[i32]) -> Vec<Carrier> {
     let carries = |pid: i32| {
-        environment(pid).is_some_and(|env| env.split(|b| *b == 0).any(|v| v == needle.as_bytes()))
+        environment(pid).is_some_and(|env| {
+            let has = |one: &String| env.split(|b| *b == 0).any(|v| v == one.as_bytes());
+            wanted.iter().all(has)
+        })
     };
     let table = process_table();
     let readable = table

@@ -89,6 +89,10 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             // Drawn anew from jitter when an exit is decided upon, and STATUS= text is not kept.
             worker.next_start = None;
             worker.said = String::new();
+            // Why a lock is not to be had is heard anew.
+            if let Some(gate) = &mut worker.gate {
+                gate.waits = None;
+            }
         }
         fleets
     };

@@ -7,7 +7,7 @@ use leasehold::{
         Config,
         spec::{
             AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec,
-            ReadySpec, RestartPolicy, Sink,
+            ReadySpec, RestartPolicy, SingletonSpec, Sink,
         },
     },
     id::{FleetName, Revision},
@@ -83,7 +83,21 @@ pub(crate) fn first() -> Config {
     let mut once = base("once", 2);
     once.restart.policy = RestartPolicy::OnFailure;
     once.start.parallel = 1;
-    let fleets = [("db", db), ("web", web), ("flaky", flaky), ("once", once)];
+    let mut lone = base("lone", 1);
+    lone.ready = ReadySpec::Notify;
+    lone.singleton = Some(SingletonSpec {
+        lock: name("lone"),
+        flock: None,
+        slots: 1,
+        allow_network_fs: false,
+    });
+    let fleets = [
+        ("db", db),
+        ("web", web),
+        ("flaky", flaky),
+        ("once", once),
+        ("lone", lone),
+    ];
     config(
         fleets
             .into_iter()
@@ -116,6 +130,7 @@ pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
         let names: Vec<FleetName> = fleets.keys().cloned().collect();
         let which = rng.pick(&names).clone();
         match rng.below(6) {
+            0 if which.as_str() == "lone" => continue,
             0 => fleets
                 .entry(which)
                 .and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),

@@ -6,6 +6,7 @@
 mod checks;
 mod fleets;
 mod host;
+mod lock;
 mod rng;
 mod world;
 

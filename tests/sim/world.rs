@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use leasehold::{
     config::{Config, spec::FleetSpec},
     engine::{
-        Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, supervisor::Origin,
+        Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, gate::GateNews,
+        supervisor::Origin,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     keeper::core::{Core, Request},
@@ -16,6 +17,7 @@ use leasehold::{
 use crate::{
     checks, fleets,
     host::{Act, Change, Host},
+    lock::{self, Lock, Owner},
     rng::Rng,
 };
 
@@ -63,6 +65,10 @@ enum Item {
     KeeperStarts,
     Operator,
     Signal(Request),
+    TryLock(u64),
+    Settled(u64),
+    Rival,
+    Replaced,
 }
 
 #[derive(Clone, Debug)]
@@ -114,6 +120,7 @@ pub(crate) struct World {
     last_to_keeper: Moment,
     last_to_supervisor: Moment,
     requests: u64,
+    lock: Lock,
 }
 
 const STORY: Span = Span::secs(300);
@@ -145,6 +152,7 @@ impl World {
             last_to_keeper: Moment(0),
             last_to_supervisor: Moment(0),
             requests: 0,
+            lock: Lock::default(),
         }
     }
 
@@ -165,8 +173,20 @@ impl World {
             let when = self.rng.span(500, STORY.as_millis());
             self.at(when, Item::Operator);
         }
+        for _ in 0..16 {
+            let when = self.rng.span(0, STORY.as_millis());
+            self.at(when, Item::Rival);
+        }
+        for seconds in [1, 60, 120] {
+            self.at(STORY.plus(Span::secs(seconds)), Item::Rival);
+        }
+        for _ in 0..self.rng.below(3) {
+            let when = self.rng.span(0, STORY.as_millis());
+            self.at(when, Item::Replaced);
+        }
         self.play_until(self.quiet_from);
         self.host.tempers = false;
+        self.lock.rival(&self.host, true);
         self.play_until(self.quiet_from.after(SETTLE));
         let status = self
             .engine
@@ -237,6 +257,7 @@ impl World {
                 self.step(Event::Tick);
             }
             checks::no_drain_is_endless(&self.host, self.now);
+            self.lock.check(&self.host, self.now);
         }
         if self.exit.is_none() {
             self.now = end;
@@ -279,7 +300,51 @@ impl World {
                 }
                 self.after_keeper();
             }
+            Item::TryLock(incarnation) if incarnation == self.incarnation => self.try_lock(),
+            Item::Settled(incarnation) if incarnation == self.incarnation => self.settled(),
+            Item::TryLock(_) | Item::Settled(_) => {}
+            Item::Rival => self.lock.rival(&self.host, self.now >= self.quiet_from),
+            Item::Replaced => {
+                if self.now < self.quiet_from && self.lock.replace(self.now) {
+                    self.say(|| "-- the lock file is replaced".to_owned());
+                    self.gate(GateNews::Lost("replaced".to_owned()));
+                }
+            }
         }
+    }
+
+    fn gate(&mut self, news: GateNews) {
+        let worker = lock::worker();
+        self.step(Event::Gate { worker, news });
+    }
+
+    fn try_lock(&mut self) {
+        if !self.lock.sought || self.lock.settling {
+            return;
+        }
+        if self.lock.try_take(Owner::Supervisor(self.incarnation)) {
+            self.lock.settling = true;
+            let long = self.rng.chance(10);
+            let after = self.rng.span(0, if long { 3_000 } else { 20 });
+            self.at(after, Item::Settled(self.incarnation));
+        } else {
+            let after = self.rng.span(1, 1_000);
+            self.at(after, Item::TryLock(self.incarnation));
+            self.gate(GateNews::Waits("the rival has it".to_owned()));
+        }
+    }
+
+    fn settled(&mut self) {
+        self.lock.settling = false;
+        if !self.lock.sought {
+            return self.lock.remove(Owner::Supervisor(self.incarnation));
+        }
+        self.lock.sought = false;
+        let pass = self.lock.open();
+        self.lock.add(Owner::Packet);
+        let name = leasehold::engine::lock_name(&lock::worker());
+        self.send(vec![Op::Hold { name }]);
+        self.gate(GateNews::Opened(pass));
     }
 
     fn process(&mut self, pid: i32, act: &Act) {
@@ -324,11 +389,14 @@ impl World {
         for op in ops {
             match op {
                 Op::Exit { code } => self.exit = Some(code),
-                Op::Hold { .. }
-                | Op::Release { .. }
-                | Op::Pong { .. }
-                | Op::Notify { .. }
-                | Op::Echo { .. } => {}
+                Op::Hold { .. } => {
+                    self.lock.remove(Owner::Packet);
+                    self.lock.add(Owner::Keeper);
+                }
+                Op::Release { name } if name.starts_with("lock/") => {
+                    self.lock.remove(Owner::Keeper);
+                }
+                Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } | Op::Echo { .. } => {}
                 op => {
                     if let Some(core) = &mut self.core {
                         core.apply(op, self.now, &mut self.host);
@@ -403,6 +471,14 @@ impl World {
         let mut ops = Vec::new();
         for effect in effects.list {
             match effect {
+                Effect::Keeper(Op::Spawn { key, after, .. })
+                    if self.lock.replaced && key == RowKey::Slot(lock::worker()) =>
+                {
+                    let worker = lock::worker();
+                    let news = GateNews::Lost("replaced".to_owned());
+                    self.answer(0, 1, Event::Gate { worker, news });
+                    self.answer(1, 2, Event::Refused { key, after });
+                }
                 Effect::Keeper(op) => ops.push(op),
                 Effect::Probe {
                     worker, generation, ..
@@ -438,6 +514,19 @@ impl World {
                         previous: previous.into_iter().collect(),
                     });
                 }
+                Effect::SeekGate { .. } => {
+                    self.lock.sought = true;
+                    let after = self.rng.span(0, 5);
+                    self.at(after, Item::TryLock(self.incarnation));
+                }
+                Effect::ShutGate(worker) => {
+                    self.lock.sought = false;
+                    if !self.lock.settling {
+                        self.lock.remove(Owner::Supervisor(self.incarnation));
+                        let name = leasehold::engine::lock_name(&worker);
+                        ops.push(Op::Release { name });
+                    }
+                }
                 Effect::SaveIntent(intent) => {
                     let after = self.rng.span(1, 20);
                     self.at(after, Item::Saved(self.incarnation, Box::new(intent)));
@@ -452,6 +541,10 @@ impl World {
                 | Effect::Reply { .. } => {}
             }
         }
+        self.send(ops);
+    }
+
+    fn send(&mut self, ops: Vec<Op>) {
         if !ops.is_empty() {
             let when = self.now.after(self.rng.span(0, 3)).max(self.last_to_keeper);
             self.last_to_keeper = when;
@@ -510,6 +603,12 @@ impl World {
             },
             asked: core.asked(),
             rows: rows.collect(),
+            gates: self
+                .lock
+                .kept()
+                .map(|pass| (lock::worker(), pass))
+                .into_iter()
+                .collect(),
             recover: false,
             seed: self.seed,
         }
@@ -522,6 +621,9 @@ impl World {
         self.incarnation += 1;
         let origin = self.origin(&mut core);
         self.core = Some(core);
+        if !origin.gates.is_empty() && !self.lock.replaced {
+            self.lock.add(Owner::Supervisor(self.incarnation));
+        }
         let mut effects = Effects::default();
         self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
         self.perform(effects);
@@ -556,6 +658,7 @@ impl World {
                 self.deliver(ops);
             }
         }
+        self.lock.supervisor_died();
         if kept == all && self.exit.is_none() {
             self.compare_with_rebuilt(&mut old);
         }
@@ -601,6 +704,7 @@ impl World {
         self.engine = None;
         self.incarnation += 1;
         self.host.wipe();
+        self.lock.keeper_died();
         let keep = |item: &Item| {
             !matches!(
                 item,
@@ -621,9 +725,9 @@ impl World {
     fn operate(&mut self) {
         self.requests += 1;
         self.totals.commands += 1;
-        let fleet = (*self
-            .rng
-            .pick(&["db", "web", "flaky", "once", "web/1", "db/0", "*"]))
+        let fleet = (*self.rng.pick(&[
+            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "*",
+        ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
         let command = match self.rng.below(8) {

@@ -1,0 +1,474 @@
+//! Takes and gives back the locks of singletons, when the engine says so. What is taken is held by the keeper at once; ours is a
+//! duplicate, through which the record is written, and which lasts until everything of a dead keeper is ended.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    config::spec::SingletonSpec,
+    driver::{boot::Request, inbox::Inbox},
+    engine::{
+        Event,
+        gate::{GateNews, Kept, Pass},
+        lock_name,
+    },
+    id::WorkerId,
+    locks::{self, Bell, LockFault, LockFile, Patience, Proc, Record},
+    sys::{clock, host},
+    time::{Moment, Span},
+    wire::{Op, Welcome},
+};
+
+/// Without a cluster all daemons of one user are one.
+const CLUSTER: &str = "local";
+/// A lock that gives no sign (LOCK_UN, another mount of the file) is looked at this often.
+const LOOK_EVERY: Span = Span::secs(1);
+/// After a sign the lock is free within microseconds; so many looks, each twice as far from the last.
+const LOOKS_AFTER_BELL: u32 = 12;
+/// Whoever is left of the last holder is reported to people after this.
+const SAY_AFTER: Span = Span::secs(1);
+
+/// All locks of this daemon.
+pub(super) struct Gates {
+    bell: Bell,
+    seekers: BTreeMap<WorkerId, Seeker>,
+    held: BTreeMap<WorkerId, Held>,
+    me: Me,
+    hand_in: mpsc::UnboundedSender<Inbox>,
+    look_at: Option<Moment>,
+    tickets: u64,
+}
+
+/// A lock that is ours.
+struct Held {
+    file: LockFile,
+    /// As written there.
+    leader: Option<Proc>,
+}
+
+/// What we write into a lock.
+#[derive(Clone)]
+struct Me {
+    cookie: String,
+    keeper: Proc,
+    cgroups: Option<String>,
+    node: String,
+}
+
+/// Somebody who wants a lock.
+struct Seeker {
+    spec: SingletonSpec,
+    /// Tells its results from those of one that was called off.
+    ticket: u64,
+    /// The files it may be; opened once, since closing one rings everybody's bell.
+    files: BTreeMap<PathBuf, LockFile>,
+    /// What is left of the last holder is being ended, by a thread that stops when this is set.
+    settling: Option<Arc<AtomicBool>>,
+}
+
+/// What a lock's taking came to.
+type Taken = Result<(LockFile, Pass), String>;
+
+impl Gates {
+    pub(super) fn new(
+        welcome: &Welcome,
+        node: String,
+        hand_in: mpsc::UnboundedSender<Inbox>,
+    ) -> std::io::Result<Self> {
+        let start = crate::sys::family::Stat::read(welcome.keeper).map_or(0, |s| s.start_ticks);
+        Ok(Self {
+            bell: Bell::new()?,
+            seekers: BTreeMap::new(),
+            held: BTreeMap::new(),
+            me: Me {
+                cookie: welcome.cookie.clone(),
+                keeper: Proc {
+                    pid: welcome.keeper,
+                    start,
+                },
+                cgroups: welcome.cgroup.clone(),
+                node,
+            },
+            hand_in,
+            look_at: None,
+            tickets: 0,
+        })
+    }
+
+    /// Takes over what the keeper holds since before us; the fence is in the file.
+    pub(super) fn adopt(&mut self, worker: &WorkerId, fd: OwnedFd) -> Option<Kept> {
+        let file = LockFile::adopt(fd).ok()?;
+        let mut record = file.record().ok().flatten()?;
+        if !record.held {
+            // Our predecessor was giving it back when it died; whether it is given back is decided anew.
+            record.held = true;
+            file.write(&record).ok()?;
+        }
+        let pass = Pass {
+            path: file.path().display().to_string(),
+            fence: record.fence,
+        };
+        let _ = self.bell.watch(file.path());
+        let leader = record.leader;
+        let named = file.is_named();
+        self.held.insert(worker.clone(), Held { file, leader });
+        let lost = if named {
+            None
+        } else {
+            self.hold_again(worker).err()
+        };
+        Some(Kept { pass, lost })
+    }
+
+    /// A descriptor that becomes readable when somebody lets go.
+    pub(super) fn bell(&self) -> std::io::Result<OwnedFd> {
+        self.bell.as_fd().try_clone_to_owned()
+    }
+
+    /// When [`Gates::look`] is due without a bell.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.look_at
+    }
+
+    /// Begins to look for a lock.
+    pub(super) fn seek(&mut self, worker: WorkerId, spec: SingletonSpec) {
+        self.tickets += 1;
+        let seeker = Seeker {
+            spec,
+            ticket: self.tickets,
+            files: BTreeMap::new(),
+            settling: None,
+        };
+        if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
+            before.call_off();
+        }
+        self.try_seeker(&worker);
+    }
+
+    /// Gives a lock back, or stops looking for it; what the keeper is to do.
+    pub(super) fn shut(&mut self, worker: &WorkerId) -> Option<Request> {
+        if let Some(seeker) = self.seekers.remove(worker) {
+            seeker.call_off();
+        }
+        if self.seekers.is_empty() {
+            self.look_at = None;
+        }
+        set_free(&self.held.remove(worker)?.file);
+        let name = lock_name(worker);
+        Some((Op::Release { name }, None))
+    }
+
+    /// Tries everybody who waits; after a bell a few times, since it rings before the lock is free.
+    pub(super) fn look(&mut self, rang: bool) {
+        let waiting: Vec<WorkerId> = self
+            .seekers
+            .iter()
+            .filter(|(_, seeker)| seeker.settling.is_none())
+            .map(|(worker, _)| worker.clone())
+            .collect();
+        for worker in waiting {
+            let looks = if rang { LOOKS_AFTER_BELL } else { 1 };
+            for look in 0..looks {
+                if self.try_seeker(&worker) {
+                    break;
+                }
+                (0..1_u32 << look).for_each(|_| std::hint::spin_loop());
+            }
+        }
+    }
+
+    /// Somebody did something to a lock's directory: takes all of it, and returns whom of ours it concerns.
+    pub(super) fn rang(&mut self) -> Vec<Event> {
+        if !self.bell.take() {
+            return Vec::new();
+        }
+        self.look(true);
+        self.check_names()
+    }
+
+    /// Is what we hold still what others would lock? A file that was replaced is locked too, if nobody was faster.
+    pub(super) fn check_names(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let replaced: Vec<WorkerId> = self
+            .held
+            .iter()
+            .filter(|(_, held)| !held.file.is_named())
+            .map(|(worker, _)| worker.clone())
+            .collect();
+        for worker in replaced {
+            if let Err(why) = self.hold_again(&worker) {
+                events.push(Event::Gate {
+                    worker,
+                    news: GateNews::Lost(why),
+                });
+            }
+        }
+        events
+    }
+
+    /// May it start under its lock now? An event that says no, if somebody has just put another file in its place.
+    pub(super) fn still_ours(&mut self, worker: &WorkerId) -> Result<(), Event> {
+        match self.held.get(worker) {
+            Some(held) if !held.file.is_named() => {
+                self.hold_again(worker).map_err(|why| Event::Gate {
+                    worker: worker.clone(),
+                    news: GateNews::Lost(why),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn hold_again(&mut self, worker: &WorkerId) -> Result<(), String> {
+        let Some(held) = self.held.get_mut(worker) else {
+            return Ok(());
+        };
+        let path = held.file.path().to_owned();
+        let record = held.file.record().ok().flatten();
+        let again = LockFile::open(&path, is_ours(&path), true).map_err(|e| e.to_string())?;
+        let gone = format!(
+            "{} was replaced, and somebody else holds it",
+            path.display()
+        );
+        let taken = again.try_take().map_err(|e| e.to_string())? && again.is_named();
+        let record = record.filter(|_| taken).ok_or(gone)?;
+        again.write(&record).map_err(|e| e.to_string())?;
+        let fd = again.duplicate().map_err(|e| e.to_string())?;
+        let _ = self.bell.watch(&path);
+        held.file = again;
+        let _ = self.hand_in.send(Inbox::Hold(lock_name(worker), fd));
+        Ok(())
+    }
+
+    /// The thread that ended the last holder is through. What the keeper is to hold, and what the engine is to hear.
+    pub(super) fn settled(
+        &mut self,
+        worker: WorkerId,
+        ticket: u64,
+        taken: Taken,
+    ) -> (Option<Request>, Option<Event>) {
+        let seeker = self.seekers.get_mut(&worker);
+        let Some(seeker) = seeker.filter(|seeker| seeker.ticket == ticket) else {
+            // Called off meanwhile.
+            if let Ok((file, _)) = taken {
+                set_free(&file);
+            }
+            return (None, None);
+        };
+        let (file, pass) = match taken {
+            Ok(taken) => taken,
+            Err(why) => {
+                seeker.settling = None;
+                self.look_at = Some(clock::now().after(LOOK_EVERY));
+                return (None, Some(waits(worker, why)));
+            }
+        };
+        self.seekers.remove(&worker);
+        let fd = match file.duplicate() {
+            Ok(fd) => fd,
+            Err(e) => {
+                set_free(&file);
+                let why = format!("cannot duplicate a descriptor: {e}");
+                return (None, Some(waits(worker, why)));
+            }
+        };
+        let name = lock_name(&worker);
+        let leader = None;
+        self.held.insert(worker.clone(), Held { file, leader });
+        let news = GateNews::Opened(pass);
+        (
+            Some((Op::Hold { name }, Some(fd))),
+            Some(Event::Gate { worker, news }),
+        )
+    }
+
+    /// Writes into our locks who leads their workers, for whoever comes after us.
+    pub(super) fn note_leaders(&mut self, leader: impl Fn(&WorkerId) -> Option<Proc>) {
+        for (worker, held) in &mut self.held {
+            let now = leader(worker);
+            if now.is_none() || now == held.leader {
+                continue;
+            }
+            if let Ok(Some(record)) = held.file.record() {
+                let record = Record {
+                    leader: now,
+                    ..record
+                };
+                let _ = held.file.write(&record);
+                held.leader = now;
+            }
+        }
+    }
+
+    /// True once there is nothing more to try now.
+    fn try_seeker(&mut self, worker: &WorkerId) -> bool {
+        let Some(seeker) = self
+            .seekers
+            .get_mut(worker)
+            .filter(|s| s.settling.is_none())
+        else {
+            return true;
+        };
+        let mut why = String::new();
+        for path in paths(&seeker.spec) {
+            match seeker.try_file(&path, &mut self.bell) {
+                Ok(true) => {
+                    if let Some(file) = seeker.files.remove(&path) {
+                        seeker.settling =
+                            Some(self.me.settle(worker, seeker.ticket, file, &self.hand_in));
+                    }
+                    return true;
+                }
+                Ok(false) => why = seeker.holder(&path),
+                Err(fault) => why = fault.to_string(),
+            }
+        }
+        let _ = self.hand_in.send(Inbox::Gate(waits(worker.clone(), why)));
+        self.look_at = Some(clock::now().after(LOOK_EVERY));
+        false
+    }
+}
+
+impl Seeker {
+    fn call_off(&self) {
+        if let Some(settling) = &self.settling {
+            settling.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens a file, again if it was replaced, and takes it if it is free.
+    fn try_file(&mut self, path: &Path, bell: &mut Bell) -> Result<bool, LockFault> {
+        if self.files.get(path).is_none_or(|file| !file.is_named()) {
+            let own = self.spec.flock.is_none();
+            let file = LockFile::open(path, own, self.spec.allow_network_fs)?;
+            self.files.insert(path.to_owned(), file);
+        }
+        let _ = bell.watch(path);
+        match self.files.get(path) {
+            // A file that was replaced while we took it is not the lock.
+            Some(file) => Ok(file.try_take()? && file.is_named()),
+            None => Ok(false),
+        }
+    }
+
+    fn holder(&self, path: &Path) -> String {
+        let file = self.files.get(path);
+        let record = file.and_then(|file| file.record().ok().flatten());
+        match record.filter(|record| record.held && record.is_of_this_boot()) {
+            Some(record) => format!("held by {}", record.holder()),
+            None => match file.and_then(locks::holder_by_kernel) {
+                Some(pid) => format!("held by pid {pid} ({})", path.display()),
+                None => format!("held by somebody else ({})", path.display()),
+            },
+        }
+    }
+}
+
+impl Me {
+    /// Ends what is left of the last holder and writes ourselves in, on a thread of its own.
+    fn settle(
+        &self,
+        worker: &WorkerId,
+        ticket: u64,
+        file: LockFile,
+        hand_in: &mpsc::UnboundedSender<Inbox>,
+    ) -> Arc<AtomicBool> {
+        let off = Arc::new(AtomicBool::new(false));
+        let (me, worker, hand_in, called_off) = (
+            self.clone(),
+            worker.clone(),
+            hand_in.clone(),
+            Arc::clone(&off),
+        );
+        tokio::task::spawn_blocking(move || {
+            let taken = loop {
+                let before = match file.record() {
+                    Ok(before) => before,
+                    Err(fault) => break Err(fault.to_string()),
+                };
+                match locks::settle(file.path(), before.as_ref(), Patience(SAY_AFTER)) {
+                    Ok(()) => break me.write(&worker, file, before.as_ref()),
+                    Err(_) if called_off.load(Ordering::Relaxed) => break Err(String::new()),
+                    Err(why) => {
+                        let _ = hand_in.send(Inbox::Gate(waits(worker.clone(), why)));
+                    }
+                }
+            };
+            let _ = hand_in.send(Inbox::Locked(worker, ticket, taken));
+        });
+        off
+    }
+
+    fn write(&self, worker: &WorkerId, file: LockFile, before: Option<&Record>) -> Taken {
+        let record = Record {
+            leasehold: 1,
+            fence: before.map_or_else(first_fence, |record| record.fence + 1),
+            held: true,
+            path: file.path().to_owned(),
+            boot: host::boot_id(),
+            pid_namespace: host::pid_namespace(),
+            cookie: self.cookie.clone(),
+            uid: rustix::process::geteuid().as_raw(),
+            keeper: self.keeper,
+            cgroups: self.cgroups.clone(),
+            worker: worker.clone(),
+            leader: None,
+            node: self.node.clone(),
+            since: clock::wall().to_string(),
+        };
+        file.write(&record).map_err(|fault| fault.to_string())?;
+        let pass = Pass {
+            path: file.path().display().to_string(),
+            fence: record.fence,
+        };
+        Ok((file, pass))
+    }
+}
+
+fn waits(worker: WorkerId, why: String) -> Event {
+    Event::Gate {
+        worker,
+        news: GateNews::Waits(why),
+    }
+}
+
+/// The fence of a file that nobody has held: later than any that was given before the file was lost, as every file on a tmpfs is at a
+/// reboot. Milliseconds since 1970, which leave room for a holder each.
+fn first_fence() -> u64 {
+    u64::try_from(clock::wall().as_millisecond()).unwrap_or(1)
+}
+
+/// Every file that would do.
+fn paths(spec: &SingletonSpec) -> Vec<PathBuf> {
+    match &spec.flock {
+        Some(path) => vec![PathBuf::from(path)],
+        None => (0..spec.slots)
+            .map(|slot| locks::default_path(CLUSTER, spec.lock.as_str(), slot))
+            .collect(),
+    }
+}
+
+/// Was the path chosen by us?
+fn is_ours(path: &Path) -> bool {
+    let root = locks::default_path(CLUSTER, "x", 0);
+    path.parent() == root.parent()
+}
+
+/// The next one need not look for what is left of us: there is nothing.
+fn set_free(file: &LockFile) {
+    if let Ok(Some(record)) = file.record() {
+        let _ = file.write(&Record {
+            held: false,
+            ..record
+        });
+    }
+}

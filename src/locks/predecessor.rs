@@ -1,0 +1,130 @@
+//! Before a lock that was had is used: what is left of the holder before is ended, if it is provably there and ours to end.
+
+use std::path::Path;
+
+use crate::{
+    locks::record::Record,
+    sys::{
+        cgroup, clock,
+        family::{self, Stat},
+        host, poll,
+    },
+    time::Span,
+    wire::RowKey,
+};
+
+/// What could not be looked at is given this long to end: its keeper is gone, and SIGKILL is on its way.
+const UNSEEN: Span = Span::secs(1);
+/// So often is looked again.
+const GLANCE: Span = Span::millis(2);
+
+/// How long to go on before it is reported that somebody is still there.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience(pub Span);
+
+/// Ends what the record's holder left behind and returns when nothing of it is there, or says who is, for people. Blocks; call it again
+/// after an error.
+///
+/// `path` is the lock's: with no record at all, the file is new, and whoever runs under its name runs under a file that was unlinked.
+pub fn settle(path: &Path, before: Option<&Record>, patience: Patience) -> Result<(), String> {
+    let until = clock::now().after(patience.0);
+    loop {
+        let left = match before {
+            None => others_of(path),
+            Some(record) if !record.held || !record.is_of_this_boot() => return Ok(()),
+            Some(record) => end(record),
+        };
+        match left {
+            None => return Ok(()),
+            Some(who) if clock::now() >= until => return Err(who),
+            Some(_) => poll::pause(GLANCE),
+        }
+    }
+}
+
+/// Kills what is left of a holder; the text says who is left.
+fn end(record: &Record) -> Option<String> {
+    if record.pid_namespace != host::pid_namespace() {
+        // Its pids mean nothing here; its lock is free, so its keeper is gone, and with that every process of its namespace.
+        poll::pause(UNSEEN);
+        return None;
+    }
+    let leaves = record
+        .cgroups
+        .as_deref()
+        .map(|base| cgroup::leaves_of(Path::new(base), &record.worker))
+        .unwrap_or_default();
+    for leaf in leaves {
+        let killed = leaf.kill();
+        if leaf.populated().unwrap_or(false) {
+            let why = killed.err().map_or_else(String::new, |e| format!(": {e}"));
+            return Some(format!(
+                "processes of {} are still in {}{why}",
+                record.holder(),
+                leaf.path().display()
+            ));
+        }
+        let _ = leaf.remove();
+    }
+    end_family(record)
+}
+
+/// The leader, its group and session, and whoever carries the worker's environment.
+fn end_family(record: &Record) -> Option<String> {
+    let mut left = Vec::new();
+    for carrier in family::of_worker(&record.cookie, &record.worker) {
+        carrier.kill();
+        left.extend(carrier.lives().then_some(carrier.pid));
+    }
+    if let Some(leader) = record.leader {
+        let head = family::Head {
+            key: RowKey::Slot(record.worker.clone()),
+            generation: crate::id::Generation::default(),
+            pid: leader.pid,
+            start_ticks: leader.start,
+        };
+        let itself = family::Carrier {
+            pid: leader.pid,
+            start_ticks: leader.start,
+        };
+        // Its number is its group's and its session's for as long as either has a member.
+        let is_reused = Stat::read(leader.pid).is_some_and(|stat| stat.start_ticks != leader.start);
+        if itself.lives() {
+            itself.kill();
+            left.push(leader.pid);
+        }
+        if !is_reused {
+            let heads = [head];
+            let me = std::process::id() as i32;
+            for member in family::search(&heads, &record.cookie, me).members {
+                family::kill(&member, &heads);
+                left.push(member.pid);
+            }
+        }
+    }
+    left.sort_unstable();
+    left.dedup();
+    match left.as_slice() {
+        [] => None,
+        pids => Some(format!(
+            "processes of {} are still there (pids {})",
+            record.holder(),
+            pids.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        )),
+    }
+}
+
+/// Processes that run under this lock's name: their own daemon sees that its file is gone, and ends them.
+fn others_of(path: &Path) -> Option<String> {
+    let carriers = family::with_variables(&[format!("LEASEHOLD_LOCK={}", path.display())], &[]);
+    let pids: Vec<String> = carriers.iter().map(|c| c.pid.to_string()).collect();
+    (!pids.is_empty()).then(|| {
+        format!(
+            "the lock file was replaced while somebody runs under it (pids {}); waiting for their daemon to end them",
+            pids.join(", ")
+        )
+    })
+}

@@ -1,0 +1,383 @@
+//! Singletons of one machine: daemons with different directories and one lock, and an oracle outside: every worker says who it is into
+//! one file, all the time. Lines of one holder between those of another are two at once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::process::Signal;
+
+use crate::rig::{Mode, Rig, both_ways, pause, send, skip, until, until_true};
+
+both_ways!(
+    one_holder_at_a_time_through_everything,
+    the_lock_is_handed_over_in_order,
+    a_replaced_lock_file_ends_its_holder,
+    flock_and_we_exclude_each_other,
+);
+
+/// Two daemons and their lock.
+struct Pair {
+    a: Rig,
+    b: Rig,
+    beats: PathBuf,
+    lock: PathBuf,
+}
+
+impl Pair {
+    /// None if there is no C compiler.
+    fn new(a: Rig, how: &str) -> Option<Self> {
+        let b = Rig::new(a.mode)?;
+        let (source, program) = (a.path("beat.c"), a.path("beat"));
+        fs::write(&source, include_str!("beat.c")).unwrap();
+        let built = Command::new("cc")
+            .arg("-O1")
+            .arg("-o")
+            .arg(&program)
+            .arg(&source)
+            .status();
+        if !built.is_ok_and(|status| status.success()) {
+            skip("no C compiler (cc)");
+            return None;
+        }
+        let (beats, lock) = (a.path("beats"), a.path("lock.file"));
+        for (name, rig) in [("a", &a), ("b", &b)] {
+            rig.configure(&format!(
+                r#"
+                [fleet.job]
+                command = ["{}", "{}", "{name}", "{how}"]
+                singleton = {{ scope = "node", flock = "{}" }}
+                restart = {{ backoff = "1ms..5ms", burst = 100000 }}
+                stop.timeout = "500ms"
+            "#,
+                program.display(),
+                beats.display(),
+                lock.display()
+            ));
+        }
+        Some(Self { a, b, beats, lock })
+    }
+
+    fn beats(&self) -> Vec<Beat> {
+        let text = fs::read_to_string(&self.beats).unwrap_or_default();
+        text.lines().filter_map(Beat::read).collect()
+    }
+
+    /// Somebody says something new.
+    fn goes_on(&self, bound_ms: u64) -> Beat {
+        let before = self.beats().len();
+        until("somebody runs", bound_ms, || {
+            let beats = self.beats();
+            (beats.len() > before + 5)
+                .then(|| beats.last().cloned())
+                .flatten()
+                .ok_or_else(|| format!("a: {}\nb: {}", self.a.stderr(), self.b.stderr()))
+        })
+    }
+
+    fn rig(&mut self, which: usize) -> &mut Rig {
+        if which == 0 { &mut self.a } else { &mut self.b }
+    }
+
+    /// Never two, and fences never fall.
+    fn check(&self) -> usize {
+        let beats = self.beats();
+        let mut seen: Vec<Beat> = Vec::new();
+        for (line, beat) in beats.iter().enumerate() {
+            if seen.last() == Some(beat) {
+                continue;
+            }
+            assert!(
+                !seen.contains(beat),
+                "line {line}: {beat:?} speaks again after {:?} did: two at once\na: {}\nb: {}",
+                seen.last(),
+                self.a.stderr(),
+                self.b.stderr()
+            );
+            if let Some(last) = seen.last() {
+                let grows =
+                    beat.fence > last.fence || (beat.fence == last.fence && beat.node == last.node);
+                assert!(grows, "{beat:?} came after {last:?}");
+            }
+            seen.push(beat.clone());
+        }
+        seen.len()
+    }
+}
+
+/// One line of the oracle's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Beat {
+    node: String,
+    fence: u64,
+    leader: i32,
+}
+
+impl Beat {
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self {
+            node: words.next()?.to_owned(),
+            fence: words.next()?.parse().ok()?,
+            leader: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Faults at random; its seed is printed with a failure.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        let seed = leasehold::sys::host::seed() | 1;
+        eprintln!("dice {seed}");
+        Self(seed)
+    }
+
+    /// xorshift64.
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+fn rounds() -> u64 {
+    std::env::var("LEASEHOLD_TEST_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(20)
+}
+
+/// Workers, supervisors, keepers and both die or freeze at any moment; lock files are unlinked; descriptors are closed.
+fn one_holder_at_a_time_through_everything(rig: Rig) {
+    let mode = rig.mode;
+    let Some(mut pair) = Pair::new(rig, "-g") else {
+        return;
+    };
+    for which in [0, 1] {
+        pair.rig(which).start();
+    }
+    pair.goes_on(5_000);
+    let mut dice = Dice::new();
+    for _ in 0..rounds() {
+        let which = dice.below(2) as usize;
+        match dice.below(7) {
+            0 => {
+                let leader = pair.goes_on(8_000).leader;
+                send(leader, Signal::KILL);
+            }
+            1 => {
+                let supervisor = pair.rig(which).status().supervisor();
+                send(supervisor, Signal::KILL);
+            }
+            2 => {
+                let supervisor = pair.rig(which).status().supervisor();
+                send(supervisor, Signal::STOP);
+            }
+            3 => {
+                pair.rig(which).kill_keeper();
+                pause(dice.below(20));
+                pair.rig(which).start();
+            }
+            4 => {
+                let supervisor = pair.rig(which).status().supervisor();
+                send(supervisor, Signal::KILL);
+                pair.rig(which).kill_keeper();
+                pause(dice.below(20));
+                pair.rig(which).start();
+            }
+            5 => {
+                let _ = fs::remove_file(&pair.lock);
+            }
+            _ => {
+                pair.rig(which).ok(&["stop", "job"]);
+                pause(dice.below(50));
+                pair.rig(which).ok(&["start", "job"]);
+            }
+        }
+        pause(dice.below(60));
+    }
+    pair.goes_on(10_000);
+    let holders = pair.check();
+    assert!(holders > 3, "{holders} holders in {mode:?}");
+    for which in [0, 1] {
+        pair.rig(which).drain(8_000);
+    }
+    pair.check();
+}
+
+fn the_lock_is_handed_over_in_order(rig: Rig) {
+    let Some(mut pair) = Pair::new(rig, "-c") else {
+        return;
+    };
+    pair.a.start();
+    pair.goes_on(5_000);
+    pair.b.start();
+    let waits = pair.b.wait("the second one waits", 3_000, |status| {
+        let fleet = &status.0["fleets"][0];
+        fleet["state"] == "standby" && fleet["gate"]["state"] == "shut"
+    });
+    let holder = waits.0["fleets"][0]["gate"]["holder"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        holder.contains("job/0") && holder.contains(&pair.a.keeper().to_string()),
+        "{holder}"
+    );
+    let open = pair.a.status().0["fleets"][0]["gate"].clone();
+    assert_eq!(open["state"], "open");
+    let first = open["fence"].as_u64().unwrap();
+    // A standby node is a healthy one.
+    assert_eq!(pair.b.request("GET", "/readyz", "").unwrap().0, 200);
+    for turn in 0..4_u64 {
+        let (from, to) = ((turn % 2) as usize, 1 - (turn % 2) as usize);
+        pair.rig(from).ok(&["stop", "job"]);
+        let name = if to == 0 { "a" } else { "b" };
+        until("the other one runs", 3_000, || {
+            let last = pair.beats().last().cloned();
+            last.filter(|beat| beat.node == name && beat.fence == first + turn + 1)
+                .ok_or_else(|| format!("{:?}", pair.beats().last()))
+        });
+        pair.rig(from).ok(&["start", "job"]);
+    }
+    pair.check();
+    pair.a.drain(5_000);
+    pair.b.drain(5_000);
+}
+
+/// A file that is unlinked can be locked a second time: the holder sees to it, or ends.
+fn a_replaced_lock_file_ends_its_holder(rig: Rig) {
+    let Some(mut pair) = Pair::new(rig, "-c") else {
+        return;
+    };
+    pair.a.start();
+    let before = pair.goes_on(5_000);
+    // Nobody else is there: the new file is taken as well, and the worker goes on.
+    fs::remove_file(&pair.lock).unwrap();
+    until_true("it is there again", 2_000, || pair.lock.exists());
+    assert_eq!(pair.goes_on(2_000), before);
+    // Somebody else is faster: a file that is locked already is put in its place.
+    let other = pair.a.path("other.file");
+    fs::write(&other, "").unwrap();
+    let mut stranger = hold(&other);
+    fs::rename(&other, &pair.lock).unwrap();
+    until_true("the worker is ended", 3_000, || {
+        pair.a.stderr().contains("lost its lock") && !alive(before.leader)
+    });
+    let status = pair.a.wait("it waits", 2_000, |s| {
+        s.0["fleets"][0]["state"] == "standby"
+    });
+    assert_eq!(status.0["fleets"][0]["gate"]["state"], "shut");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    let after = until("it runs again", 5_000, || {
+        let last = pair.beats().last().cloned();
+        last.filter(|beat| beat.leader != before.leader)
+            .ok_or_else(|| pair.a.stderr())
+    });
+    assert_ne!(after, before);
+    pair.a.drain(5_000);
+    let _ = pair.rig(1);
+}
+
+/// flock(1) keeps us out and is kept out.
+fn flock_and_we_exclude_each_other(rig: Rig) {
+    let Some(mut pair) = Pair::new(rig, "-c") else {
+        return;
+    };
+    fs::write(&pair.lock, "").unwrap();
+    let mut stranger = hold(&pair.lock);
+    pair.a.start();
+    pair.a.wait("it waits for the stranger", 3_000, |status| {
+        let holder = status.0["fleets"][0]["gate"]["holder"].as_str();
+        holder.is_some_and(|text| text.contains(&format!("pid {}", stranger.id())))
+    });
+    assert!(pair.beats().is_empty());
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    pair.goes_on(3_000);
+    let tried = Command::new("flock")
+        .arg("-n")
+        .arg(&pair.lock)
+        .arg("true")
+        .status();
+    assert_eq!(tried.unwrap().code(), Some(1), "flock(1) got in");
+    pair.a.ok(&["stop", "job"]);
+    let tried = Command::new("flock")
+        .arg("-n")
+        .arg(&pair.lock)
+        .arg("true")
+        .status();
+    assert_eq!(
+        tried.unwrap().code(),
+        Some(0),
+        "flock(1) is kept out for nothing"
+    );
+    pair.a.drain(5_000);
+}
+
+/// A process that holds the lock and does nothing else.
+fn hold(path: &Path) -> std::process::Child {
+    let mark = path.with_extension("held");
+    let words = format!("touch {} && exec sleep 1000", mark.display());
+    let child = Command::new("flock")
+        .args(["-n", "--no-fork"])
+        .arg(path)
+        .args(["sh", "-c", &words])
+        .spawn()
+        .unwrap();
+    until_true("it is held", 3_000, || mark.exists());
+    child
+}
+
+fn alive(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Where no file is named the lock is where every daemon of this user looks, whatever its directories are.
+#[test]
+fn the_lock_does_not_depend_on_directories() {
+    let Some(mut a) = Rig::new(Mode::Group) else {
+        return;
+    };
+    let Some(mut b) = Rig::new(Mode::Group) else {
+        return;
+    };
+    let name = format!("test-{}", std::process::id());
+    for rig in [&a, &b] {
+        rig.configure(&format!(
+            "[fleet.job]\ncommand = [\"/bin/sleep\", \"1000\"]\nsingleton = {{ scope = \"node\", lock = \"{name}\", slots = 2 }}\nworkers = 2\n"
+        ));
+    }
+    a.start_settled();
+    let status = b.start();
+    let _ = status;
+    b.wait("both wait", 3_000, |s| {
+        s.of("job").iter().filter(|w| w.state == "standby").count() == 2
+    });
+    a.ok(&["stop", "job/1"]);
+    b.wait("one of two runs", 3_000, |s| {
+        s.of("job").iter().filter(|w| w.ready).count() == 1
+    });
+    let path = a.status().0["fleets"][0]["gate"]["path"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        path.starts_with("/run/lock/leasehold-") && path.contains(&name),
+        "{path}"
+    );
+    a.drain(5_000);
+    b.wait("now both", 3_000, |s| {
+        s.of("job").iter().filter(|w| w.ready).count() == 2
+    });
+    b.drain(5_000);
+    for slot in 0..2 {
+        let _ = fs::remove_file(Path::new(&path).with_file_name(format!("{name}.{slot}")));
+    }
+}

@@ -1,0 +1,150 @@
+//! A fake lock file: whoever has a descriptor of it holds it, a rival wants it too, and somebody may put another file in its place.
+
+use std::collections::BTreeSet;
+
+use leasehold::{
+    engine::gate::{Kept, Pass},
+    id::WorkerId,
+    time::{Moment, Span},
+    wire::RowKey,
+};
+
+use crate::{fleets, host::Host};
+
+/// Who has a descriptor of the lock that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    Supervisor(u64),
+    /// On its way to the keeper.
+    Packet,
+    Keeper,
+    Rival,
+}
+
+/// A start that was on its way when the file was replaced has arrived by then: removing lock files by hand is safe but for that.
+const LOOKS: Span = Span::millis(10);
+
+/// The lock of `lone/0`.
+#[derive(Debug, Default)]
+pub(crate) struct Lock {
+    owners: BTreeSet<Owner>,
+    pub(crate) fence: u64,
+    /// Somebody of this supervisor's looks for it.
+    pub(crate) sought: bool,
+    /// It was had, and what is left of the last holder is being ended.
+    pub(crate) settling: bool,
+    /// The rival's worker runs.
+    rival_runs: bool,
+    /// What the keeper holds is not the file of that name any more.
+    pub(crate) replaced: bool,
+    /// Not before this has the rival looked for our worker, and found none.
+    rival_from: Moment,
+    pub(crate) taken: u64,
+}
+
+pub(crate) fn worker() -> WorkerId {
+    WorkerId::new(fleets::name("lone"), 0)
+}
+
+impl Lock {
+    pub(crate) fn try_take(&mut self, who: Owner) -> bool {
+        let free = self.owners.is_empty();
+        if free {
+            self.owners.insert(who);
+        }
+        free
+    }
+
+    pub(crate) fn open(&mut self) -> Pass {
+        self.fence += 1;
+        self.taken += 1;
+        Pass {
+            path: "/run/lock/lone.0".to_owned(),
+            fence: self.fence,
+        }
+    }
+
+    /// What a new supervisor finds in the keeper's hands.
+    pub(crate) fn kept(&self) -> Option<Kept> {
+        let kept = self.owners.contains(&Owner::Keeper) || self.replaced;
+        kept.then(|| Kept {
+            pass: Pass {
+                path: "/run/lock/lone.0".to_owned(),
+                fence: self.fence,
+            },
+            lost: self.replaced.then(|| "replaced".to_owned()),
+        })
+    }
+
+    pub(crate) fn add(&mut self, owner: Owner) {
+        assert!(
+            !self.owners.contains(&Owner::Rival),
+            "{owner:?} holds what the rival has"
+        );
+        self.owners.insert(owner);
+    }
+
+    pub(crate) fn remove(&mut self, owner: Owner) {
+        self.replaced &= owner != Owner::Keeper;
+        self.owners.remove(&owner);
+    }
+
+    pub(crate) fn supervisor_died(&mut self) {
+        self.owners
+            .retain(|owner| matches!(owner, Owner::Keeper | Owner::Rival));
+        self.sought = false;
+        self.settling = false;
+    }
+
+    pub(crate) fn keeper_died(&mut self) {
+        self.owners.retain(|owner| *owner == Owner::Rival);
+        self.replaced = false;
+        self.sought = false;
+        self.settling = false;
+    }
+
+    /// The rival's turn: it lets go, or tries; it starts its worker only when nothing is left of ours.
+    pub(crate) fn rival(&mut self, host: &Host, quiet: bool) {
+        if self.owners.contains(&Owner::Rival) && lives(host) {
+            // It has a file that was put in our lock's place, and waits until our worker is gone.
+        } else if self.owners.remove(&Owner::Rival) {
+            self.rival_runs = false;
+        } else if !quiet && self.try_take(Owner::Rival) {
+            assert!(!lives(host), "the lock was free while our worker lives");
+            self.fence += 1;
+            self.rival_runs = true;
+        }
+    }
+
+    /// Somebody unlinks the file, and the rival locks the one that it makes: ours excludes nobody any more. It sees our worker and waits.
+    pub(crate) fn replace(&mut self, now: Moment) -> bool {
+        if self.owners.contains(&Owner::Keeper) && !self.owners.contains(&Owner::Rival) {
+            self.owners.clear();
+            self.owners.insert(Owner::Rival);
+            self.replaced = true;
+            self.rival_from = now.after(LOOKS);
+            return true;
+        }
+        false
+    }
+
+    /// Seen from outside: at most one of the two, and ours never without the lock, a moment after a replacement aside.
+    pub(crate) fn check(&mut self, host: &Host, now: Moment) {
+        let ours = lives(host);
+        assert!(
+            !(ours && self.rival_runs),
+            "two workers under one lock: {self:?}"
+        );
+        if self.owners.contains(&Owner::Rival) && !ours && now >= self.rival_from {
+            self.rival_runs = true;
+        }
+        assert!(
+            !ours || !self.owners.is_empty(),
+            "a worker without its lock"
+        );
+    }
+}
+
+fn lives(host: &Host) -> bool {
+    host.by_key.contains_key(&RowKey::Slot(worker()))
+}
