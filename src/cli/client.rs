@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::{
     net::UnixStream,
     signal::unix::{Signal, SignalKind, signal},
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use crate::{
@@ -75,8 +76,8 @@ impl Client {
         let answer = self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                _ = interrupts.0.recv() => Err(Next::Interrupted),
-                answer = self.ask_again(&path, after) => Ok(answer),
+                _ = interrupts.signal.recv() => Err(Next::Interrupted),
+                answer = self.ask_again(&path, &mut interrupts.pace) => Ok(answer),
                 () = tokio::time::sleep(limit) => Err(Next::TooLate),
             }
         });
@@ -86,11 +87,8 @@ impl Client {
         }
     }
 
-    async fn ask_again(&self, path: &str, after: Option<u64>) -> Result<Bytes, Failure> {
-        // Events may come in a storm: nobody can read that many lines of progress.
-        if after.is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    async fn ask_again(&self, path: &str, pace: &mut Interval) -> Result<Bytes, Failure> {
+        pace.tick().await;
         self.request("GET", path, String::new(), Repeat::Harmless)
             .await
     }
@@ -98,8 +96,10 @@ impl Client {
     /// From now on Ctrl-C does not end us: it is heard by whoever waits with this.
     pub(super) fn interrupts(&self) -> Result<Interrupts, Failure> {
         let _inside = self.runtime.enter();
+        let mut pace = interval(Duration::from_millis(20));
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         signal(SignalKind::interrupt())
-            .map(Interrupts)
+            .map(|signal| Interrupts { signal, pace })
             .map_err(|e| Failure::new(ExitCode::Failed, format!("cannot catch Ctrl-C: {e}")))
     }
 
@@ -187,7 +187,11 @@ impl Client {
 }
 
 /// Ctrl-C, heard even if it came while nobody listened.
-pub(super) struct Interrupts(Signal);
+pub(super) struct Interrupts {
+    signal: Signal,
+    /// Events may come in a storm: nobody can read that many lines of progress.
+    pace: Interval,
+}
 
 /// What came first.
 pub(super) enum Next {

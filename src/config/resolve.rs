@@ -400,6 +400,8 @@ struct Need {
     /// Of all these, with a stderr of its own.
     separate: u64,
     sockets: u64,
+    /// Held by the keeper and by the supervisor, or open while they are waited for.
+    locks: u64,
 }
 
 impl Need {
@@ -415,6 +417,10 @@ impl Need {
             sockets: sockets
                 .map(|socket| if socket.reuse_port { slots } else { 1 })
                 .sum(),
+            locks: spec
+                .singleton
+                .as_ref()
+                .map_or(0, |lock| workers * (2 + u64::from(lock.slots))),
         }
     }
 
@@ -424,11 +430,12 @@ impl Need {
             surge: self.surge + other.surge,
             separate: self.separate + other.separate,
             sockets: self.sockets + other.sockets,
+            locks: self.locks + other.locks,
         }
     }
 
     fn total(self) -> u64 {
-        FDS_BASE + 2 * (self.workers + self.surge) + 2 * self.separate + self.sockets
+        FDS_BASE + 2 * (self.workers + self.surge) + 2 * self.separate + self.sockets + self.locks
     }
 
     /// `640 + 2 x 3001 workers + 4 sockets`.
