@@ -10,6 +10,8 @@ mod rig;
 mod abuse;
 #[path = "process/client.rs"]
 mod client;
+#[path = "process/clock.rs"]
+mod clock;
 #[path = "process/death.rs"]
 mod death;
 #[path = "process/health.rs"]

@@ -10,10 +10,10 @@ pub fn now() -> Moment {
     Moment((t.tv_sec as u64) * 1_000_000_000 + t.tv_nsec as u64)
 }
 
-/// The wall clock as it is now. It may jump: only for people and for expiry dates they wrote.
+/// The wall clock as it is now. It may jump: only for people and for expiry dates they wrote. Read through libc, so that a preloaded
+/// library may show a wrong one.
 pub fn wall() -> jiff::Timestamp {
-    let t = clock_gettime(ClockId::Realtime);
-    jiff::Timestamp::new(t.tv_sec, t.tv_nsec as i32).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+    jiff::Timestamp::now()
 }
 
 /// What the wall clock, as it is set now, would have shown at `moment`.

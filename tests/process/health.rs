@@ -1,10 +1,10 @@
 //! Ready and well, by every way of asking; and what happens to who is not.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use rustix::process::Signal;
 
-use crate::rig::{Rig, Status, both_ways, free_port, identities, pause, send, skip, until_true};
+use crate::rig::{Rig, Status, both_ways, free_port, identities, pause, send, until_true};
 
 /// sd_notify(3) without anything before it.
 const SPEAKS_AT_ONCE: &str = r#"
@@ -75,15 +75,7 @@ fn readiness_is_asked_in_every_way(mut rig: Rig) {
 
 /// A hundred that speak as soon as they are there: before the supervisor can have heard of them.
 fn readiness_said_at_once_is_heard(mut rig: Rig) {
-    let (source, program) = (rig.path("ready.c"), rig.path("ready"));
-    fs::write(&source, SPEAKS_AT_ONCE).unwrap();
-    let built = Command::new("cc")
-        .arg("-o")
-        .arg(&program)
-        .arg(&source)
-        .status();
-    if !built.is_ok_and(|status| status.success()) {
-        skip("no C compiler (cc)");
+    if rig.compile("ready", SPEAKS_AT_ONCE, &[]).is_none() {
         return;
     }
     rig.configure("[fleet.web]\ncommand = [\"{dir}/ready\"]\nready = \"notify\"\nworkers = 100\n");

@@ -19,22 +19,6 @@ use crate::rig::{
 
 both_ways!(a_traced_worker_is_restarted_and_stopped);
 
-/// The tracer's program; none without a compiler, or where nobody may trace.
-fn tracer(rig: &Rig) -> Option<PathBuf> {
-    let (source, program) = (rig.path("tracer.c"), rig.path("tracer"));
-    fs::write(&source, include_str!("tracer.c")).unwrap();
-    let built = Command::new("cc")
-        .arg("-o")
-        .arg(&program)
-        .arg(&source)
-        .status();
-    if !built.is_ok_and(|status| status.success()) {
-        skip("no C compiler (cc)");
-        return None;
-    }
-    Some(program)
-}
-
 /// A tracer that is ended with its test.
 struct Tracer(Child);
 
@@ -75,7 +59,7 @@ impl Drop for Tracer {
 
 /// A tracer hears first of the death of what it traces, and may keep it to itself. Whoever waits for it costs no time meanwhile.
 fn a_traced_worker_is_restarted_and_stopped(mut rig: Rig) {
-    let Some(program) = tracer(&rig) else {
+    let Some(program) = rig.compile("tracer", include_str!("tracer.c"), &[]) else {
         return;
     };
     rig.configure(

@@ -318,6 +318,20 @@ impl Rig {
         self.dir.path().join(name)
     }
 
+    /// A C program (or, with `-shared`, a library) of that name in our directory; none, said on stderr, without a compiler.
+    pub(crate) fn compile(&self, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
+        let (text, program) = (self.path(&format!("{name}.c")), self.path(name));
+        fs::write(&text, source).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(flags).arg("-O1").arg("-o").arg(&program).arg(&text);
+        let Ok(status) = cc.status() else {
+            skip("no C compiler (cc)");
+            return None;
+        };
+        assert!(status.success(), "{name}.c does not compile");
+        Some(program)
+    }
+
     /// What workers noted in a file of that name, line by line.
     pub(crate) fn notes(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path("notes").join(name)).unwrap_or_default();

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::rig::{Mode, Rig, both_ways, pause, send, skip, until, until_true};
+use crate::rig::{Mode, Rig, both_ways, pause, send, until, until_true};
 
 both_ways!(
     one_holder_at_a_time_through_everything,
@@ -30,18 +30,7 @@ impl Pair {
     /// None if there is no C compiler.
     fn new(a: Rig, how: &str) -> Option<Self> {
         let b = Rig::new(a.mode)?;
-        let (source, program) = (a.path("beat.c"), a.path("beat"));
-        fs::write(&source, include_str!("beat.c")).unwrap();
-        let built = Command::new("cc")
-            .arg("-O1")
-            .arg("-o")
-            .arg(&program)
-            .arg(&source)
-            .status();
-        if !built.is_ok_and(|status| status.success()) {
-            skip("no C compiler (cc)");
-            return None;
-        }
+        let program = a.compile("beat", include_str!("beat.c"), &[])?;
         let (beats, lock) = (a.path("beats"), a.path("lock.file"));
         for (name, rig) in [("a", &a), ("b", &b)] {
             rig.configure(&format!(
