@@ -38,6 +38,49 @@ impl fmt::Debug for Moment {
     }
 }
 
+/// What the two clocks that nobody can set showed, or will show, at one instant: BOOTTIME counts through suspend, MONOTONIC_RAW is
+/// not slewed. As a deadline it has passed as soon as either clock is there, so that no single clock can lengthen it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Clocks {
+    /// CLOCK_BOOTTIME.
+    pub boottime: Moment,
+    /// CLOCK_MONOTONIC_RAW.
+    pub raw: Moment,
+}
+
+impl Clocks {
+    /// A deadline that does not come.
+    pub const NEVER: Self = Self {
+        boottime: Moment(u64::MAX),
+        raw: Moment(u64::MAX),
+    };
+
+    /// The instant `span` later on both; saturates.
+    #[must_use]
+    pub fn after(self, span: Span) -> Self {
+        Self {
+            boottime: self.boottime.after(span),
+            raw: self.raw.after(span),
+        }
+    }
+
+    /// How long until `deadline` by the clock that says least; zero if it has passed.
+    pub fn until(self, deadline: Self) -> Span {
+        let boottime = self.boottime.until(deadline.boottime);
+        boottime.min(self.raw.until(deadline.raw))
+    }
+
+    /// Has `deadline` passed?
+    pub fn has_passed(self, deadline: Self) -> bool {
+        self.until(deadline) == Span::ZERO
+    }
+
+    /// Is `self` later on both clocks?
+    pub fn is_after(self, other: Self) -> bool {
+        self.boottime > other.boottime && self.raw > other.raw
+    }
+}
+
 /// A length of time in whole nanoseconds. `std::time::Duration` with serde as one integer.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Span(u64);

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{FleetName, Generation, WorkerId},
-    time::{Moment, Span},
+    id::{FleetName, Generation, Revision, WorkerId},
+    time::{Clocks, Moment, Span},
 };
 
 /// Version of this module's messages; the first bytes of every packet.
@@ -208,6 +208,10 @@ pub enum SpawnStep {
     Exec,
     /// The leader was killed before its exec without a step that failed.
     KilledAtBirth,
+    /// Making its lease page (memfd_create(2), F_SEAL_FUTURE_WRITE).
+    Page,
+    /// Its gate's deadline does not stand, or had passed before its exec.
+    Deadline,
 }
 
 impl SpawnStep {
@@ -230,6 +234,8 @@ impl SpawnStep {
             Self::WorkingDir => "enter its working directory (chdir)",
             Self::Exec => "execute its program (execve)",
             Self::KilledAtBirth => "survive until its exec: something killed it",
+            Self::Page => "make its lease page (needs Linux 5.1)",
+            Self::Deadline => "execute its program before its gate's deadline",
         }
     }
 }
@@ -300,6 +306,21 @@ pub struct SpawnSpec {
     pub stderr: Option<String>,
     /// Held descriptors that become 3, 4, … in the child; `LISTEN_PID` is then set to its pid.
     pub pass: Vec<String>,
+    /// What its lease page says; the page comes behind what is passed.
+    pub page: Option<PageSpec>,
+}
+
+/// A gated worker's lease page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageSpec {
+    /// Names the holder; grows with every holder.
+    pub fence: u64,
+    /// Grows when fences had to begin anew.
+    pub epoch: u64,
+    /// 1 holder, 2 standby.
+    pub role: u64,
+    /// It runs under a deadline, which must stand ([`DeadlineOp::Arm`]); else the page shows none.
+    pub timed: bool,
 }
 
 /// Numeric identity, resolved before the fork.
@@ -476,6 +497,98 @@ pub struct Welcome {
     pub cgroup: Option<String>,
     /// What was asked of the daemon so far.
     pub asked: Asked,
+}
+
+/// Supervisor to the keeper's deadline thread, over a socket of their own: one message a packet, none longer than
+/// [`SMALL_MAX`], so that the thread needs no memory for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeadlineOp {
+    /// Kill the worker of this seat at this instant. The same fence again: a later instant. Answered by what stands.
+    Arm {
+        /// Whose ([`seat_key`]).
+        key: u64,
+        /// Which holder.
+        fence: u64,
+        /// When.
+        until: Clocks,
+    },
+    /// There is nobody to kill any more. Answered by what stands.
+    Disarm {
+        /// Whose.
+        key: u64,
+        /// Which holder.
+        fence: u64,
+    },
+}
+
+/// The deadline thread to a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeadlineNews {
+    /// What stands: at the beginning, in answer, and when a deadline came.
+    Seat(SeatReport),
+    /// Everything that stood at the beginning has been told.
+    Caught,
+}
+
+/// One deadline, as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatReport {
+    /// Whose.
+    pub key: u64,
+    /// Which holder.
+    pub fence: u64,
+    /// When.
+    pub until: Clocks,
+    /// Whether it stands.
+    pub state: SeatState,
+}
+
+/// Whether a deadline stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeatState {
+    /// It does not: given back, or refused.
+    Free,
+    /// It will come.
+    Armed,
+    /// It came, and the worker was killed.
+    Fired {
+        /// How long after the deadline.
+        late: Span,
+    },
+}
+
+/// Whose deadline: a number, since the deadline thread has no memory for names.
+pub fn seat_key(worker: &WorkerId) -> u64 {
+    Revision::of(worker.to_string().as_bytes()).0
+}
+
+/// Longest packet between supervisor and deadline thread, in bytes.
+pub const SMALL_MAX: usize = 64;
+
+/// Encodes one small message into `packet`; returns the part that it took.
+pub fn encode_small<'a, M: Serialize>(
+    message: &M,
+    packet: &'a mut [u8; SMALL_MAX],
+) -> Result<&'a [u8], WireError> {
+    let wrong = |source| WireError::Decode {
+        length: SMALL_MAX,
+        source,
+    };
+    let used = postcard::to_slice(&(WIRE_VERSION, message), packet).map_err(wrong)?;
+    Ok(used)
+}
+
+/// Decodes one small message.
+pub fn decode_small<M: for<'de> Deserialize<'de>>(packet: &[u8]) -> Result<M, WireError> {
+    let (found, message) = postcard::from_bytes(packet).map_err(|source| WireError::Decode {
+        length: packet.len(),
+        source,
+    })?;
+    if found == WIRE_VERSION {
+        Ok(message)
+    } else {
+        Err(WireError::Version { found })
+    }
 }
 
 /// What signals asked of the daemon. Kept by the keeper, so that no request dies with a supervisor.

@@ -24,6 +24,8 @@ mod journal;
 mod logs;
 #[path = "process/onlookers.rs"]
 mod onlookers;
+#[path = "process/pages.rs"]
+mod pages;
 #[path = "process/places.rs"]
 mod places;
 #[path = "process/reload.rs"]

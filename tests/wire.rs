@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use leasehold::{
     id::{FleetName, Generation, WorkerId},
-    time::{Moment, Span},
+    time::{Clocks, Moment, Span},
     wire::*,
 };
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,12 @@ fn spec() -> SpawnSpec {
         stdout: Some("o".to_owned()),
         stderr: None,
         pass: vec!["s".to_owned()],
+        page: Some(PageSpec {
+            fence: 1 << 40,
+            epoch: 0,
+            role: 1,
+            timed: true,
+        }),
     }
 }
 
@@ -303,6 +309,8 @@ fn news() -> Vec<(&'static str, News)> {
         ("ROW_WORKING_DIR", SpawnStep::WorkingDir),
         ("ROW_EXEC", SpawnStep::Exec),
         ("ROW_KILLED_AT_BIRTH", SpawnStep::KilledAtBirth),
+        ("ROW_PAGE", SpawnStep::Page),
+        ("ROW_DEADLINE", SpawnStep::Deadline),
     ] {
         let status = ExitStatus::SpawnFailed { step, errno: 2 };
         all.push((name, row(slot(), Process::Gone(exit(status)), None)));
@@ -399,6 +407,81 @@ fn the_bytes_of_every_piece_of_news_stay() {
     check(news());
 }
 
+fn seat(state: SeatState) -> DeadlineNews {
+    DeadlineNews::Seat(SeatReport {
+        key: u64::MAX,
+        fence: u64::MAX,
+        until: Clocks::NEVER,
+        state,
+    })
+}
+
+fn deadline_ops() -> Vec<(&'static str, DeadlineOp)> {
+    let until = Clocks {
+        boottime: Moment(1 << 40),
+        raw: Moment(1 << 39),
+    };
+    let (key, fence) = (seat_key(&worker()), 300);
+    vec![
+        ("ARM", DeadlineOp::Arm { key, fence, until }),
+        ("DISARM", DeadlineOp::Disarm { key, fence }),
+    ]
+}
+
+fn deadline_news() -> Vec<(&'static str, DeadlineNews)> {
+    let late = Span::nanos(u64::MAX);
+    vec![
+        ("SEAT_FREE", seat(SeatState::Free)),
+        ("SEAT_ARMED", seat(SeatState::Armed)),
+        ("SEAT_FIRED", seat(SeatState::Fired { late })),
+        ("SEATS_CAUGHT", DeadlineNews::Caught),
+    ]
+}
+
+fn check_small<M>(examples: Vec<(&'static str, M)>)
+where
+    M: Serialize + for<'de> Deserialize<'de> + PartialEq + Debug + Clone,
+{
+    let mut missing = String::new();
+    for (name, message) in examples {
+        let mut packet = [0; SMALL_MAX];
+        let bytes = encode_small(&message, &mut packet).expect("the largest values fit");
+        let Some(expected) = golden(name) else {
+            missing.push_str(&format!("{name} {}\n", hex::write(bytes)));
+            continue;
+        };
+        assert_eq!(
+            hex::write(bytes),
+            expected,
+            "{name} is written otherwise than before"
+        );
+        let old = decode_small::<M>(&hex::read(expected).unwrap()).unwrap();
+        assert_eq!(old, message, "{name} is read otherwise than before");
+        for length in 0..bytes.len() {
+            assert!(
+                decode_small::<M>(&bytes[..length]).is_err(),
+                "{length} bytes of {name}"
+            );
+        }
+        let mut newer = bytes.to_vec();
+        newer[0] = 2;
+        assert!(matches!(
+            decode_small::<M>(&newer),
+            Err(WireError::Version { found: 2 })
+        ));
+    }
+    assert!(
+        missing.is_empty(),
+        "append to tests/wire.golden:\n{missing}"
+    );
+}
+
+#[test]
+fn the_bytes_of_every_word_about_deadlines_stay() {
+    check_small(deadline_ops());
+    check_small(deadline_news());
+}
+
 /// A line of the golden file that nobody checks would protect nothing.
 #[test]
 fn every_golden_line_has_its_example() {
@@ -406,6 +489,8 @@ fn every_golden_line_has_its_example() {
         .iter()
         .map(|(name, _)| *name)
         .chain(news().iter().map(|(name, _)| *name))
+        .chain(deadline_ops().iter().map(|(name, _)| *name))
+        .chain(deadline_news().iter().map(|(name, _)| *name))
         .collect();
     let mut lines: Vec<&str> = include_str!("wire.golden")
         .lines()

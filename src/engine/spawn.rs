@@ -5,7 +5,7 @@ use crate::{
     engine::gate::Pass,
     id::{FleetName, WorkerId},
     time::Span,
-    wire::{SpawnSpec, StopRecord},
+    wire::{PageSpec, SpawnSpec, StopRecord},
 };
 
 /// What spawns must know about this run.
@@ -82,6 +82,7 @@ pub(super) fn worker(
         env.push(format!("LEASEHOLD_FENCE={}", pass.fence));
         env.push("LEASEHOLD_EPOCH=0".to_owned());
         passed.push(lock_name(worker));
+        env.push(format!("LEASEHOLD_PAGE_FD={}", 3 + passed.len()));
     }
     SpawnSpec {
         program: process.program.clone(),
@@ -92,9 +93,18 @@ pub(super) fn worker(
         pass: passed,
         cgroup_limits: process.cgroup_limits.clone(),
         session: process.session,
+        page: pass.map(|pass| PageSpec {
+            fence: pass.fence,
+            epoch: 0,
+            role: HOLDER,
+            timed: false,
+        }),
         ..common(spec)
     }
 }
+
+/// The role of a worker whose gate is open.
+const HOLDER: u64 = 1;
 
 /// A hook or an exec probe: the worker's identity, limits and environment, but neither its sockets nor its notify socket.
 pub(super) fn helper(

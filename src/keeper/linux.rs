@@ -13,12 +13,15 @@ use crate::{
     sys::{
         cgroup::{Leaf, Tree, Watch, leaf_name},
         child::{self, Child, Zombie},
-        clock, family, pipe,
+        clock, family,
+        page::{Contents, Page},
+        pipe,
         poll::{EventFlags, Poll},
+        seats::{Hold, Seat as TimedSeat, Seats},
         spawn::{Order, Program, Spawner},
     },
-    time::{Moment, Span},
-    wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
+    time::{Clocks, Moment, Span},
+    wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
 /// Tokens below this are the loop's own.
@@ -41,6 +44,33 @@ pub(super) enum SeatNews {
     Empty(RowKey),
 }
 
+/// The lease page of a generation, zero once this is dropped.
+enum Lease {
+    /// Without a deadline.
+    Open(Page),
+    /// Under a deadline.
+    Timed(Hold),
+}
+
+impl Lease {
+    fn timed_seat(&self) -> Option<&TimedSeat> {
+        match self {
+            Self::Open(_) => None,
+            Self::Timed(hold) => Some(hold.seat()),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self {
+            Self::Open(page) => page.words().write(&Contents::OVER),
+            // The other thread's hands are taken off first.
+            Self::Timed(_) => {}
+        }
+    }
+}
+
 /// What belongs to one living (or clearing) generation.
 struct Seat {
     generation: Generation,
@@ -55,6 +85,7 @@ struct Seat {
     /// Its leaf was empty when its leader had ended, and is gone.
     alone: bool,
     kill: bool,
+    lease: Option<Lease>,
 }
 
 /// Everything of the kernel's that the keeper has its hands on.
@@ -68,6 +99,7 @@ pub(super) struct Linux {
     next_token: u64,
     cookie: String,
     nofile: (u64, u64),
+    timed: &'static Seats,
     reset_oom_score: bool,
     /// The supervisor's pid: a child of ours that is nobody's orphan.
     pub(super) supervisor: Option<i32>,
@@ -86,6 +118,7 @@ impl Linux {
         tree: Option<Tree>,
         cookie: String,
         nofile: (u64, u64),
+        timed: &'static Seats,
     ) -> io::Result<Self> {
         let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         Ok(Self {
@@ -98,6 +131,7 @@ impl Linux {
             next_token: FIRST_TOKEN,
             cookie,
             nofile,
+            timed,
             reset_oom_score: score.trim().parse().is_ok_and(|n: i32| n < 0),
             supervisor: None,
             orphans_at: None,
@@ -119,13 +153,13 @@ impl Linux {
             .map(|tree| tree.path().display().to_string())
     }
 
-    /// Starts the supervisor from its binary's descriptor; `link` becomes its descriptor 3.
+    /// Starts the supervisor from its binary's descriptor; `links`, to us and to the deadline thread, become its descriptors 3 and 4.
     pub(super) fn spawn_supervisor(
         &mut self,
         binary: BorrowedFd<'_>,
         argv: &[CString],
         env: &[CString],
-        link: BorrowedFd<'_>,
+        links: &[BorrowedFd<'_>; 2],
     ) -> Result<Child, crate::sys::spawn::SpawnFailure> {
         let (stdout, stderr) = (io::stdout(), io::stderr());
         self.spawner.spawn(&Order {
@@ -136,7 +170,7 @@ impl Linux {
             stdin: None,
             stdout: Some(stdout.as_fd()),
             stderr: Some(stderr.as_fd()),
-            pass: &[link],
+            pass: links,
             cgroup: None,
             session: false,
             cwd: None,
@@ -148,6 +182,7 @@ impl Linux {
             no_new_privs: false,
             reset_oom_score: false,
             die_with_parent: false,
+            seat: None,
         })
     }
 
@@ -393,12 +428,44 @@ impl Linux {
         Ok(Some(leaf))
     }
 
+    /// The page that a gated worker gets, and its place among the deadlines.
+    fn make_lease(
+        &self,
+        key: &RowKey,
+        generation: Generation,
+        spec: PageSpec,
+        leaf: Option<&Leaf>,
+    ) -> Result<(Lease, OwnedFd), SpawnFailed> {
+        let page = |e: io::Error| SpawnFailed(SpawnStep::Page, errno(&e));
+        let contents = Contents {
+            until: Clocks::NEVER,
+            fence: spec.fence,
+            epoch: spec.epoch,
+            generation: generation.0,
+            role: spec.role,
+        };
+        let RowKey::Slot(worker) = key else {
+            return Err(SpawnFailed(SpawnStep::Page, libc::EINVAL));
+        };
+        if !spec.timed {
+            let (page, fd) = Page::new(&contents).map_err(page)?;
+            return Ok((Lease::Open(page), fd));
+        }
+        let killer = leaf.and_then(Leaf::killer);
+        let held = self.timed.hold(wire::seat_key(worker), killer, &contents);
+        let (hold, fd) = held
+            .map_err(page)?
+            .ok_or(SpawnFailed(SpawnStep::Deadline, libc::ETIME))?;
+        Ok((Lease::Timed(hold), fd))
+    }
+
     fn start(
         &mut self,
         key: &RowKey,
         generation: Generation,
         spec: &SpawnSpec,
         leaf: Option<&Leaf>,
+        lease: Option<&(Lease, OwnedFd)>,
     ) -> Result<Child, SpawnFailed> {
         let prepare = |_| SpawnFailed(SpawnStep::Prepare, libc::EINVAL);
         let program = CString::new(spec.program.as_str()).map_err(prepare)?;
@@ -436,7 +503,8 @@ impl Linux {
             .iter()
             .map(|name| self.held.get(name).map(AsFd::as_fd))
             .collect();
-        let pass = pass.ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
+        let mut pass = pass.ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
+        pass.extend(lease.map(|(_, page)| page.as_fd()));
         let cgroup = leaf
             .map(Leaf::open)
             .transpose()
@@ -468,6 +536,7 @@ impl Linux {
             no_new_privs: spec.no_new_privs,
             reset_oom_score: self.reset_oom_score,
             die_with_parent: true,
+            seat: lease.and_then(|(lease, _)| lease.timed_seat()),
         };
         self.spawner
             .spawn(&order)
@@ -476,6 +545,12 @@ impl Linux {
 }
 
 struct SpawnFailed(SpawnStep, i32);
+
+impl From<SpawnFailed> for ExitStatus {
+    fn from(SpawnFailed(step, errno): SpawnFailed) -> Self {
+        Self::SpawnFailed { step, errno }
+    }
+}
 
 impl Kernel for Linux {
     fn spawn(
@@ -486,18 +561,20 @@ impl Kernel for Linux {
     ) -> Result<Alive, ExitStatus> {
         let leaf = self
             .make_leaf(key, generation, spec)
-            .map_err(|e| ExitStatus::SpawnFailed {
-                step: SpawnStep::Cgroup,
-                errno: errno(&e),
-            })?;
-        let child = self.start(key, generation, spec, leaf.as_ref()).map_err(
-            |SpawnFailed(step, errno)| {
-                if let Some(leaf) = &leaf {
-                    let _ = leaf.remove();
-                }
-                ExitStatus::SpawnFailed { step, errno }
-            },
-        )?;
+            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
+        let lease = spec
+            .page
+            .map(|page| self.make_lease(key, generation, page, leaf.as_ref()))
+            .transpose();
+        let child = lease.and_then(|lease| {
+            let child = self.start(key, generation, spec, leaf.as_ref(), lease.as_ref())?;
+            Ok((child, lease.map(|(lease, _)| lease)))
+        });
+        let (child, lease) = child.inspect_err(|_| {
+            if let Some(leaf) = &leaf {
+                let _ = leaf.remove();
+            }
+        })?;
         let start_ticks = child.start_ticks();
         let alive = Alive {
             pid: child.pid(),
@@ -522,6 +599,7 @@ impl Kernel for Linux {
             reaped: false,
             alone: false,
             kill: false,
+            lease,
         };
         let before = self.seats.insert(key.clone(), seat);
         debug_assert!(before.is_none(), "{key} was spawned on top of another");
@@ -557,9 +635,11 @@ impl Kernel for Linux {
     }
 
     fn release(&mut self, key: &RowKey) {
-        let Some(seat) = self.seats.remove(key) else {
+        let Some(mut seat) = self.seats.remove(key) else {
             return;
         };
+        // Before the leader is reaped: from here on the deadline thread knows nothing of it.
+        seat.lease = None;
         self.tokens.remove(&seat.token);
         if let Some(watch) = &seat.watch {
             let _ = self.poll.remove(watch);

@@ -8,16 +8,16 @@
 //! | `linux` | the kernel behind `core` |
 //! | `link` | the wire to one supervisor |
 //! | `signals` | what was sent to us, and by whom |
-//! | `watchdog` | systemd's watchdog, pinged from a thread of its own |
+//! | `deadlines` | the second thread: kills gated workers at their deadlines, pings systemd's watchdog |
 //! | `leftovers` | what an earlier run left behind |
 
 pub mod core;
+mod deadlines;
 mod leftovers;
 mod link;
 mod linux;
 pub mod revival;
 mod signals;
-mod watchdog;
 
 use std::{
     ffi::CString,
@@ -29,6 +29,7 @@ use std::{
 use crate::{
     keeper::{
         core::{Core, Request},
+        deadlines::Deadlines,
         link::Link,
         linux::{Linux, SeatNews},
         revival::{Revival, Step},
@@ -124,8 +125,8 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
         ));
     }
     let notify = NotifySocket::from_env().map_err(needs("connect to $NOTIFY_SOCKET"))?;
-    watchdog::start().map_err(needs("start the watchdog thread"))?;
-    let linux = Linux::new(spawner, tree, cookie.clone(), nofile)
+    let deadlines = Deadlines::start().map_err(needs("start the deadline thread"))?;
+    let linux = Linux::new(spawner, tree, cookie.clone(), nofile, deadlines.seats)
         .map_err(needs("create an epoll instance"))?;
     linux
         .poll
@@ -135,6 +136,7 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
     let mut keeper = Keeper {
         core: Core::new(),
         linux,
+        deadlines,
         revival: Revival::new(now),
         supervisor: None,
         link: None,
@@ -160,6 +162,7 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
 struct Keeper {
     core: Core,
     linux: Linux,
+    deadlines: Deadlines,
     revival: Revival,
     supervisor: Option<Child>,
     link: Option<Link>,
@@ -365,10 +368,16 @@ impl Keeper {
     }
 
     fn try_start(&mut self, recover: bool, now: Moment) -> Result<(), String> {
-        let (ours, theirs) = packet::pair().map_err(|e| format!("make a socket pair: {e}"))?;
+        let pair = || packet::pair().map_err(|e| format!("make a socket pair: {e}"));
+        let (ours, theirs) = pair()?;
+        let (guards, deadlines) = pair()?;
+        self.deadlines
+            .connect(guards)
+            .map_err(|e| format!("connect it to the deadline thread: {e}"))?;
+        let links = [theirs.as_fd(), deadlines.as_fd()];
         let child = self
             .linux
-            .spawn_supervisor(self.binary.as_fd(), &self.args, &self.env, theirs.as_fd())
+            .spawn_supervisor(self.binary.as_fd(), &self.args, &self.env, &links)
             .map_err(|f| format!("{}: {}", f.step.phrase(), host::errno_text(f.errno)))?;
         let welcome = News::Welcome(Box::new(Welcome {
             version: wire::WIRE_VERSION,

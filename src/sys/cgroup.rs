@@ -179,6 +179,14 @@ impl Leaf {
         Ok(fs::File::open(&self.path)?.into())
     }
 
+    /// What a `1` written to kills every process in it; none before Linux 5.14.
+    pub fn killer(&self) -> Option<OwnedFd> {
+        let file = fs::File::options()
+            .write(true)
+            .open(self.path.join("cgroup.kill"));
+        file.ok().map(OwnedFd::from)
+    }
+
     /// SIGKILL to every process in it, forks in flight included.
     pub fn kill(&self) -> io::Result<()> {
         match fs::write(self.path.join("cgroup.kill"), "1") {

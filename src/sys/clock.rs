@@ -2,11 +2,23 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::time::Moment;
+use crate::time::{Clocks, Moment};
 
 /// CLOCK_BOOTTIME: it counts through suspend and nobody can set it.
 pub fn now() -> Moment {
-    let t = clock_gettime(ClockId::Boottime);
+    read(ClockId::Boottime)
+}
+
+/// Both clocks that deadlines count on, read one after the other.
+pub fn both() -> Clocks {
+    Clocks {
+        boottime: read(ClockId::Boottime),
+        raw: read(ClockId::MonotonicRaw),
+    }
+}
+
+fn read(clock: ClockId) -> Moment {
+    let t = clock_gettime(clock);
     Moment((t.tv_sec as u64) * 1_000_000_000 + t.tv_nsec as u64)
 }
 

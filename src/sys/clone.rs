@@ -15,6 +15,7 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
+    sync::atomic::{AtomicI32, Ordering::SeqCst},
 };
 
 use crate::sys::child::Child;
@@ -55,6 +56,7 @@ impl Cloner {
     }
 
     /// Runs `entry(argument)` in a child and returns when that has executed a program or ended; its errno if there is no child.
+    /// The kernel writes its pidfd to `pidfd` before the child takes its first step.
     ///
     /// # Safety
     ///
@@ -64,18 +66,18 @@ impl Cloner {
         entry: Entry,
         argument: *mut c_void,
         cgroup: Option<BorrowedFd<'_>>,
+        pidfd: &AtomicI32,
     ) -> Result<Child, i32> {
         let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
         if self.share_files {
             flags |= libc::CLONE_FILES;
         }
-        let mut pidfd: c_int = -1;
         let blocked = BlockedSignals::all();
         let pid = match cgroup {
             Some(leaf) => {
                 let arguments = Clone3 {
                     flags: flags as u64 | CLONE_INTO_CGROUP,
-                    pidfd: &raw mut pidfd as u64,
+                    pidfd: pidfd.as_ptr() as u64,
                     exit_signal: libc::SIGCHLD as u64,
                     stack: self.stack.base as u64,
                     stack_size: (GUARD_BYTES + STACK_BYTES) as u64,
@@ -88,7 +90,7 @@ impl Cloner {
             None => {
                 // SAFETY: the stack is ours, mapped, 16-byte aligned at its top and used by one child at a time: CLONE_VFORK
                 // suspends this thread until the child has executed or exited, which also keeps `argument` alive. All signals
-                // are blocked, so no handler of ours can run in the child. The pidfd is written to `pidfd`, which clone(2)
+                // are blocked, so no handler of ours can run in the child. The pidfd is written to the atomic, which clone(2)
                 // takes as its first variadic argument.
                 let pid = unsafe {
                     libc::clone(
@@ -96,7 +98,7 @@ impl Cloner {
                         self.stack.top(),
                         flags | libc::SIGCHLD,
                         argument,
-                        &raw mut pidfd,
+                        pidfd.as_ptr(),
                     )
                 };
                 if pid < 0 { Err(last_errno()) } else { Ok(pid) }
@@ -104,9 +106,8 @@ impl Cloner {
         };
         drop(blocked);
         let pid = pid?;
-        // SAFETY: the call succeeded with CLONE_PIDFD, so `pidfd` is a fresh descriptor that nobody else owns; volatile because
-        // the compiler did not see it written.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(ptr::read_volatile(&raw const pidfd)) };
+        // SAFETY: the call succeeded with CLONE_PIDFD, so the number is a fresh descriptor that nobody else closes.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.load(SeqCst)) };
         Ok(Child::new(pid, pidfd))
     }
 }

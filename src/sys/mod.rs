@@ -12,6 +12,8 @@
 //! | `memfd` | bytes that outlive their writer |
 //! | `pipe` | a log pipe: tee, splice, reopen |
 //! | `lock` | the instance lock |
+//! | `page` | the lease page: what a gated worker may still do, without a system call |
+//! | `seats` | deadlines, and what is killed when they come |
 //! | `sd` | systemd's notify socket |
 //! | `journal` | systemd's journal: an entry, whole |
 //! | `notify` | the workers' notify socket |
@@ -31,8 +33,10 @@ pub mod lock;
 pub mod memfd;
 pub mod notify;
 pub mod packet;
+pub mod page;
 pub mod pipe;
 pub mod poll;
 pub mod sd;
+pub mod seats;
 pub mod spawn;
 pub mod surroundings;

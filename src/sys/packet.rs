@@ -126,6 +126,25 @@ pub fn receive(socket: impl AsFd) -> io::Result<Received> {
     }
 }
 
+/// The one descriptor that waits in a packet, without asking for memory; none if none waits.
+pub fn receive_one_fd(socket: impl AsFd) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut head = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut head)],
+        &mut ancillary,
+        flags,
+    )
+    .ok()?;
+    ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr,
+    sync::atomic::AtomicI32,
 };
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
         clock,
         clone::Cloner,
         family::Stat,
+        seats::Seat,
     },
     time::Moment,
     wire::{Credentials, PASS_MAX, SpawnStep},
@@ -83,6 +85,8 @@ pub struct Order<'a> {
     pub reset_oom_score: bool,
     /// Die with the thread that spawns.
     pub die_with_parent: bool,
+    /// Its deadline: it can be killed there from its first instant on, and does not execute after it.
+    pub seat: Option<&'a Seat>,
 }
 
 /// Why there is no child.
@@ -176,7 +180,7 @@ impl Spawner {
             Err(failure) if plan.join_cgroup => Err(failure),
             Err(failure) if is_about_clone3(failure) => self.clone_without_cgroup(&mut plan),
             Ok(child) if !plan.join_cgroup && plan.begun().is_none() => {
-                child::reap_now(&child);
+                end_unborn(&child, order);
                 self.clone_without_cgroup(&mut plan)
             }
             done => done,
@@ -191,7 +195,7 @@ impl Spawner {
                 Ok(child)
             }
             Some(failure) => {
-                child::reap_now(&child);
+                end_unborn(&child, order);
                 Err(failure)
             }
         }
@@ -211,11 +215,11 @@ impl Spawner {
     fn clone_child(&self, plan: &mut Plan<'_>) -> Result<Child, SpawnFailure> {
         let leaf = plan.order.cgroup.filter(|_| self.cloner.can_enter_cgroup());
         plan.join_cgroup = leaf.is_none();
+        let nowhere = AtomicI32::new(-1);
+        let pidfd = plan.order.seat.map_or(&nowhere, Seat::pidfd);
+        let argument = ptr::from_mut(plan).cast::<c_void>();
         // SAFETY: `run` makes raw system calls only and ends in _exit; it takes a Plan, which is exclusively its own until it is gone.
-        let child = unsafe {
-            self.cloner
-                .clone(run, ptr::from_mut(plan).cast::<c_void>(), leaf)
-        };
+        let child = unsafe { self.cloner.clone(run, argument, leaf, pidfd) };
         child.map_err(|errno| SpawnFailure {
             step: SpawnStep::Clone,
             errno,
@@ -228,6 +232,14 @@ impl Spawner {
         self.cloner.never_enter_cgroup();
         self.clone_child(plan)
     }
+}
+
+/// Reaps a child that never got as far as its program.
+fn end_unborn(child: &Child, order: &Order<'_>) {
+    if let Some(seat) = order.seat {
+        seat.forget_process();
+    }
+    child::reap_now(child);
 }
 
 /// Errors of clone3 that say nothing about this child: unknown, forbidden by a filter, or not for cgroups.
@@ -375,6 +387,10 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     } else {
         sys!(libc::SYS_setpgid, 0, 0).map_err(at(SpawnStep::Group))?;
     }
+    if let Some(seat) = order.seat.filter(|_| order.cgroup.is_none()) {
+        let pid = sys!(libc::SYS_getpid).map_err(at(SpawnStep::Group))?;
+        seat.set_group(pid as i32);
+    }
     if let Some(mask) = order.umask {
         let _ = sys!(libc::SYS_umask, mask);
     }
@@ -454,6 +470,10 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
         8
     )
     .map_err(at(SpawnStep::Exec))?;
+    // After this look the deadline thread knows us by our pidfd, if it does not already.
+    if order.seat.is_some_and(|seat| !seat.is_armed()) {
+        return Err((SpawnStep::Deadline, libc::ETIME));
+    }
     plan.executing = true;
     match staged.program {
         None => sys!(libc::SYS_execve, plan.program, plan.argv, plan.env),

@@ -1,0 +1,214 @@
+//! The keeper's second thread: it kills gated workers at their deadlines, whatever the main thread and the supervisor are doing, and
+//! pings systemd's watchdog. Once it runs it opens no file, asks for no memory, takes no lock and waits for nobody.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    thread,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{RecvFlags, SendFlags, recv, send},
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
+
+use crate::{
+    sys::{
+        clock, packet,
+        sd::{self, NotifySocket},
+        seats::{self, Seats},
+    },
+    time::{Moment, Span},
+    wire::{self, DeadlineNews, DeadlineOp, SMALL_MAX},
+};
+
+/// So many messages are answered before deadlines are looked at again.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// The main thread's end.
+pub(super) struct Deadlines {
+    /// Shared with the thread.
+    pub(super) seats: &'static Seats,
+    door: OwnedFd,
+}
+
+impl Deadlines {
+    /// Starts the thread; it ends with the process.
+    pub(super) fn start() -> io::Result<Self> {
+        let seats = Seats::new();
+        let (door, inside) = packet::pair()?;
+        let timer = timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let watchdog = match (sd::watchdog_period(), NotifySocket::from_env()?) {
+            (Some(period), Some(socket)) => Some(Watchdog {
+                socket,
+                period,
+                at: clock::now(),
+            }),
+            _ => None,
+        };
+        let guard = Guard {
+            seats,
+            door: inside,
+            timer,
+            link: None,
+            watchdog,
+        };
+        thread::Builder::new()
+            .name("deadlines".to_owned())
+            .stack_size(128 * 1024)
+            .spawn(move || guard.run())?;
+        Ok(Self { seats, door })
+    }
+
+    /// Gives the thread its end of a new supervisor's socket; the last one's has been shut by then.
+    pub(super) fn connect(&self, link: OwnedFd) -> io::Result<()> {
+        packet::send(&self.door, &[0], &[link.as_fd()])
+    }
+}
+
+struct Watchdog {
+    socket: NotifySocket,
+    period: Span,
+    at: Moment,
+}
+
+/// The thread's own.
+struct Guard {
+    seats: &'static Seats,
+    door: OwnedFd,
+    timer: OwnedFd,
+    link: Option<OwnedFd>,
+    watchdog: Option<Watchdog>,
+}
+
+impl Guard {
+    fn run(mut self) {
+        seats::become_urgent();
+        loop {
+            let next = self.look();
+            self.set_timer(next);
+            self.wait();
+        }
+    }
+
+    /// Does what is due; when to look again.
+    fn look(&mut self) -> Option<Moment> {
+        let link = self.link.as_ref();
+        self.seats.fire(clock::both(), |report| {
+            tell(link, DeadlineNews::Seat(report))
+        });
+        let now = clock::both();
+        if let Some(watchdog) = &mut self.watchdog
+            && watchdog.at <= now.boottime
+        {
+            watchdog.socket.send("WATCHDOG=1");
+            watchdog.at = now.boottime.after(watchdog.period);
+        }
+        let ping = self.watchdog.as_ref().map(|watchdog| watchdog.at);
+        [self.seats.next_look(now), ping]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A timer of BOOTTIME goes off when the machine resumes, if its time passed meanwhile (timerfd_create(2)). Setting it also takes
+    /// back that it went off.
+    fn set_timer(&self, at: Option<Moment>) {
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let at = at.map_or(zero, |at| Timespec {
+            tv_sec: (at.0 / 1_000_000_000) as i64,
+            tv_nsec: (at.0 % 1_000_000_000) as i64,
+        });
+        let setting = Itimerspec {
+            it_interval: zero,
+            it_value: at,
+        };
+        let done = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &setting);
+        debug_assert!(done.is_ok(), "timerfd_settime: {done:?}");
+    }
+
+    fn wait(&mut self) {
+        let link = self.link.as_ref().unwrap_or(&self.door);
+        let mut ready = [
+            PollFd::new(&self.timer, PollFlags::IN),
+            PollFd::new(&self.door, PollFlags::IN),
+            PollFd::new(link, PollFlags::IN),
+        ];
+        if poll(&mut ready, None).is_err() {
+            return;
+        }
+        let [_, door, link] = ready.map(|source| !source.revents().is_empty());
+        if link {
+            self.answer();
+        }
+        if door {
+            self.change_supervisor();
+        }
+    }
+
+    /// What a dead supervisor had asked for is still done; then its successor is told what stands.
+    fn change_supervisor(&mut self) {
+        let Some(link) = packet::receive_one_fd(&self.door) else {
+            return;
+        };
+        while self.link.is_some() && self.answer() {}
+        for report in self.seats.reports() {
+            tell(Some(&link), DeadlineNews::Seat(report));
+        }
+        tell(Some(&link), DeadlineNews::Caught);
+        self.link = Some(link);
+    }
+
+    /// Carries out what is asked, a bounded number of times; true if there was anything.
+    fn answer(&mut self) -> bool {
+        for n in 0..MESSAGES_AT_ONCE {
+            let Some(link) = &self.link else { return n > 0 };
+            let mut packet = [0; SMALL_MAX];
+            let asked = match recv(link, &mut packet[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) if length > 0 => {
+                    wire::decode_small::<DeadlineOp>(&packet[..length])
+                }
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return n > 0,
+                // Shut, or broken: the next supervisor brings a new one.
+                Ok(_) | Err(_) => {
+                    self.link = None;
+                    return n > 0;
+                }
+            };
+            match asked {
+                Ok(op) => {
+                    let report = self.carry_out(op);
+                    tell(self.link.as_ref(), DeadlineNews::Seat(report));
+                }
+                // The supervisor sees its end shut, and says so.
+                Err(_) => self.link = None,
+            }
+        }
+        true
+    }
+
+    fn carry_out(&self, op: DeadlineOp) -> wire::SeatReport {
+        match op {
+            DeadlineOp::Arm { key, fence, until } => self.seats.arm(key, fence, until),
+            DeadlineOp::Disarm { key, fence } => self.seats.disarm(key, fence),
+        }
+    }
+}
+
+/// A supervisor that does not read gets no more: it asks again with its next renewal.
+fn tell(link: Option<&OwnedFd>, news: DeadlineNews) {
+    let mut packet = [0; SMALL_MAX];
+    if let (Some(link), Ok(bytes)) = (link, wire::encode_small(&news, &mut packet)) {
+        let _ = send(link, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}

@@ -1,0 +1,572 @@
+//! The table through which the keeper's main thread and its deadline thread share what is to be killed, and when. Neither ever waits
+//! for the other to be scheduled while it holds anything: everything is an atomic.
+//!
+//! ```text
+//!   FREE ──arm──▶ ARMED ◀──extend── TOUCHED
+//!                   │ deadline
+//!                   ▼
+//!                KILLING ──▶ FIRED ──disarm──▶ FREE
+//! ```
+//!
+//! Only the deadline thread changes a seat's state. The main thread publishes descriptors in it before a process is made, and takes
+//! them out again before it closes them or reaps the process: out of the seat first, then a look whether the other one still has
+//! its hands on it ([`Hold::drop`]). So the deadline thread signals nothing that is not, at that moment, the gated worker.
+#![expect(
+    unsafe_code,
+    reason = "signals by number, a scheduling class, and a page by address have no safe wrapper"
+)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    ptr,
+    sync::atomic::{
+        AtomicI32, AtomicPtr, AtomicU32, AtomicU64,
+        Ordering::{Acquire, SeqCst},
+    },
+    thread,
+};
+
+use rustix::mm::{MlockAllFlags, mlockall};
+
+use crate::{
+    sys::page::{Contents, Page, Words},
+    time::{Clocks, Moment, Span},
+    wire::{SeatReport, SeatState},
+};
+
+/// So many deadlines can stand at once.
+pub const SEATS: usize = 256;
+
+const FREE: u32 = 0;
+const ARMED: u32 = 1;
+const TOUCHED: u32 = 2;
+const KILLING: u32 = 3;
+const FIRED: u32 = 4;
+
+/// "No descriptor."
+const NONE: i32 = -1;
+
+/// One deadline, and the process that ends with it.
+#[derive(Debug)]
+pub struct Seat {
+    state: AtomicU32,
+    key: AtomicU64,
+    fence: AtomicU64,
+    boottime: AtomicU64,
+    raw: AtomicU64,
+    /// How late it was killed, in ns.
+    late: AtomicU64,
+    /// `cgroup.kill` of its leaf.
+    leaf: AtomicI32,
+    /// Its leader; written by the kernel while that is made.
+    pidfd: AtomicI32,
+    /// Its process group, where there is no leaf; written by the leader itself.
+    group: AtomicI32,
+    page: AtomicPtr<Words>,
+}
+
+impl Seat {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(FREE),
+            key: AtomicU64::new(0),
+            fence: AtomicU64::new(0),
+            boottime: AtomicU64::new(0),
+            raw: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            leaf: AtomicI32::new(NONE),
+            pidfd: AtomicI32::new(NONE),
+            group: AtomicI32::new(0),
+            page: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Has its deadline not come yet? What the child asks as its last step before it executes.
+    pub(super) fn is_armed(&self) -> bool {
+        matches!(self.state.load(SeqCst), ARMED | TOUCHED)
+    }
+
+    /// Where the kernel writes the pidfd of the leader.
+    pub(super) fn pidfd(&self) -> &AtomicI32 {
+        &self.pidfd
+    }
+
+    /// The leader, in its own words.
+    pub(super) fn set_group(&self, pid: i32) {
+        self.group.store(pid, SeqCst);
+    }
+
+    /// The process is about to be reaped and its pidfd closed: nothing here names it any more when this returns.
+    pub(super) fn forget_process(&self) {
+        self.pidfd.store(NONE, SeqCst);
+        self.group.store(0, SeqCst);
+        self.wait_while_busy();
+    }
+
+    fn until(&self) -> Clocks {
+        Clocks {
+            boottime: Moment(self.boottime.load(SeqCst)),
+            raw: Moment(self.raw.load(SeqCst)),
+        }
+    }
+
+    fn set_until(&self, until: Clocks) {
+        self.boottime.store(until.boottime.0, SeqCst);
+        self.raw.store(until.raw.0, SeqCst);
+    }
+
+    /// Only ever as long as the other thread makes a few system calls.
+    fn wait_while_busy(&self) {
+        while matches!(self.state.load(SeqCst), TOUCHED | KILLING) {
+            thread::yield_now();
+        }
+    }
+
+    fn is_occupied(&self) -> bool {
+        self.leaf.load(SeqCst) != NONE
+            || self.pidfd.load(SeqCst) != NONE
+            || self.group.load(SeqCst) != 0
+            || !self.page.load(SeqCst).is_null()
+    }
+
+    fn report(&self) -> SeatReport {
+        let state = match self.state.load(SeqCst) {
+            FREE => SeatState::Free,
+            FIRED => SeatState::Fired {
+                late: Span::nanos(self.late.load(SeqCst)),
+            },
+            _ => SeatState::Armed,
+        };
+        SeatReport {
+            key: self.key.load(SeqCst),
+            fence: self.fence.load(SeqCst),
+            until: self.until(),
+            state,
+        }
+    }
+
+    fn extend(&self, until: Clocks) {
+        self.state.store(TOUCHED, SeqCst);
+        self.set_until(until);
+        let page = self.page.load(SeqCst);
+        if !page.is_null() {
+            // SAFETY: the main thread takes the address out of the seat and waits until its state is not TOUCHED before it
+            // unmaps the page, so it is mapped; it writes there itself only while the address is not in the seat.
+            unsafe { &*page }.extend(until);
+        }
+        self.state.store(ARMED, SeqCst);
+    }
+
+    fn kill(&self, now: Clocks) {
+        let (until, boottime) = (self.until(), now.boottime);
+        self.state.store(KILLING, SeqCst);
+        let leaf = self.leaf.load(SeqCst);
+        let pidfd = self.pidfd.load(SeqCst);
+        let group = self.group.load(SeqCst);
+        // SAFETY: three system calls that touch no memory of ours but the constant. The numbers are those of this seat's process: the main
+        // thread takes them out and waits until the state is not KILLING before it closes a descriptor or reaps the leader.
+        unsafe {
+            if leaf != NONE {
+                libc::write(leaf, c"1".as_ptr().cast(), 1);
+            }
+            if pidfd != NONE {
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    pidfd,
+                    libc::SIGKILL,
+                    ptr::null::<libc::siginfo_t>(),
+                    0,
+                );
+            }
+            if group > 1 {
+                libc::kill(-group, libc::SIGKILL);
+            }
+        }
+        let by_boottime = boottime.since(until.boottime);
+        let late = by_boottime.max(now.raw.since(until.raw));
+        self.late.store(late.as_nanos(), SeqCst);
+        self.state.store(FIRED, SeqCst);
+    }
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Seats([Seat; SEATS]);
+
+impl Seats {
+    /// An empty one, for ever: a thread of its own reads it until the process ends.
+    pub fn new() -> &'static Self {
+        Box::leak(Box::new(Self([const { Seat::new() }; SEATS])))
+    }
+
+    /// Sets or moves a deadline; it only moves forward. What stands now. For the deadline thread alone.
+    pub fn arm(&self, key: u64, fence: u64, until: Clocks) -> SeatReport {
+        let refused = SeatReport {
+            key,
+            fence,
+            until: Clocks::default(),
+            state: SeatState::Free,
+        };
+        let Some(seat) = self.find(key).or_else(|| self.free()) else {
+            return refused;
+        };
+        let same = seat.fence.load(SeqCst) == fence;
+        match seat.state.load(SeqCst) {
+            ARMED if same => {
+                if until.is_after(seat.until()) {
+                    seat.extend(until);
+                }
+            }
+            FIRED if same => {}
+            FREE | ARMED | FIRED if !seat.is_occupied() => {
+                seat.key.store(key, SeqCst);
+                seat.fence.store(fence, SeqCst);
+                seat.set_until(until);
+                seat.state.store(ARMED, SeqCst);
+            }
+            // Another holder's worker is still there.
+            _ => return refused,
+        }
+        seat.report()
+    }
+
+    /// Gives a seat back, unless a process is in it. What stands now. For the deadline thread alone.
+    pub fn disarm(&self, key: u64, fence: u64) -> SeatReport {
+        let free = SeatReport {
+            key,
+            fence,
+            until: Clocks::default(),
+            state: SeatState::Free,
+        };
+        let Some(seat) = self.find(key).filter(|s| s.fence.load(SeqCst) == fence) else {
+            return free;
+        };
+        let before = seat.state.swap(TOUCHED, SeqCst);
+        let after = if seat.is_occupied() { before } else { FREE };
+        seat.state.store(after, SeqCst);
+        if after == FREE { free } else { seat.report() }
+    }
+
+    /// Kills what is due and calls `told` for each. For the deadline thread alone.
+    pub fn fire(&self, now: Clocks, mut told: impl FnMut(SeatReport)) {
+        for seat in &self.0 {
+            if seat.state.load(Acquire) == ARMED && now.has_passed(seat.until()) {
+                seat.kill(now);
+                told(seat.report());
+            }
+        }
+    }
+
+    /// When to look again: after the smallest remainder, and no later than seven eighths of what is left on the clock that has no
+    /// timer, since it may run faster than the one that has.
+    pub fn next_look(&self, now: Clocks) -> Option<Moment> {
+        let armed = self
+            .0
+            .iter()
+            .filter(|seat| seat.state.load(Acquire) == ARMED);
+        armed.map(|seat| next_look(now, seat.until())).min()
+    }
+
+    /// Everything that is not free.
+    pub fn reports(&self) -> impl Iterator<Item = SeatReport> + '_ {
+        let busy = self
+            .0
+            .iter()
+            .filter(|seat| seat.state.load(Acquire) != FREE);
+        busy.map(Seat::report)
+    }
+
+    /// Puts a process that is about to be made into its seat: a page for it, and what kills it. None if no such deadline stands.
+    pub fn hold(
+        &'static self,
+        key: u64,
+        leaf: Option<OwnedFd>,
+        contents: &Contents,
+    ) -> io::Result<Option<(Hold, OwnedFd)>> {
+        let Some(seat) = self.find(key) else {
+            return Ok(None);
+        };
+        if !seat.is_armed() || seat.is_occupied() || seat.fence.load(SeqCst) != contents.fence {
+            return Ok(None);
+        }
+        let (page, fd) = Page::new(contents)?;
+        let hold = Hold { seat, leaf, page };
+        if let Some(leaf) = &hold.leaf {
+            seat.leaf.store(leaf.as_raw_fd(), SeqCst);
+        }
+        hold.publish_page();
+        // It may have been given back or have fired meanwhile.
+        let still = seat.is_armed() && seat.fence.load(SeqCst) == contents.fence;
+        Ok(still.then_some((hold, fd)))
+    }
+
+    fn find(&self, key: u64) -> Option<&Seat> {
+        let used = self.0.iter().filter(|seat| seat.state.load(SeqCst) != FREE);
+        used.into_iter().find(|seat| seat.key.load(SeqCst) == key)
+    }
+
+    fn free(&self) -> Option<&Seat> {
+        self.0.iter().find(|seat| seat.state.load(SeqCst) == FREE)
+    }
+}
+
+fn next_look(now: Clocks, until: Clocks) -> Moment {
+    let by_boottime = now.boottime.until(until.boottime);
+    let by_raw = now.raw.until(until.raw);
+    // Down to here the two clocks cannot part by more than a timer is late anyway.
+    let close = by_raw <= Span::millis(1);
+    let by_raw = if close {
+        by_raw
+    } else {
+        Span::nanos(by_raw.as_nanos() / 8 * 7)
+    };
+    now.boottime.after(by_boottime.min(by_raw))
+}
+
+/// A gated process's place in the table. When it is dropped, nothing in the table names the process any more and its page is zero.
+#[derive(Debug)]
+pub struct Hold {
+    seat: &'static Seat,
+    leaf: Option<OwnedFd>,
+    page: Page,
+}
+
+impl Hold {
+    /// Its seat, for the making of the process.
+    pub fn seat(&self) -> &'static Seat {
+        self.seat
+    }
+
+    /// Shows the page the deadline that stands, and leaves it to the other thread, unless the deadline moved meanwhile.
+    fn publish_page(&self) {
+        let words = self.page.words();
+        loop {
+            let until = self.seat.until();
+            words.extend(until);
+            self.seat
+                .page
+                .store(ptr::from_ref(words).cast_mut(), SeqCst);
+            if self.seat.until() == until {
+                return;
+            }
+            self.take_page();
+        }
+    }
+
+    fn take_page(&self) {
+        self.seat.page.store(ptr::null_mut(), SeqCst);
+        self.seat.wait_while_busy();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.seat.leaf.store(NONE, SeqCst);
+        self.seat.pidfd.store(NONE, SeqCst);
+        self.seat.group.store(0, SeqCst);
+        self.take_page();
+        self.page.words().write(&Contents::OVER);
+    }
+}
+
+/// Puts the calling thread before all others, and keeps in memory what of us is there: where we may (CAP_SYS_NICE or RLIMIT_RTPRIO,
+/// CAP_IPC_LOCK or RLIMIT_MEMLOCK).
+pub fn become_urgent() {
+    let priority = libc::sched_param { sched_priority: 50 };
+    let class = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: 0 is the calling thread; the parameter is valid for the call.
+    let _ = unsafe { libc::sched_setscheduler(0, class, &raw const priority) };
+    let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+    use crate::sys::clock;
+
+    const CONTENTS: Contents = Contents {
+        until: Clocks::NEVER,
+        fence: 7,
+        epoch: 0,
+        generation: 1,
+        role: 1,
+    };
+
+    /// A process in a seat, and how to see it end.
+    struct Worker {
+        child: Child,
+        pidfd: OwnedFd,
+        hold: Option<Hold>,
+        page: OwnedFd,
+    }
+
+    impl Worker {
+        fn new(seats: &'static Seats) -> Self {
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            let pid = Pid::from_raw(child.id() as i32).unwrap();
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+            let (hold, page) = seats.hold(1, None, &CONTENTS).unwrap().unwrap();
+            hold.seat().pidfd.store(pidfd.as_raw_fd(), SeqCst);
+            Self {
+                child,
+                pidfd,
+                hold: Some(hold),
+                page,
+            }
+        }
+
+        fn page(&self) -> Contents {
+            let mut bytes = [0; 64];
+            assert_eq!(rustix::io::pread(&self.page, &mut bytes, 0), Ok(64));
+            let word = |n: usize| u64::from_ne_bytes(bytes[n * 8..][..8].try_into().unwrap());
+            Contents {
+                until: Clocks {
+                    boottime: Moment(word(2)),
+                    raw: Moment(word(3)),
+                },
+                fence: word(4),
+                epoch: word(5),
+                generation: word(6),
+                role: word(7),
+            }
+        }
+
+        fn has_ended(&mut self) -> bool {
+            self.child.try_wait().unwrap().is_some()
+        }
+    }
+
+    impl Drop for Worker {
+        fn drop(&mut self) {
+            self.hold = None;
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let _ = &self.pidfd;
+        }
+    }
+
+    fn fired(seats: &Seats, now: Clocks) -> Vec<SeatReport> {
+        let mut all = Vec::new();
+        seats.fire(now, |report| all.push(report));
+        all
+    }
+
+    #[test]
+    fn a_deadline_kills_when_it_comes_and_not_before() {
+        let (seats, now) = (Seats::new(), clock::both());
+        let until = now.after(Span::secs(10));
+        assert_eq!(seats.arm(1, 7, until).state, SeatState::Armed);
+        let mut worker = Worker::new(seats);
+        assert_eq!(worker.page(), Contents { until, ..CONTENTS });
+        assert_eq!(fired(seats, now.after(Span::millis(9_999))), []);
+        assert!(!worker.has_ended());
+        // Either clock alone is enough.
+        let raced = Clocks {
+            boottime: now.boottime,
+            raw: until.raw.after(Span::millis(3)),
+        };
+        let reports = fired(seats, raced);
+        let late = Span::millis(3);
+        assert_eq!(reports[0].state, SeatState::Fired { late });
+        worker.child.wait().unwrap();
+        assert_eq!(fired(seats, until), [], "it fires once");
+        assert!(!worker.hold.as_ref().unwrap().seat().is_armed());
+        assert_eq!(seats.disarm(1, 7).state, reports[0].state, "occupied");
+        worker.hold = None;
+        assert_eq!(worker.page(), Contents::OVER);
+        assert_eq!(seats.disarm(1, 7).state, SeatState::Free);
+        assert_eq!(seats.reports().count(), 0);
+    }
+
+    #[test]
+    fn deadlines_move_forward_only_and_the_page_follows() {
+        let (seats, now) = (Seats::new(), clock::both());
+        seats.arm(1, 7, now.after(Span::secs(10)));
+        let worker = Worker::new(seats);
+        let later = now.after(Span::secs(20));
+        assert_eq!(seats.arm(1, 7, later).until, later);
+        assert_eq!(worker.page().until, later);
+        assert_eq!(seats.arm(1, 7, now.after(Span::secs(15))).until, later);
+        assert_eq!(worker.page().until, later);
+        assert_eq!(fired(seats, now.after(Span::secs(19))), []);
+    }
+
+    #[test]
+    fn who_has_left_its_seat_is_not_killed() {
+        let (seats, now) = (Seats::new(), clock::both());
+        seats.arm(1, 7, now.after(Span::secs(1)));
+        let mut worker = Worker::new(seats);
+        worker.hold = None;
+        assert_eq!(fired(seats, now.after(Span::secs(2))).len(), 1);
+        assert!(!worker.has_ended());
+    }
+
+    #[test]
+    fn only_the_holder_that_was_armed_gets_a_seat() {
+        let (seats, now) = (Seats::new(), clock::both());
+        let hold = |key| seats.hold(key, None, &CONTENTS).unwrap().is_some();
+        assert!(!hold(1), "nobody armed it");
+        seats.arm(1, 6, now.after(Span::secs(1)));
+        assert!(!hold(1), "another fence");
+        seats.arm(1, 7, now.after(Span::secs(1)));
+        assert!(!hold(2), "another worker");
+        let worker = Worker::new(seats);
+        assert!(!hold(1), "it is taken");
+        let refused = seats.arm(1, 8, now.after(Span::secs(9)));
+        assert_eq!(refused.state, SeatState::Free, "the old holder is there");
+        drop(worker);
+        fired(seats, now.after(Span::secs(2)));
+        assert!(!hold(1), "its deadline has passed");
+        let same = seats.arm(1, 7, now.after(Span::secs(9)));
+        assert!(matches!(same.state, SeatState::Fired { .. }), "{same:?}");
+        assert_eq!(
+            seats.arm(1, 8, now.after(Span::secs(9))).state,
+            SeatState::Armed
+        );
+    }
+
+    #[test]
+    fn there_are_only_so_many_seats() {
+        let (seats, until) = (Seats::new(), clock::both().after(Span::secs(9)));
+        for key in 1..=SEATS as u64 {
+            assert_eq!(seats.arm(key, 1, until).state, SeatState::Armed);
+        }
+        assert_eq!(seats.arm(9_999, 1, until).state, SeatState::Free);
+        seats.disarm(17, 1);
+        assert_eq!(seats.arm(9_999, 1, until).state, SeatState::Armed);
+    }
+
+    /// However much faster the clock without a timer runs (up to an eighth), it is looked at before its deadline has passed, and in few steps.
+    #[test]
+    fn looks_come_in_time_whatever_the_clocks_do() {
+        for fast in [0, 1, 100, 1_000, 10_000, 100_000] {
+            let start = Clocks {
+                boottime: Moment(5_000_000_000),
+                raw: Moment(3_000_000_000),
+            };
+            let until = start.after(Span::secs(10));
+            let at = |boottime: Moment| {
+                let gone = u128::from(boottime.since(start.boottime).as_nanos());
+                let raw = gone * (1_000_000 + fast) / 1_000_000;
+                Clocks {
+                    boottime,
+                    raw: start.raw.after(Span::nanos(raw as u64)),
+                }
+            };
+            let (mut now, mut looks) = (start, 0);
+            while !now.has_passed(until) {
+                let next = next_look(now, until);
+                now = at(next.max(now.boottime.after(Span::micros(1))));
+                looks += 1;
+            }
+            let late = now.raw.since(until.raw);
+            assert!(late <= Span::micros(200), "{fast} ppm: {late:?} late");
+            assert!(looks < 20, "{fast} ppm: {looks} looks");
+        }
+    }
+}
