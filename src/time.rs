@@ -126,6 +126,12 @@ impl Span {
         self >= Self::FOREVER
     }
 
+    /// The difference; zero if `other` is longer.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// The sum; saturates.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {

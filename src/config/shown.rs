@@ -287,8 +287,10 @@ impl Shown {
             flock,
             slots,
             allow_network_fs,
+            lease,
         } = singleton;
-        self.put("singleton.scope", "node");
+        let scope = if lease.is_some() { "test" } else { "node" };
+        self.put("singleton.scope", scope);
         self.put("singleton.lock", lock);
         self.maybe(
             "singleton.flock",

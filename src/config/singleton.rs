@@ -1,8 +1,14 @@
 //! `singleton`: workers that run only while they hold a lock.
 
 use crate::{
-    config::{forms, section::Section, spec::SingletonSpec, units::count},
+    config::{
+        forms,
+        section::Section,
+        spec::{LeaseSpec, SingletonSpec},
+        units::count,
+    },
     id::FleetName,
+    time::Span,
 };
 
 /// Most holders of one lock.
@@ -16,6 +22,8 @@ enum Scope {
 }
 
 const SCOPES: [(&str, Scope); 2] = [("node", Scope::Node), ("cluster", Scope::Cluster)];
+/// Where it is set, a lease can be had from a file, so that deadlines can be tested on one machine.
+const TEST_GATE: &str = "LEASEHOLD_TEST_GATE";
 
 /// Reads it; none if there is no such table, or it cannot be.
 pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<SingletonSpec> {
@@ -23,7 +31,11 @@ pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<
     if table.is_absent() {
         return None;
     }
-    let scope = table.word("scope", &SCOPES);
+    let lease = test_lease(&table);
+    let scope = match &lease {
+        Some(_) => Some(Scope::Node),
+        None => table.word("scope", &SCOPES),
+    };
     if table.value("scope").is_none() {
         let message = format!("{} does not say how far it reaches", table.path);
         let help = "add scope = \"node\": one on this machine";
@@ -45,6 +57,7 @@ pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<
         flock: flock.map(|path| table.base().join(path).display().to_string()),
         slots: table.integer("slots", 1, SLOTS_MAX).unwrap_or(1) as u32,
         allow_network_fs: table.boolean("allow_network_fs").unwrap_or(false),
+        lease,
     };
     if spec.flock.is_some() && spec.slots > 1 {
         let message = format!(
@@ -65,6 +78,33 @@ pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<
     }
     table.finish();
     Some(spec)
+}
+
+/// `scope = "test"`: for tests of leasehold alone, which say so in their environment.
+fn test_lease(table: &Section<'_, '_>) -> Option<LeaseSpec> {
+    table.reader.around.variable(TEST_GATE)?;
+    if table.string("scope")? != "test" {
+        return None;
+    }
+    let span = |key, otherwise| table.span(key).unwrap_or(otherwise);
+    let lease = LeaseSpec {
+        authority: table.string("authority").unwrap_or_default(),
+        ttl: span("ttl", Span::secs(10)),
+        grace: span("grace", Span::secs(2)),
+        kill_margin: span("kill_margin", Span::secs(1)),
+    };
+    if !lease.is_possible() {
+        let message = format!(
+            "{} = {} leaves no time: SIGKILL {} after a renewal, SIGTERM {} before that, a renewal every {}",
+            table.name("ttl"),
+            lease.ttl,
+            lease.kill_after(),
+            lease.grace,
+            lease.renew_every()
+        );
+        table.fault("E215", "ttl", message, "a longer ttl, or less grace");
+    }
+    Some(lease)
 }
 
 /// What holds between the lock and the size of the fleet.

@@ -89,6 +89,44 @@ pub struct SingletonSpec {
     pub slots: u32,
     /// Take file systems whose locks may not exclude anybody.
     pub allow_network_fs: bool,
+    /// Holding the lock is not enough: it lasts only from one renewal to the next.
+    pub lease: Option<LeaseSpec>,
+}
+
+/// How long a gate lasts that must be renewed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseSpec {
+    /// A file that renews for as long as it holds this node's name: what tests use.
+    pub authority: String,
+    /// For how long a renewal is good, in the authority's eyes.
+    pub ttl: Span,
+    /// From SIGTERM to SIGKILL, when renewals stay away.
+    pub grace: Span,
+    /// From SIGKILL to the moment at which nothing may be left.
+    pub kill_margin: Span,
+}
+
+impl LeaseSpec {
+    /// What an authority's clock may be fast, in its thousandth parts of a lease.
+    const RATE: u64 = 920;
+    /// What an authority may be late to notice, and we to kill.
+    const SLACK: Span = Span::millis(350);
+
+    /// From the sending of a renewal to SIGKILL: early enough that all is over when the authority may give it to somebody else.
+    pub fn kill_after(&self) -> Span {
+        let bound = Span::nanos(self.ttl.as_nanos() / 1_000 * Self::RATE);
+        bound.minus(Self::SLACK).minus(self.kill_margin)
+    }
+
+    /// How often it is renewed.
+    pub fn renew_every(&self) -> Span {
+        Span::nanos(self.ttl.as_nanos() / 5)
+    }
+
+    /// Can it be renewed at least once before its worker must begin to end?
+    pub fn is_possible(&self) -> bool {
+        self.kill_after() >= self.grace.plus(self.renew_every()).plus(self.renew_every())
+    }
 }
 
 impl Default for SingletonSpec {
@@ -99,6 +137,7 @@ impl Default for SingletonSpec {
             flock: None,
             slots: 1,
             allow_network_fs: false,
+            lease: None,
         }
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
-    config::spec::SingletonSpec,
-    driver::{boot::Request, inbox::Inbox},
+    config::spec::{LeaseSpec, SingletonSpec},
+    driver::{authority::Authority, boot::Request, inbox::Inbox},
     engine::{
         Event,
         gate::{GateNews, Kept, Pass},
@@ -43,6 +43,7 @@ pub(super) struct Gates {
     seekers: BTreeMap<WorkerId, Seeker>,
     held: BTreeMap<WorkerId, Held>,
     me: Me,
+    authority: Authority,
     hand_in: mpsc::UnboundedSender<Inbox>,
     look_at: Option<Moment>,
     tickets: u64,
@@ -89,6 +90,7 @@ impl Gates {
             bell: Bell::new()?,
             seekers: BTreeMap::new(),
             held: BTreeMap::new(),
+            authority: Authority::new(node.clone(), hand_in.clone()),
             me: Me {
                 cookie: welcome.cookie.clone(),
                 keeper: Proc {
@@ -104,8 +106,13 @@ impl Gates {
         })
     }
 
-    /// Takes over what the keeper holds since before us; the fence is in the file.
-    pub(super) fn adopt(&mut self, worker: &WorkerId, fd: OwnedFd) -> Option<Kept> {
+    /// Takes over what the keeper holds since before us; the fence is in the file. How long it lasts is the caller's to say.
+    pub(super) fn adopt(
+        &mut self,
+        worker: &WorkerId,
+        fd: OwnedFd,
+        lease: Option<&LeaseSpec>,
+    ) -> Option<Kept> {
         let file = LockFile::adopt(fd).ok()?;
         let mut record = file.record().ok().flatten()?;
         if !record.held {
@@ -126,7 +133,11 @@ impl Gates {
         } else {
             self.hold_again(worker).err()
         };
-        Some(Kept { pass, lost })
+        if let Some(lease) = lease {
+            self.authority.begin(worker, pass.fence, lease);
+        }
+        let until = None;
+        Some(Kept { pass, lost, until })
     }
 
     /// A descriptor that becomes readable when somebody lets go.
@@ -162,6 +173,7 @@ impl Gates {
         if self.seekers.is_empty() {
             self.look_at = None;
         }
+        self.authority.end(worker);
         set_free(&self.held.remove(worker)?.file);
         let name = lock_name(worker);
         Some((Op::Release { name }, None))
@@ -272,6 +284,7 @@ impl Gates {
                 return (None, Some(waits(worker, why)));
             }
         };
+        let lease = seeker.spec.lease.clone();
         self.seekers.remove(&worker);
         let fd = match file.duplicate() {
             Ok(fd) => fd,
@@ -284,6 +297,9 @@ impl Gates {
         let name = lock_name(&worker);
         let leader = None;
         self.held.insert(worker.clone(), Held { file, leader });
+        if let Some(lease) = lease {
+            self.authority.begin(&worker, pass.fence, &lease);
+        }
         let news = GateNews::Opened(pass);
         (
             Some((Op::Hold { name }, Some(fd))),

@@ -59,6 +59,19 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
     }
 }
 
+/// Kills one worker without waiting for its end: for when the keeper, which would do it, may be frozen.
+pub(super) fn kill_once(welcome: &Welcome, key: &RowKey, header: &Header) {
+    if let Some(base) = &welcome.cgroup {
+        let leaf = Leaf::at(Path::new(base).join(leaf_name(key, header.generation)));
+        let _ = leaf.kill();
+    }
+    let heads: Vec<family::Head> = head(key, header).into_iter().collect();
+    let me = std::process::id() as i32;
+    for member in &family::search(&heads, &welcome.cookie, me).members {
+        family::kill(member, &heads);
+    }
+}
+
 /// A leader that lived when the keeper was last heard: its number is its group's and its session's for as long as either has a member.
 fn head(key: &RowKey, header: &Header) -> Option<family::Head> {
     let (pid, start_ticks) = match header.process {

@@ -17,6 +17,8 @@ use crate::{
 
 /// The descriptor under which the keeper passes it.
 const LINK_FD: i32 = 3;
+/// The one to its deadline thread.
+const DEADLINES_FD: i32 = 4;
 
 /// One packet to be sent.
 struct Outgoing {
@@ -31,21 +33,9 @@ pub(super) struct Link {
 
 impl Link {
     /// Takes over descriptor 3. Call it once, first of all.
-    #[expect(
-        unsafe_code,
-        reason = "a descriptor inherited by number can only be adopted unsafely"
-    )]
     pub(super) fn inherited() -> io::Result<Self> {
-        // SAFETY: fcntl touches no memory; it answers EBADF if nothing is there.
-        if unsafe { libc::fcntl(LINK_FD, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
-            return Err(io::Error::other(
-                "there is no keeper: this command is started by `leasehold run` alone",
-            ));
-        }
-        // SAFETY: descriptor 3 is open, was passed to us to own, and nothing in this process has touched it yet.
-        let socket = unsafe { OwnedFd::from_raw_fd(LINK_FD) };
         Ok(Self {
-            socket: watched(socket)?,
+            socket: watched(adopt(LINK_FD)?)?,
             outbox: VecDeque::new(),
         })
     }
@@ -138,6 +128,27 @@ impl Link {
             guard.clear_ready();
         }
     }
+}
+
+/// The wire to the keeper's deadline thread. Call it once, early.
+pub(super) fn inherited_deadlines() -> io::Result<AsyncFd<OwnedFd>> {
+    watched(adopt(DEADLINES_FD)?)
+}
+
+/// Takes over a descriptor that the keeper passed to us.
+#[expect(
+    unsafe_code,
+    reason = "a descriptor inherited by number can only be adopted unsafely"
+)]
+fn adopt(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl touches no memory; it answers EBADF if nothing is there.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::other(
+            "there is no keeper: this command is started by `leasehold run` alone",
+        ));
+    }
+    // SAFETY: the descriptor is open, was passed to us to own, and nothing in this process has touched it yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A descriptor that the runtime watches.

@@ -15,8 +15,10 @@
 //! | `probe` | TCP and HTTP probes; environment files |
 //! | `last_rites` | the keeper is dead: everything ends |
 
+mod authority;
 mod boot;
 mod console;
+mod deadlines;
 mod gates;
 mod inbox;
 mod inputs;

@@ -7,7 +7,7 @@ use crate::{
     driver::{
         boot::{self, Accepted, Request},
         inbox::Inbox,
-        probe,
+        last_rites, probe,
         run::{Driver, author, worker_of},
         state,
     },
@@ -64,6 +64,18 @@ impl Driver {
                 }
                 Effect::SeekGate { worker, spec } => self.gates.seek(worker, spec),
                 Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
+                Effect::Arm {
+                    worker,
+                    fence,
+                    until,
+                } => self.deadlines.arm(worker, fence, until),
+                Effect::Disarm { worker, fence } => self.deadlines.disarm(&worker, fence),
+                Effect::KillByHand(worker) => {
+                    let key = RowKey::Slot(worker);
+                    if let Some(header) = self.known.headers.get(&key) {
+                        last_rites::kill_once(&self.welcome, &key, header);
+                    }
+                }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
                 Effect::Accept { config, previous } => {
                     let accepted = Accepted {

@@ -19,6 +19,7 @@ use crate::{
         Settings,
         boot::{self, Request},
         console::Console,
+        deadlines::Deadlines,
         gates::Gates,
         inbox::Inbox,
         inputs::{self, Known, Sender},
@@ -42,7 +43,7 @@ use crate::{
     logs::{self, Capture},
     sys::{host, journal, notify},
     time::{Moment, Span},
-    wire::{Header, News, Op, Process, RowKey, Stopping, Welcome},
+    wire::{DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
 };
 
 /// Where journald listens, for tests that have a socket of their own.
@@ -63,13 +64,14 @@ pub(super) struct Driver {
     /// The engine is done: the last lines are written, then the keeper hears this code.
     pub(super) leaving: Option<u8>,
     pub(super) gates: Gates,
+    pub(super) deadlines: Deadlines,
     bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
     notify: AsyncFd<OwnedFd>,
     echo: Echo,
     echoes: u64,
-    welcome: Welcome,
+    pub(super) welcome: Welcome,
     requests: u64,
     progress_at: Option<Moment>,
     interactive: bool,
@@ -82,14 +84,15 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
     let _ = rustix::thread::set_name(c"leasehold-super");
     // We are a background group of whatever terminal the keeper has.
     crate::sys::child::ignore_terminal_stops();
-    let mut link = match Link::inherited() {
-        Ok(link) => link,
+    let links = Link::inherited().and_then(|link| Ok((link, link::inherited_deadlines()?)));
+    let (mut link, deadlines) = match links {
+        Ok(links) => links,
         Err(error) => {
             eprintln!("leasehold: {error}");
             return ExitCode::Usage.number();
         }
     };
-    let driver = match begin(settings, &mut link).await {
+    let driver = match begin(settings, &mut link, deadlines).await {
         Ok(begin) => begin.into_driver(link),
         Err((code, why)) => {
             eprintln!("{}", why.trim_end());
@@ -116,6 +119,7 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
 struct Begin {
     settings: Settings,
     told: boot::Told,
+    deadlines: Deadlines,
     accepted: boot::Accepted,
     first: bool,
     listeners: boot::Listeners,
@@ -123,9 +127,16 @@ struct Begin {
     intent: crate::engine::Intent,
 }
 
-async fn begin(settings: Settings, link: &mut Link) -> Result<Begin, (ExitCode, String)> {
+async fn begin(
+    settings: Settings,
+    link: &mut Link,
+    deadlines: AsyncFd<OwnedFd>,
+) -> Result<Begin, (ExitCode, String)> {
     let failed = |why: String| (ExitCode::Failed, format!("leasehold: {why}"));
     let mut told = boot::be_told(link)
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let deadlines = Deadlines::begin(deadlines)
         .await
         .map_err(|e| failed(e.to_string()))?;
     let (accepted, first) =
@@ -154,6 +165,7 @@ async fn begin(settings: Settings, link: &mut Link) -> Result<Begin, (ExitCode, 
     Ok(Begin {
         settings,
         told,
+        deadlines,
         accepted,
         first,
         listeners,
@@ -167,6 +179,7 @@ impl Begin {
         let Self {
             settings,
             told,
+            mut deadlines,
             accepted,
             first,
             listeners,
@@ -212,8 +225,19 @@ impl Begin {
         let mut held: BTreeSet<String> = locks.keys().cloned().collect();
         let mut open = BTreeMap::new();
         for (name, fd) in locks {
-            let worker = worker_of(&name, "lock/");
-            open.extend(worker.and_then(|w| Some((w.clone(), gates.adopt(&w, fd)?))));
+            let Some(worker) = worker_of(&name, "lock/") else {
+                continue;
+            };
+            let singleton = accepted
+                .config
+                .fleets
+                .get(&worker.fleet)
+                .and_then(|fleet| fleet.singleton.as_ref());
+            let lease = singleton.and_then(|singleton| singleton.lease.as_ref());
+            if let Some(mut kept) = gates.adopt(&worker, fd, lease) {
+                kept.until = deadlines.adopt(&worker, kept.pass.fence);
+                open.insert(worker, kept);
+            }
         }
         let origin = Origin {
             config: accepted.config,
@@ -267,6 +291,7 @@ impl Begin {
             clients: BTreeMap::new(),
             leaving: None,
             gates,
+            deadlines,
             bell,
             known,
             inbox,
@@ -282,6 +307,9 @@ impl Begin {
             driver.greet();
         }
         driver.perform(effects);
+        for event in driver.deadlines.came() {
+            driver.step(event);
+        }
         driver.say_ready();
         driver.note_leaders();
         driver.take_news(told.rest);
@@ -390,6 +418,17 @@ impl Driver {
                     self.take_news(news);
                 }
                 Next::Keeper(Err(error)) => return self.cut_off(&error),
+                Next::Deadlines(Ok(news)) => {
+                    for one in news {
+                        if let DeadlineNews::Seat(report) = one
+                            && let Some(event) = self.deadlines.event(report)
+                        {
+                            self.step(event);
+                        }
+                    }
+                }
+                // If the keeper is dead the wire says so; if not, leases run out where they stand.
+                Next::Deadlines(Err(_)) => self.deadlines.close(),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
                 Next::Writable => {}
@@ -423,6 +462,7 @@ impl Driver {
         tokio::select! {
             biased;
             packets = self.link.receive() => Next::Keeper(packets),
+            news = self.deadlines.receive(), if self.deadlines.is_open() => Next::Deadlines(news),
             () = self.link.writable(), if !quiet => Next::Writable,
             // Notes are consumed only after the keeper holds what they changed.
             ready = self.notify.readable(), if quiet && !matches!(self.echo, Echo::Asked(_)) => {
@@ -780,6 +820,7 @@ enum Echo {
 }
 
 enum Next {
+    Deadlines(std::io::Result<Vec<DeadlineNews>>),
     Keeper(std::io::Result<Vec<crate::sys::packet::Packet>>),
     Note,
     Bell,

@@ -14,7 +14,7 @@ use crate::{
         intent::Intent,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
-    time::{Moment, Span},
+    time::{Clocks, Moment, Span},
     wire::{ExitStatus, Op},
 };
 
@@ -52,6 +52,24 @@ pub enum Effect {
     },
     /// Give its lock back, or look for it no longer: nothing of the worker is left.
     ShutGate(WorkerId),
+    /// Have the keeper kill a worker then, unless told otherwise before; answered by `Lease` events.
+    Arm {
+        /// Whose.
+        worker: WorkerId,
+        /// Which holder.
+        fence: u64,
+        /// When.
+        until: Clocks,
+    },
+    /// There is nobody to kill any more.
+    Disarm {
+        /// Whose.
+        worker: WorkerId,
+        /// Which holder.
+        fence: u64,
+    },
+    /// SIGKILL to a worker without the keeper, which may be frozen.
+    KillByHand(WorkerId),
     /// Read the configuration, bind what it needs.
     ReadConfig(Purpose),
     /// This configuration is now the accepted one.
@@ -174,6 +192,8 @@ pub enum Ending {
     Watchdog,
     /// Its lock excludes nobody any more.
     LockLost,
+    /// Its lease was not renewed in time.
+    LeaseLapsed,
 }
 
 impl Ending {
@@ -185,7 +205,8 @@ impl Ending {
             | Self::Removed
             | Self::Shutdown
             | Self::Rollout
-            | Self::LockLost => true,
+            | Self::LockLost
+            | Self::LeaseLapsed => true,
             Self::StartTimeout | Self::Unhealthy | Self::Watchdog => false,
         }
     }
@@ -202,6 +223,7 @@ impl Ending {
             Self::Unhealthy => "unhealthy",
             Self::Watchdog => "watchdog",
             Self::LockLost => "lock-lost",
+            Self::LeaseLapsed => "lease-lapsed",
         }
     }
 }
@@ -354,6 +376,13 @@ pub enum What {
         /// Why.
         why: String,
     },
+    /// Its lease was not renewed in time: it ends.
+    LeaseLapsed,
+    /// The keeper killed it at its deadline.
+    DeadlineCame {
+        /// How much later than that.
+        late: Span,
+    },
     /// A supervisor took over the rows of its predecessor.
     TookOver {
         /// So many living workers.
@@ -472,6 +501,14 @@ impl fmt::Display for What {
             Self::GateWaits { why } => write!(f, "waits for its lock: {why}"),
             Self::GateShut => f.write_str("gave its lock back"),
             Self::GateLost { why } => write!(f, "lost its lock: {why}"),
+            Self::LeaseLapsed => f.write_str("its lease was not renewed in time: it ends"),
+            Self::DeadlineCame { late } => {
+                write!(
+                    f,
+                    "killed by the keeper at its deadline ({} late)",
+                    Rough(*late)
+                )
+            }
             Self::TookOver { workers } => {
                 write!(
                     f,

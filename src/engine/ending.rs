@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{
-        effect::{Ending, What},
+        effect::{Effect, Ending, What},
         restart::Next,
         slot::{Desk, KILL_AGAIN, LastExit, Preparing, Slot, State},
     },
@@ -72,12 +72,17 @@ impl Slot {
     pub(super) fn signal_stop(&mut self, desk: &mut Desk<'_>) {
         self.forget_vitals();
         let stop = &desk.spec.stop;
-        let (signal, to, timeout) = (stop.signal, stop.to, stop.timeout);
-        self.state = State::Draining {
-            kill_at: desk.now.after(timeout),
-            cap: desk.now.after(stop.extend_max.max(timeout)),
-        };
+        let (signal, to) = (stop.signal, stop.to);
         let ending = self.ending.unwrap_or(Ending::Shutdown);
+        // A graceful stop may take longer than a lease, which is renewed meanwhile; one that lapses ends when it ends.
+        let end = self.lease_ends().filter(|_| self.gate.lease.is_lapsing());
+        let within = |at: Moment| end.map_or(at, |end| at.min(end));
+        let kill_at = within(desk.now.after(stop.timeout));
+        self.state = State::Draining {
+            kill_at,
+            cap: within(desk.now.after(stop.extend_max.max(stop.timeout))),
+        };
+        let timeout = desk.now.until(kill_at);
         desk.record(
             self.generation,
             What::Stopping {
@@ -130,6 +135,10 @@ impl Slot {
             again: desk.now.after(KILL_AGAIN),
         };
         desk.record(self.generation, What::Killed { reason });
+        if self.gate.lease_spec().is_some() {
+            let worker = desk.worker.clone();
+            desk.out.list.push(Effect::KillByHand(worker));
+        }
         desk.out.keeper(Op::Kill {
             key: desk.key(),
             generation: self.generation,

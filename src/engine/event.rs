@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    engine::{command::Command, gate::GateNews},
+    engine::{command::Command, gate::GateNews, lease::LeaseNews},
     id::{Generation, RequestId, WorkerId},
     time::Span,
     wire::{Asked, Header, RowKey},
@@ -55,6 +55,15 @@ pub enum Event {
         worker: WorkerId,
         /// What.
         news: GateNews,
+    },
+    /// A worker's gate lasts longer, or no longer.
+    Lease {
+        /// Whose.
+        worker: WorkerId,
+        /// Which holder.
+        fence: u64,
+        /// What.
+        news: LeaseNews,
     },
     /// Somebody wants something.
     Command {

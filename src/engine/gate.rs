@@ -9,15 +9,21 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::SingletonSpec,
+    config::spec::{LeaseSpec, SingletonSpec},
     engine::{
         effect::{Effect, Ending, What},
         fleet::{Fleet, Room, Stance},
+        lease::Lease,
         slot::{Desk, Slot, State},
         status::GateStatus,
     },
     id::SlotIndex,
+    time::Clocks,
+    wire::PageSpec,
 };
+
+/// The role of a worker whose gate is open.
+const HOLDER: u64 = 1;
 
 /// What an open gate gives to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct Kept {
     pub pass: Pass,
     /// Why it excludes nobody any more, if so.
     pub lost: Option<String>,
+    /// The deadline that the keeper has for it.
+    pub until: Option<Clocks>,
 }
 
 /// What became of a gate.
@@ -53,6 +61,8 @@ pub enum GateNews {
 pub(super) struct Gate {
     /// The lock that was asked for; none: shut.
     sought: Option<SingletonSpec>,
+    /// How long it lasts, if it must be renewed.
+    pub(super) lease: Lease,
     /// Open.
     #[serde(skip)]
     pass: Option<Pass>,
@@ -69,6 +79,26 @@ impl Gate {
         self.pass.as_ref()
     }
 
+    /// What the worker's lease page says, while it is open.
+    pub(super) fn page(&self) -> Option<PageSpec> {
+        Some(PageSpec {
+            fence: self.fence()?,
+            epoch: 0,
+            role: HOLDER,
+            timed: self.lease_spec().is_some(),
+        })
+    }
+
+    /// Names us as its holder, while it is open.
+    pub(super) fn fence(&self) -> Option<u64> {
+        self.pass.as_ref().map(|pass| pass.fence)
+    }
+
+    /// How it must be renewed, if it must.
+    pub(super) fn lease_spec(&self) -> Option<&LeaseSpec> {
+        self.sought.as_ref()?.lease.as_ref()
+    }
+
     /// Is it asked for, and not to be had yet?
     pub(super) fn waits(&self) -> bool {
         self.sought.is_some() && self.pass.is_none()
@@ -79,6 +109,7 @@ impl Gate {
         self.sought.as_ref().map(|_| GateStatus {
             pass: self.pass.clone(),
             waits: self.waits.clone(),
+            until: self.lease.stands().map(|stands| stands.boottime),
         })
     }
 }
@@ -96,7 +127,8 @@ impl Slot {
                 spec: spec.clone(),
             });
         }
-        self.gate.pass.is_some() && !self.gate.is_lost
+        let open = self.gate.pass.is_some() && !self.gate.is_lost;
+        open && self.lease_allows(desk.now)
     }
 
     /// News from whoever takes locks for us.
@@ -115,12 +147,15 @@ impl Slot {
                     self.gate.waits = Some(why);
                 }
             }
-            GateNews::Lost(why) => {
-                if self.gate.pass.is_some() && !self.gate.is_lost {
-                    desk.record(self.generation, What::GateLost { why });
-                    self.gate.is_lost = true;
-                }
-            }
+            GateNews::Lost(why) => self.lose_gate(why, desk),
+        }
+    }
+
+    /// It excludes nobody any more; whoever runs under it is ended when the fleet looks next.
+    pub(super) fn lose_gate(&mut self, why: String, desk: &mut Desk<'_>) {
+        if self.gate.pass.is_some() && !self.gate.is_lost {
+            desk.record(self.generation, What::GateLost { why });
+            self.gate.is_lost = true;
         }
     }
 
@@ -130,8 +165,16 @@ impl Slot {
         if self.gate.pass.is_some() {
             desk.record(self.generation, What::GateShut);
         }
+        let fence = self
+            .gate
+            .fence()
+            .filter(|_| self.gate.lease_spec().is_some());
         self.gate = Gate::default();
         desk.out.list.push(Effect::ShutGate(desk.worker.clone()));
+        if let Some(fence) = fence {
+            let worker = desk.worker.clone();
+            desk.out.list.push(Effect::Disarm { worker, fence });
+        }
     }
 
     /// After a supervisor's death: `kept` is what the keeper holds for it.
@@ -157,6 +200,10 @@ impl Slot {
 
     fn reopen(&mut self, kept: Kept, desk: &mut Desk<'_>) {
         self.gate.pass = Some(kept.pass);
+        self.gate.lease.adopt(kept.until);
+        if self.gate.lease_spec().is_some() && kept.until.is_none() && self.is_live() {
+            self.lose_gate("its deadline has passed".to_owned(), desk);
+        }
         if let Some(why) = kept.lost {
             self.gate_changed(GateNews::Lost(why), desk);
         }
@@ -168,7 +215,8 @@ impl Fleet {
     pub(super) fn tend_gates(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
         let now = room.now;
         let is_wanted = |index: SlotIndex, slot: &Slot| {
-            let fits = slot.gate.sought == self.spec.singleton && !slot.gate.is_lost;
+            let stands = !slot.gate.is_lost && !slot.gate.lease.is_lapsing();
+            let fits = slot.gate.sought == self.spec.singleton && stands;
             let here = !self.removed && index.0 < size && !room.intent.holds(&self.name, index);
             let starts = match slot.state {
                 State::Vacant => stance == Stance::Keep,

@@ -26,6 +26,7 @@ mod fleet;
 pub mod gate;
 pub mod intent;
 mod jitter;
+pub mod lease;
 mod operate;
 mod picture;
 pub mod restart;

@@ -266,7 +266,7 @@ impl Slot {
                 &desk.worker,
                 desk.spec,
                 desk.facts,
-                self.gate.pass(),
+                &self.gate,
                 extra,
             )),
         });
@@ -499,7 +499,7 @@ impl Slot {
             | State::Done => None,
         };
         let probe = self.vitals.probe_at.filter(|_| !self.vitals.asking);
-        [own, probe, self.vitals.watchdog_at]
+        [own, probe, self.vitals.watchdog_at, self.lease_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -517,6 +517,7 @@ impl Slot {
     /// Does what is due.
     pub(super) fn tick(&mut self, desk: &mut Desk<'_>) {
         let now = desk.now;
+        self.tend_lease(desk);
         match self.state {
             State::Preparing(Preparing::Environment { until }) if until <= now => {
                 self.not_prepared(

@@ -2,10 +2,10 @@
 
 use crate::{
     config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, SocketSpec},
-    engine::gate::Pass,
+    engine::gate::Gate,
     id::{FleetName, WorkerId},
     time::Span,
-    wire::{PageSpec, SpawnSpec, StopRecord},
+    wire::{SpawnSpec, StopRecord},
 };
 
 /// What spawns must know about this run.
@@ -55,7 +55,7 @@ pub(super) fn worker(
     worker: &WorkerId,
     spec: &FleetSpec,
     facts: &Facts,
-    pass: Option<&Pass>,
+    gate: &Gate,
     extra: Vec<(String, String)>,
 ) -> SpawnSpec {
     let fill = Fill::new(worker, spec, facts);
@@ -76,7 +76,7 @@ pub(super) fn worker(
         .iter()
         .map(|(name, socket)| socket_name(&worker.fleet, name, socket, worker.slot.0))
         .collect();
-    if let Some(pass) = pass {
+    if let Some(pass) = gate.pass() {
         env.push(format!("LEASEHOLD_LOCK={}", pass.path));
         env.push(format!("LEASEHOLD_LOCK_FD={}", 3 + passed.len()));
         env.push(format!("LEASEHOLD_FENCE={}", pass.fence));
@@ -93,18 +93,10 @@ pub(super) fn worker(
         pass: passed,
         cgroup_limits: process.cgroup_limits.clone(),
         session: process.session,
-        page: pass.map(|pass| PageSpec {
-            fence: pass.fence,
-            epoch: 0,
-            role: HOLDER,
-            timed: false,
-        }),
+        page: gate.page(),
         ..common(spec)
     }
 }
-
-/// The role of a worker whose gate is open.
-const HOLDER: u64 = 1;
 
 /// A hook or an exec probe: the worker's identity, limits and environment, but neither its sockets nor its notify socket.
 pub(super) fn helper(

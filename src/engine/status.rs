@@ -95,6 +95,8 @@ pub struct GateStatus {
     pub pass: Option<Pass>,
     /// Why it is not.
     pub waits: Option<String>,
+    /// When it ends unless it is renewed.
+    pub until: Option<Moment>,
 }
 
 /// How a generation ended.

@@ -171,6 +171,13 @@ impl Supervisor {
             Event::Gate { worker, news } => self.with_slot(&worker, now, out, |slot, desk| {
                 slot.gate_changed(news, desk);
             }),
+            Event::Lease {
+                worker,
+                fence,
+                news,
+            } => self.with_slot(&worker, now, out, |slot, desk| {
+                slot.lease_changed(fence, news, desk);
+            }),
             Event::Command { request, command } => self.command(request, command, now, out),
             Event::ConfigRead { purpose, result } => self.config_read(purpose, result, now, out),
             Event::IntentSaved { result } => self.intent_saved(result, now, out),

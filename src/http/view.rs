@@ -236,7 +236,7 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         done: fleet.done,
         min: fleet.configured,
         max: fleet.configured,
-        gate: fleet.gated.then(|| gate_view(fleet, node)),
+        gate: fleet.gated.then(|| gate_view(fleet, here, node)),
         held: fleet.held.clone(),
         rollout: fleet.rollout.map(str::to_owned),
         round: fleet.round,
@@ -250,7 +250,7 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
 }
 
 /// Of several workers, the one that tells most: it has its lock, or it knows who has.
-fn gate_view(fleet: &FleetStatus, node: &str) -> GateView {
+fn gate_view(fleet: &FleetStatus, here: &Here<'_>, node: &str) -> GateView {
     let gates = || {
         fleet
             .workers
@@ -259,12 +259,13 @@ fn gate_view(fleet: &FleetStatus, node: &str) -> GateView {
     };
     let pass = gates().find_map(|gate| gate.pass.as_ref());
     let waits = gates().find_map(|gate| gate.waits.clone());
+    let until = gates().find_map(|gate| gate.until);
     GateView {
         scope: "node".to_owned(),
         state: if pass.is_some() { "open" } else { "shut" }.to_owned(),
         holder: pass.map(|_| node.to_owned()).or(waits),
         fence: pass.map(|pass| pass.fence),
-        deadline_in_ms: None,
+        deadline_in_ms: until.map(|at| here.now.until(at).as_millis()),
         path: pass.map(|pass| pass.path.clone()),
     }
 }

@@ -45,6 +45,7 @@ impl Surroundings for FakeMachine {
             "PORT" => "8080",
             "DOLLARS" => "$${PORT}",
             "EMPTY" => "",
+            "LEASEHOLD_TEST_GATE" => "1",
             _ => return None,
         };
         Some(value.to_owned())

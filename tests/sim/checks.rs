@@ -92,6 +92,8 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             // Why a lock is not to be had is heard anew.
             if let Some(gate) = &mut worker.gate {
                 gate.waits = None;
+                // A later deadline may be on its way.
+                gate.until = None;
             }
         }
         fleets

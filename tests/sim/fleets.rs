@@ -6,8 +6,8 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, NodeSpec, ProbeKind, ProbeSpec,
-            ReadySpec, RestartPolicy, SingletonSpec, Sink,
+            AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec, ProbeKind,
+            ProbeSpec, ReadySpec, RestartPolicy, SingletonSpec, Sink,
         },
     },
     id::{FleetName, Revision},
@@ -54,6 +54,16 @@ fn hook(program: &str) -> HookSpec {
     }
 }
 
+/// How `timed` is leased.
+pub(crate) fn lease() -> LeaseSpec {
+    LeaseSpec {
+        authority: String::new(),
+        ttl: Span::secs(15),
+        grace: Span::secs(3),
+        kill_margin: Span::secs(1),
+    }
+}
+
 /// The configuration that a story begins with.
 pub(crate) fn first() -> Config {
     let mut db = base("db", 3);
@@ -90,6 +100,16 @@ pub(crate) fn first() -> Config {
         flock: None,
         slots: 1,
         allow_network_fs: false,
+        lease: None,
+    });
+    let mut timed = base("timed", 1);
+    timed.ready = ReadySpec::Notify;
+    timed.stop.deregister_delay = Span::secs(1);
+    timed.process.pre_stop = Some(hook("say-goodbye"));
+    timed.singleton = Some(SingletonSpec {
+        lock: name("timed"),
+        lease: Some(lease()),
+        ..SingletonSpec::default()
     });
     let fleets = [
         ("db", db),
@@ -97,6 +117,7 @@ pub(crate) fn first() -> Config {
         ("flaky", flaky),
         ("once", once),
         ("lone", lone),
+        ("timed", timed),
     ];
     config(
         fleets
@@ -130,7 +151,7 @@ pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
         let names: Vec<FleetName> = fleets.keys().cloned().collect();
         let which = rng.pick(&names).clone();
         match rng.below(6) {
-            0 if which.as_str() == "lone" => continue,
+            0 if matches!(which.as_str(), "lone" | "timed") => continue,
             0 => fleets
                 .entry(which)
                 .and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),

@@ -6,7 +6,7 @@ use leasehold::{
     engine::event::Note,
     id::Generation,
     keeper::core::Kernel,
-    time::{Moment, Span},
+    time::{Clocks, Moment, Span},
     wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Proc {
     pub(crate) listens: bool,
     pub(crate) term_at: Option<Moment>,
     pub(crate) killed: bool,
+    pub(crate) killed_at: Option<Moment>,
     temper: Temper,
 }
 
@@ -49,6 +50,14 @@ enum OnTerm {
     AskForMore(Span, Span),
 }
 
+/// A deadline, as the keeper's second thread has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    pub(crate) fence: u64,
+    pub(crate) until: Clocks,
+    pub(crate) fired: Option<Span>,
+}
+
 /// The machine, and what happens on it next: `(when, pid, what)` to be scheduled by the world.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -61,6 +70,8 @@ pub(crate) struct Host {
     pub(crate) spawned: u64,
     pub(crate) reaped: BTreeSet<i32>,
     pub(crate) terms: Vec<(RowKey, Generation)>,
+    /// The deadline of the one worker that has one.
+    pub(crate) seat: Option<Seat>,
     next_pid: i32,
 }
 
@@ -76,8 +87,13 @@ impl Host {
             spawned: 0,
             reaped: BTreeSet::new(),
             terms: Vec::new(),
+            seat: None,
             next_pid: 100,
         }
+    }
+
+    pub(crate) fn process(&self, key: &RowKey) -> Option<&Proc> {
+        self.procs.get(self.by_key.get(key)?)
     }
 
     fn later(&mut self, after: Span, pid: i32, act: Act) {
@@ -182,6 +198,7 @@ impl Host {
         self.procs.clear();
         self.by_key.clear();
         self.agenda.clear();
+        self.seat = None;
     }
 }
 
@@ -207,6 +224,15 @@ impl Kernel for Host {
                 there.generation, there.leader, there.family
             );
         }
+        if let Some(page) = spec.page.filter(|page| page.timed) {
+            let stands = |seat: &Seat| seat.fence == page.fence && seat.fired.is_none();
+            if !self.seat.as_ref().is_some_and(stands) {
+                return Err(ExitStatus::SpawnFailed {
+                    step: SpawnStep::Deadline,
+                    errno: 62,
+                });
+            }
+        }
         if self.tempers && self.rng.chance(3) {
             return Err(ExitStatus::SpawnFailed {
                 step: SpawnStep::Exec,
@@ -230,6 +256,7 @@ impl Kernel for Host {
             listens: false,
             term_at: None,
             killed: false,
+            killed_at: None,
             temper,
         };
         self.procs.insert(pid, proc);
@@ -277,6 +304,7 @@ impl Kernel for Host {
             return;
         }
         proc.killed = true;
+        proc.killed_at.get_or_insert(self.now);
         let (leader, dies_in) = (proc.leader, proc.temper.dies_in);
         if leader {
             self.later(

@@ -73,6 +73,7 @@ impl Lock {
                 fence: self.fence,
             },
             lost: self.replaced.then(|| "replaced".to_owned()),
+            until: None,
         })
     }
 

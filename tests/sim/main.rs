@@ -6,6 +6,7 @@
 mod checks;
 mod fleets;
 mod host;
+mod lease;
 mod lock;
 mod rng;
 mod world;
@@ -54,6 +55,7 @@ fn calm() {
         Faults {
             supervisor_deaths: 0,
             keeper_deaths: 0,
+            freezes: 0,
             tempers: false,
         },
     );
@@ -66,6 +68,7 @@ fn bad_workers() {
         Faults {
             supervisor_deaths: 0,
             keeper_deaths: 0,
+            freezes: 6,
             tempers: true,
         },
     );
@@ -78,6 +81,7 @@ fn supervisor_dies_after_any_message() {
         Faults {
             supervisor_deaths: 12,
             keeper_deaths: 0,
+            freezes: 3,
             tempers: true,
         },
     );
@@ -90,6 +94,7 @@ fn keeper_dies_too() {
         Faults {
             supervisor_deaths: 6,
             keeper_deaths: 2,
+            freezes: 3,
             tempers: true,
         },
     );

@@ -5,18 +5,22 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use leasehold::{
     config::{Config, spec::FleetSpec},
     engine::{
-        Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, gate::GateNews,
+        Command, Effect, Effects, Event, Facts, Intent, Supervisor,
+        command::By,
+        gate::{GateNews, Kept},
+        lease::LeaseNews,
         supervisor::Origin,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
-    keeper::core::{Core, Request},
-    time::{Moment, Span},
-    wire::{Asked, News, Op, RowKey},
+    keeper::core::{Core, Kernel, Request},
+    time::{Clocks, Moment, Span},
+    wire::{Asked, News, Op, RowKey, SeatState},
 };
 
 use crate::{
     checks, fleets,
-    host::{Act, Change, Host},
+    host::{Act, Change, Host, Seat},
+    lease::{self, Lease},
     lock::{self, Lock, Owner},
     rng::Rng,
 };
@@ -26,6 +30,8 @@ use crate::{
 pub(crate) struct Faults {
     pub(crate) supervisor_deaths: u32,
     pub(crate) keeper_deaths: u32,
+    /// How often the supervisor hangs, or the keeper is stopped.
+    pub(crate) freezes: u32,
     pub(crate) tempers: bool,
 }
 
@@ -38,6 +44,8 @@ pub(crate) struct Totals {
     pub(crate) keeper_deaths: u64,
     pub(crate) rebuilt: u64,
     pub(crate) commands: u64,
+    pub(crate) freezes: u64,
+    pub(crate) deadlines: u64,
 }
 
 impl Totals {
@@ -48,6 +56,8 @@ impl Totals {
         self.keeper_deaths += other.keeper_deaths;
         self.rebuilt += other.rebuilt;
         self.commands += other.commands;
+        self.freezes += other.freezes;
+        self.deadlines += other.deadlines;
     }
 }
 
@@ -69,6 +79,50 @@ enum Item {
     Settled(u64),
     Rival,
     Replaced,
+    LeaseOpens(u64),
+    Renew(u64, u64),
+    RenewalArrives(u64, u64, Clocks),
+    Arm(u64, Clocks),
+    Disarm(u64),
+    DeadlineComes,
+    Cut,
+    SupervisorHangs,
+    KeeperStops,
+    Changed(Change),
+    Heard(Event),
+}
+
+impl Item {
+    /// Does a supervisor have to do it?
+    fn needs_supervisor(&self) -> bool {
+        matches!(
+            self,
+            Self::ToSupervisor(..)
+                | Self::Answer(..)
+                | Self::Saved(..)
+                | Self::Operator
+                | Self::TryLock(_)
+                | Self::Settled(_)
+                | Self::Replaced
+                | Self::LeaseOpens(_)
+                | Self::Renew(..)
+        )
+    }
+
+    /// Does the keeper have to do it?
+    fn needs_keeper(&self) -> bool {
+        matches!(
+            self,
+            Self::ToKeeper(..)
+                | Self::SupervisorStarts
+                | Self::SupervisorDies
+                | Self::Signal(_)
+                | Self::Arm(..)
+                | Self::Disarm(_)
+                | Self::DeadlineComes
+                | Self::Changed(_)
+        )
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +175,9 @@ pub(crate) struct World {
     last_to_supervisor: Moment,
     requests: u64,
     lock: Lock,
+    lease: Lease,
+    supervisor_hangs_until: Moment,
+    keeper_stops_until: Moment,
 }
 
 const STORY: Span = Span::secs(300);
@@ -130,6 +187,7 @@ impl World {
     pub(crate) fn new(seed: u64, faults: Faults, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let host = Host::new(Rng::new(rng.next()), faults.tempers);
+        let lease = Lease::new(&mut rng);
         Self {
             seed,
             rng,
@@ -153,6 +211,9 @@ impl World {
             last_to_supervisor: Moment(0),
             requests: 0,
             lock: Lock::default(),
+            lease,
+            supervisor_hangs_until: Moment(0),
+            keeper_stops_until: Moment(0),
         }
     }
 
@@ -168,6 +229,22 @@ impl World {
         for _ in 0..self.faults.keeper_deaths {
             let when = self.rng.span(1_000, STORY.as_millis());
             self.at(when, Item::KeeperDies);
+        }
+        for _ in 0..self.faults.freezes {
+            let when = self.rng.span(1_000, STORY.as_millis() - 20_000);
+            let which = self.rng.chance(50);
+            self.at(
+                when,
+                if which {
+                    Item::SupervisorHangs
+                } else {
+                    Item::KeeperStops
+                },
+            );
+        }
+        for _ in 0..self.rng.below(4) {
+            let when = self.rng.span(0, STORY.as_millis() - 40_000);
+            self.at(when, Item::Cut);
         }
         for _ in 0..12 {
             let when = self.rng.span(500, STORY.as_millis());
@@ -236,7 +313,9 @@ impl World {
         while self.exit.is_none() {
             let queued = self.queue.peek().map(|due| due.0);
             let engine = self.engine.as_ref().and_then(Supervisor::deadline);
+            let engine = engine.map(|at| at.max(self.supervisor_hangs_until));
             let keeper = self.core.as_ref().and_then(Core::deadline);
+            let keeper = keeper.map(|at| at.max(self.keeper_stops_until));
             let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else {
                 break;
             };
@@ -258,6 +337,7 @@ impl World {
             }
             checks::no_drain_is_endless(&self.host, self.now);
             self.lock.check(&self.host, self.now);
+            self.lease.check(&self.host, self.now);
         }
         if self.exit.is_none() {
             self.now = end;
@@ -265,7 +345,55 @@ impl World {
     }
 
     fn happen(&mut self, item: Item) {
+        if item.needs_supervisor() && self.now < self.supervisor_hangs_until {
+            return self.at_moment(self.supervisor_hangs_until, item);
+        }
+        if item.needs_keeper() && self.now < self.keeper_stops_until {
+            return self.at_moment(self.keeper_stops_until, item);
+        }
         match item {
+            Item::LeaseOpens(incarnation) if incarnation == self.incarnation => self.lease_opens(),
+            Item::Renew(incarnation, fence) if incarnation == self.incarnation => {
+                self.renew(fence);
+            }
+            Item::LeaseOpens(_) | Item::Renew(..) => {}
+            Item::RenewalArrives(incarnation, fence, sent) => {
+                self.renewal_arrives(incarnation, fence, sent);
+            }
+            Item::Arm(fence, until) => self.arm(fence, until),
+            Item::Disarm(fence) => {
+                let living = self.host.process(&RowKey::Slot(lease::worker())).is_some();
+                if self
+                    .host
+                    .seat
+                    .as_ref()
+                    .is_some_and(|seat| seat.fence == fence)
+                    && !living
+                {
+                    self.host.seat = None;
+                }
+            }
+            Item::DeadlineComes => self.deadline_comes(),
+            Item::Cut => {
+                let span = self.rng.span(1_000, 40_000);
+                self.lease.cut_until = self.now.after(span);
+            }
+            Item::SupervisorHangs if self.is_awake() => {
+                self.say(|| "-- supervisor hangs".to_owned());
+                let span = self.rng.span(1_000, 10_000);
+                self.supervisor_hangs_until = self.now.after(span);
+                self.totals.freezes += 1;
+                self.at(span, Item::SupervisorDies);
+            }
+            Item::KeeperStops if self.is_awake() => {
+                self.say(|| "-- keeper is stopped".to_owned());
+                let span = self.rng.span(1_000, 18_000);
+                self.keeper_stops_until = self.now.after(span);
+                self.totals.freezes += 1;
+            }
+            Item::SupervisorHangs | Item::KeeperStops => {}
+            Item::Changed(change) => self.changed(change),
+            Item::Heard(event) => self.heard(event),
             Item::Process(pid, act) => self.process(pid, &act),
             Item::ToKeeper(incarnation, ops) => {
                 if self.core.is_some() && incarnation <= self.incarnation {
@@ -313,6 +441,133 @@ impl World {
         }
     }
 
+    /// Do both run? What happens to both at once is the watchdog's of the machine.
+    fn is_awake(&self) -> bool {
+        self.engine.is_some()
+            && self.supervisor_hangs_until <= self.now
+            && self.keeper_stops_until <= self.now
+    }
+
+    fn lease_opens(&mut self) {
+        if !self.lease.sought {
+            return;
+        }
+        self.lease.sought = false;
+        self.lease.open = true;
+        self.lease.fence += 1;
+        let worker = lease::worker();
+        let name = leasehold::engine::lock_name(&worker);
+        self.send(vec![Op::Hold { name }]);
+        let news = GateNews::Opened(self.lease.pass());
+        self.step(Event::Gate { worker, news });
+        self.at(Span::ZERO, Item::Renew(self.incarnation, self.lease.fence));
+    }
+
+    /// The supervisor asks for more time.
+    fn renew(&mut self, fence: u64) {
+        if !self.lease.open || self.lease.fence != fence {
+            return;
+        }
+        let every = self.lease.spec.renew_every();
+        self.at(every, Item::Renew(self.incarnation, fence));
+        let lost = self.is_lost();
+        if !lost {
+            let sent = self.lease.clocks(self.now);
+            let long = if self.rng.chance(5) { 4_000 } else { 300 };
+            let after = self.rng.span(1, long);
+            self.at(after, Item::RenewalArrives(self.incarnation, fence, sent));
+        }
+    }
+
+    /// Does a message to or from the authority get lost now?
+    fn is_lost(&mut self) -> bool {
+        let trouble = self.now < self.quiet_from && self.faults.tempers;
+        trouble && (self.now < self.lease.cut_until || self.rng.chance(3))
+    }
+
+    fn renewal_arrives(&mut self, incarnation: u64, fence: u64, sent: Clocks) {
+        if !self.lease.open || self.lease.fence != fence {
+            return;
+        }
+        self.lease.renewed(self.now);
+        if !self.is_lost() {
+            let worker = lease::worker();
+            let news = LeaseNews::Renewed { sent };
+            let event = Box::new(Event::Lease {
+                worker,
+                fence,
+                news,
+            });
+            let long = if self.rng.chance(5) { 4_000 } else { 300 };
+            let after = self.rng.span(1, long);
+            self.at(after, Item::Answer(incarnation, event));
+        }
+    }
+
+    /// The keeper's second thread is asked for a deadline.
+    fn arm(&mut self, fence: u64, until: Clocks) {
+        if self.core.is_none() {
+            return;
+        }
+        let living = self.host.process(&RowKey::Slot(lease::worker())).is_some();
+        let now = self.lease.clocks(self.now);
+        match &mut self.host.seat {
+            Some(seat) if seat.fence == fence && seat.fired.is_none() => {
+                if until.is_after(seat.until) {
+                    seat.until = until;
+                }
+            }
+            Some(seat) if seat.fence == fence || living => {}
+            seat => {
+                let fired = now.has_passed(until).then_some(Span::ZERO);
+                *seat = Some(Seat {
+                    fence,
+                    until,
+                    fired,
+                });
+            }
+        }
+        self.report_seat();
+        self.at_moment(self.lease.comes_at(until), Item::DeadlineComes);
+    }
+
+    fn report_seat(&mut self) {
+        if let Some(event) = self.seat_news() {
+            self.answer(0, 3, event);
+        }
+    }
+
+    fn seat_news(&self) -> Option<Event> {
+        let seat = self.host.seat.as_ref()?;
+        let state = match seat.fired {
+            Some(late) => SeatState::Fired { late },
+            None => SeatState::Armed,
+        };
+        Some(Event::Lease {
+            worker: lease::worker(),
+            fence: seat.fence,
+            news: LeaseNews::Seat {
+                until: seat.until,
+                state,
+            },
+        })
+    }
+
+    fn deadline_comes(&mut self) {
+        let now = self.lease.clocks(self.now);
+        match &mut self.host.seat {
+            Some(seat) if seat.fired.is_none() && now.has_passed(seat.until) => {
+                seat.fired = Some(Span::ZERO);
+            }
+            _ => return,
+        }
+        self.totals.deadlines += 1;
+        self.say(|| "-- the deadline comes".to_owned());
+        self.host.kill(&RowKey::Slot(lease::worker()));
+        self.after_keeper();
+        self.report_seat();
+    }
+
     fn gate(&mut self, news: GateNews) {
         let worker = lock::worker();
         self.step(Event::Gate { worker, news });
@@ -348,11 +603,38 @@ impl World {
     }
 
     fn process(&mut self, pid: i32, act: &Act) {
-        let change = self.host.happen(pid, act);
+        match self.host.happen(pid, act) {
+            None => self.after_keeper(),
+            Some(change @ (Change::LeaderEnded(..) | Change::Empty(_))) => {
+                self.at(Span::ZERO, Item::Changed(change));
+            }
+            Some(Change::Said(RowKey::Slot(worker), generation, note)) => {
+                let event = Event::Note {
+                    worker,
+                    generation,
+                    note,
+                };
+                self.heard(event);
+                self.after_keeper();
+            }
+            Some(Change::Said(..)) => {}
+        }
+    }
+
+    /// A datagram waits in its socket, which the keeper holds, until a supervisor has taken it.
+    fn heard(&mut self, event: Event) {
+        if self.engine.is_some() && self.supervisor_hangs_until <= self.now {
+            self.step(event);
+        } else {
+            self.at(Span::millis(20), Item::Heard(event));
+        }
+    }
+
+    /// The keeper sees what became of a process.
+    fn changed(&mut self, change: Change) {
         let Some(core) = &mut self.core else { return };
         match change {
-            None => {}
-            Some(Change::LeaderEnded(key, status)) => {
+            Change::LeaderEnded(key, status) => {
                 core.leader_ended(&key, status, self.now, &mut self.host);
                 let family = self
                     .host
@@ -364,22 +646,8 @@ impl World {
                     core.containment_empty(&key, &mut self.host);
                 }
             }
-            Some(Change::Empty(key)) => core.containment_empty(&key, &mut self.host),
-            Some(Change::Said(RowKey::Slot(worker), generation, note)) => {
-                let event = Event::Note {
-                    worker,
-                    generation,
-                    note,
-                };
-                // A datagram waits in its socket, which the keeper holds, until a supervisor has taken it.
-                if self.engine.is_some() {
-                    self.step(event);
-                } else {
-                    let act = act.clone();
-                    self.at(Span::millis(20), Item::Process(pid, act));
-                }
-            }
-            Some(Change::Said(..)) => {}
+            Change::Empty(key) => core.containment_empty(&key, &mut self.host),
+            Change::Said(..) => {}
         }
         self.after_keeper();
     }
@@ -389,6 +657,8 @@ impl World {
         for op in ops {
             match op {
                 Op::Exit { code } => self.exit = Some(code),
+                Op::Hold { name } if name.ends_with("timed/0") => self.lease.kept = true,
+                Op::Release { name } if name == "lock/timed/0" => self.lease.kept = false,
                 Op::Hold { .. } => {
                     self.lock.remove(Owner::Packet);
                     self.lock.add(Owner::Keeper);
@@ -415,7 +685,7 @@ impl World {
             self.at_moment(when, Item::Process(pid, act));
         }
         let Some(core) = &mut self.core else { return };
-        if self.engine.is_none() {
+        if self.engine.is_none() || self.now < self.keeper_stops_until {
             return;
         }
         let news = core.take_news(usize::MAX);
@@ -514,6 +784,28 @@ impl World {
                         previous: previous.into_iter().collect(),
                     });
                 }
+                Effect::SeekGate { worker, .. } if worker == lease::worker() => {
+                    self.lease.sought = true;
+                    let after = self.rng.span(0, 5);
+                    self.at(after, Item::LeaseOpens(self.incarnation));
+                }
+                Effect::ShutGate(worker) if worker == lease::worker() => {
+                    self.lease.given_back(&self.host);
+                    let name = leasehold::engine::lock_name(&worker);
+                    ops.push(Op::Release { name });
+                }
+                Effect::Arm { fence, until, .. } => {
+                    let after = self.rng.span(0, 3);
+                    self.at(after, Item::Arm(fence, until));
+                }
+                Effect::Disarm { fence, .. } => {
+                    let after = self.rng.span(0, 3);
+                    self.at(after, Item::Disarm(fence));
+                }
+                Effect::KillByHand(worker) => {
+                    self.host.kill(&RowKey::Slot(worker));
+                    self.after_keeper();
+                }
                 Effect::SeekGate { .. } => {
                     self.lock.sought = true;
                     let after = self.rng.span(0, 5);
@@ -603,15 +895,17 @@ impl World {
             },
             asked: core.asked(),
             rows: rows.collect(),
-            gates: self
-                .lock
-                .kept()
-                .map(|pass| (lock::worker(), pass))
-                .into_iter()
-                .collect(),
+            gates: self.found_gates(),
             recover: false,
             seed: self.seed,
         }
+    }
+
+    fn found_gates(&self) -> BTreeMap<WorkerId, Kept> {
+        let lone = self.lock.kept().map(|kept| (lock::worker(), kept));
+        let timed = self.lease.found(&self.host);
+        let timed = timed.map(|kept| (lease::worker(), kept));
+        lone.into_iter().chain(timed).collect()
     }
 
     fn start_supervisor(&mut self) {
@@ -621,12 +915,25 @@ impl World {
         self.incarnation += 1;
         let origin = self.origin(&mut core);
         self.core = Some(core);
-        if !origin.gates.is_empty() && !self.lock.replaced {
+        let (lone, timed) = (lock::worker(), lease::worker());
+        self.lease.open = origin.gates.contains_key(&timed);
+        if origin.gates.contains_key(&lone) && !self.lock.replaced {
             self.lock.add(Owner::Supervisor(self.incarnation));
         }
         let mut effects = Effects::default();
         self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
         self.perform(effects);
+        if self.lease.open {
+            self.at(Span::ZERO, Item::Renew(self.incarnation, self.lease.fence));
+        }
+        if self
+            .host
+            .seat
+            .as_ref()
+            .is_some_and(|seat| seat.fired.is_some())
+        {
+            self.report_seat();
+        }
     }
 
     /// It dies after any number of the packets that it had sent; those that were sent are carried out before the next one starts.
@@ -659,7 +966,10 @@ impl World {
             }
         }
         self.lock.supervisor_died();
-        if kept == all && self.exit.is_none() {
+        self.lease.sought = false;
+        // One that hung has not yet done what was due.
+        let hung = std::mem::take(&mut self.supervisor_hangs_until) > Moment(0);
+        if kept == all && self.exit.is_none() && !hung {
             self.compare_with_rebuilt(&mut old);
         }
         let pause = self.rng.span(1, 300);
@@ -691,7 +1001,13 @@ impl World {
         let mut ignored = Effects::default();
         old.step(Event::Rows(rows), self.now, &mut ignored);
         old.step(Event::Asked(asked), self.now, &mut ignored);
-        let new = Supervisor::new(origin, self.now, &mut ignored);
+        if let Some(event) = self.seat_news() {
+            old.step(event, self.now, &mut ignored);
+        }
+        let mut new = Supervisor::new(origin, self.now, &mut ignored);
+        if let Some(event) = self.seat_news() {
+            new.step(event, self.now, &mut ignored);
+        }
         checks::same_picture(&old.status(self.now), &new.status(self.now));
     }
 
@@ -705,6 +1021,8 @@ impl World {
         self.incarnation += 1;
         self.host.wipe();
         self.lock.keeper_died();
+        self.lease.keeper_died();
+        (self.supervisor_hangs_until, self.keeper_stops_until) = (self.now, self.now);
         let keep = |item: &Item| {
             !matches!(
                 item,
@@ -712,6 +1030,9 @@ impl World {
                     | Item::ToKeeper(..)
                     | Item::ToSupervisor(..)
                     | Item::SupervisorStarts
+                    | Item::Arm(..)
+                    | Item::Disarm(_)
+                    | Item::Changed(_)
             )
         };
         let rest = std::mem::take(&mut self.queue)
@@ -726,7 +1047,7 @@ impl World {
         self.requests += 1;
         self.totals.commands += 1;
         let fleet = (*self.rng.pick(&[
-            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "*",
+            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "timed", "*",
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());

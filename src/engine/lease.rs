@@ -1,0 +1,180 @@
+//! An open gate that lasts only from one renewal to the next. The keeper kills at the last confirmed deadline whatever becomes of us;
+//! here is decided when to ask for a later one, and when to stop asking.
+//!
+//! ```text
+//!            renewed: ask the keeper ──▶ armed: it stands
+//!                 ▲                          │ t_term of what stands has come
+//!                 └───── renewed ────────────┤
+//!                                            ▼
+//!                       lapsing: SIGTERM, no renewal counts any more ──t_kill──▶ SIGKILL, by us and by the keeper
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::LeaseSpec,
+    engine::{
+        effect::{Effect, Ending, What},
+        slot::{Desk, Slot, State},
+    },
+    time::{Clocks, Moment},
+    wire::SeatState,
+};
+
+/// What is heard of the lease of one holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseNews {
+    /// It was renewed, certainly, by a request that was sent at this moment.
+    Renewed {
+        /// When.
+        sent: Clocks,
+    },
+    /// It is certainly gone.
+    Gone(String),
+    /// What the keeper says of its deadline.
+    Seat {
+        /// When.
+        until: Clocks,
+        /// Whether it stands.
+        state: SeatState,
+    },
+}
+
+/// The lease of an open gate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Lease {
+    /// Nothing can save it any more; its worker is to be gone by its deadline.
+    lapsing: bool,
+    /// The deadline that stands.
+    #[serde(skip)]
+    stands: Option<Clocks>,
+    /// The latest that the keeper was asked for.
+    #[serde(skip)]
+    asked: Option<Clocks>,
+}
+
+impl Lease {
+    /// A lease as the keeper has it, for a supervisor that takes over.
+    pub(super) fn adopt(&mut self, stands: Option<Clocks>) {
+        self.stands = stands;
+        self.asked = stands;
+    }
+
+    pub(super) fn is_lapsing(&self) -> bool {
+        self.lapsing
+    }
+
+    /// The deadline that stands.
+    pub(super) fn stands(&self) -> Option<Clocks> {
+        self.stands
+    }
+
+    /// When its worker must begin to end, if nothing is heard before.
+    pub(super) fn term_at(&self, spec: &LeaseSpec) -> Option<Moment> {
+        let stands = self.stands.filter(|_| !self.lapsing)?;
+        Some(Moment(
+            stands.boottime.0.saturating_sub(spec.grace.as_nanos()),
+        ))
+    }
+
+    /// Is there time enough to start somebody? Another renewal must fit before the end begins.
+    fn may_start(&self, spec: &LeaseSpec, now: Moment) -> bool {
+        let term = self.term_at(spec);
+        term.is_some_and(|at| at >= now.after(spec.renew_every()))
+    }
+}
+
+impl Slot {
+    /// May it start, as far as time goes?
+    pub(super) fn lease_allows(&self, now: Moment) -> bool {
+        let spec = self.gate.lease_spec();
+        spec.is_none_or(|spec| self.gate.lease.may_start(spec, now))
+    }
+
+    /// When [`Slot::tend_lease`] has something to do.
+    pub(super) fn lease_deadline(&self) -> Option<Moment> {
+        let spec = self.gate.lease_spec()?;
+        self.gate.lease.term_at(spec)
+    }
+
+    /// SIGKILL must have been sent by then.
+    pub(super) fn lease_ends(&self) -> Option<Moment> {
+        self.gate.lease.stands.map(|stands| stands.boottime)
+    }
+
+    /// Something is heard of its lease.
+    pub(super) fn lease_changed(&mut self, fence: u64, news: LeaseNews, desk: &mut Desk<'_>) {
+        let Some(spec) = self.gate.lease_spec().cloned() else {
+            return;
+        };
+        // A renewal of the holder before us, answered late, is no renewal of ours.
+        if self.gate.fence() != Some(fence) {
+            return;
+        }
+        let lease = &mut self.gate.lease;
+        match news {
+            LeaseNews::Renewed { sent } => {
+                let until = sent.after(spec.kill_after());
+                let later = lease.asked.is_none_or(|asked| until.is_after(asked));
+                if later && !lease.lapsing {
+                    lease.asked = Some(until);
+                    desk.out.list.push(Effect::Arm {
+                        worker: desk.worker.clone(),
+                        fence,
+                        until,
+                    });
+                }
+            }
+            LeaseNews::Gone(why) => self.lose_gate(why, desk),
+            LeaseNews::Seat {
+                until,
+                state: SeatState::Armed,
+                ..
+            } => {
+                if !lease.lapsing {
+                    lease.stands = Some(until);
+                }
+            }
+            // Refused: another renewal asks again, and if that is refused too, what stands runs out.
+            LeaseNews::Seat {
+                state: SeatState::Free,
+                ..
+            } => lease.asked = lease.stands,
+            LeaseNews::Seat {
+                state: SeatState::Fired { late },
+                ..
+            } => {
+                desk.record(self.generation, What::DeadlineCame { late });
+                self.lose_gate("its deadline came".to_owned(), desk);
+            }
+        }
+    }
+
+    /// It was not renewed in time: the worker is told to end at once, and has until the deadline.
+    pub(super) fn tend_lease(&mut self, desk: &mut Desk<'_>) {
+        if self.lease_deadline().is_none_or(|at| at > desk.now) {
+            return;
+        }
+        self.gate.lease.lapsing = true;
+        desk.record(self.generation, What::LeaseLapsed);
+        match self.state {
+            State::Vacant
+            | State::Clearing { .. }
+            | State::Killing { .. }
+            | State::BackingOff { .. }
+            | State::Failed { .. }
+            | State::Done => {}
+            State::Preparing(_) => self.stop(Ending::LeaseLapsed, desk),
+            State::Spawning => self.ending = Some(Ending::LeaseLapsed),
+            // No deregister delay and no hook: they may take longer than is left.
+            State::Starting { .. }
+            | State::Running { .. }
+            | State::Deregistering { .. }
+            | State::PreStop { .. }
+            | State::Draining { .. } => {
+                self.ending = Some(Ending::LeaseLapsed);
+                self.signal_stop(desk);
+            }
+        }
+    }
+}
