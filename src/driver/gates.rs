@@ -46,6 +46,8 @@ pub(super) struct Gates {
     hand_in: mpsc::UnboundedSender<Inbox>,
     look_at: Option<Moment>,
     tickets: u64,
+    /// Why waiting would not help, as far as can be told: a daemon waits all the same, since people may mend it.
+    refusal: Option<String>,
 }
 
 /// A lock that is ours.
@@ -117,6 +119,7 @@ impl Gates {
             hand_in,
             look_at: None,
             tickets: 0,
+            refusal: None,
         })
     }
 
@@ -148,6 +151,11 @@ impl Gates {
     /// A descriptor that becomes readable when somebody lets go.
     pub(super) fn bell(&self) -> std::io::Result<OwnedFd> {
         self.bell.as_fd().try_clone_to_owned()
+    }
+
+    /// Why waiting would not help.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
     }
 
     /// When [`Gates::look`] is due without a bell.
@@ -373,7 +381,13 @@ impl Gates {
 
     /// Not this time.
     fn missed(&mut self, worker: WorkerId, missed: Missed) {
-        let (Missed::Busy(why) | Missed::Wrong(why)) = missed;
+        let why = match missed {
+            Missed::Busy(why) => why,
+            Missed::Wrong(why) => {
+                self.refusal = Some(why.clone());
+                why
+            }
+        };
         let _ = self.hand_in.send(Inbox::Gate(waits(worker, why)));
         self.look_at = Some(clock::now().after(LOOK_EVERY));
     }

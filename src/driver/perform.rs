@@ -126,7 +126,9 @@ impl Driver {
 
     /// A line for people; under systemd the journal puts its own time in front.
     pub(super) fn print(&self, row: &EventRow) {
-        if self.settings.quiet {
+        // Why a command is ended that nobody wants to end is said in any case.
+        let is_loss = self.settings.errand.is_some() && row.kind == "gate-lost";
+        if self.settings.quiet && !is_loss {
             return;
         }
         let time = if self.settings.systemd {

@@ -9,13 +9,13 @@ use std::{
 
 use crate::{
     id::Generation,
-    keeper::core::Kernel,
+    keeper::{core::Kernel, errand::Errand},
     sys::{
         cgroup::{Leaf, Tree, Watch, leaf_name},
         child::{self, Child, Zombie},
         clock, family, pipe,
         poll::{EventFlags, Poll},
-        spawn::{Order, Program, Spawner},
+        spawn::{FIRST_PASS, Order, Program, Spawner},
     },
     time::{Moment, Span},
     wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
@@ -78,6 +78,8 @@ pub(super) struct Linux {
     stubborn: Vec<Leaf>,
     /// Leaders that ended and that waitid does not show yet.
     looks: BTreeSet<RowKey>,
+    /// The command that we were started for, if it is one.
+    pub(super) errand: Option<Errand>,
 }
 
 impl Linux {
@@ -106,6 +108,7 @@ impl Linux {
             churns_since: None,
             stubborn: Vec::new(),
             looks: BTreeSet::new(),
+            errand: None,
         })
     }
 
@@ -137,6 +140,8 @@ impl Linux {
             stdout: Some(stdout.as_fd()),
             stderr: Some(stderr.as_fd()),
             pass: &[link],
+            first_pass: FIRST_PASS,
+            keep: &[],
             cgroup: None,
             session: false,
             cwd: None,
@@ -148,7 +153,28 @@ impl Linux {
             no_new_privs: false,
             reset_oom_score: false,
             die_with_parent: false,
+            foreground: false,
+            ignored: 0,
         })
+    }
+
+    /// May a process be started? Always, but for the one command that we were started for.
+    pub(super) fn may_spawn(&self) -> bool {
+        self.errand.as_ref().is_none_or(Errand::may_begin)
+    }
+
+    /// A signal to every group that a leader of ours leads.
+    pub(super) fn signal_all(&self, number: i32) {
+        for seat in self.seats.values().filter(|seat| !seat.reaped) {
+            let _ = seat.child.signal_group(number);
+        }
+    }
+
+    /// The signal by which the one command was just stopped, if it was.
+    pub(super) fn take_stopped(&self) -> Option<i32> {
+        self.errand.as_ref()?;
+        let mut living = self.seats.values().filter(|seat| !seat.reaped);
+        living.find_map(|seat| seat.child.take_stopped())
     }
 
     /// When [`Linux::tick`] has something to do.
@@ -448,6 +474,14 @@ impl Linux {
         {
             rlimits.push((libc::RLIMIT_NOFILE, self.nofile.0, self.nofile.1));
         }
+        if spec.program.is_empty() {
+            let errand = self.errand.as_ref();
+            let errand = errand.ok_or(SpawnFailed(SpawnStep::Prepare, libc::ENOENT))?;
+            let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+            return errand
+                .spawn(&mut self.spawner, env, &pass, cgroup, &rlimits)
+                .map_err(|failure| SpawnFailed(failure.step, failure.errno));
+        }
         let order = Order {
             program: Program::Path(&program),
             argv: &argv,
@@ -457,6 +491,8 @@ impl Linux {
             stdout: stdout.as_ref().map(AsFd::as_fd),
             stderr: merged.as_ref().map(AsFd::as_fd),
             pass: &pass,
+            first_pass: FIRST_PASS,
+            keep: &[],
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             session: spec.session,
             cwd: cwd.as_deref(),
@@ -468,6 +504,8 @@ impl Linux {
             no_new_privs: spec.no_new_privs,
             reset_oom_score: self.reset_oom_score,
             die_with_parent: true,
+            foreground: false,
+            ignored: 0,
         };
         self.spawner
             .spawn(&order)
@@ -484,20 +522,24 @@ impl Kernel for Linux {
         generation: Generation,
         spec: &SpawnSpec,
     ) -> Result<Alive, ExitStatus> {
-        let leaf = self
-            .make_leaf(key, generation, spec)
-            .map_err(|e| ExitStatus::SpawnFailed {
-                step: SpawnStep::Cgroup,
-                errno: errno(&e),
-            })?;
-        let child = self.start(key, generation, spec, leaf.as_ref()).map_err(
-            |SpawnFailed(step, errno)| {
-                if let Some(leaf) = &leaf {
-                    let _ = leaf.remove();
-                }
-                ExitStatus::SpawnFailed { step, errno }
-            },
-        )?;
+        let leaf = self.make_leaf(key, generation, spec);
+        let leaf = leaf.map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)));
+        let child = leaf.and_then(|leaf| {
+            let child = self.start(key, generation, spec, leaf.as_ref());
+            if let (Err(_), Some(leaf)) = (&child, &leaf) {
+                let _ = leaf.remove();
+            }
+            Ok((child?, leaf))
+        });
+        let child =
+            child.map_err(|SpawnFailed(step, errno)| ExitStatus::SpawnFailed { step, errno });
+        if let (Err(status), Some(errand)) = (&child, &mut self.errand) {
+            errand.ended(*status);
+        }
+        let (child, leaf) = child?;
+        if let Some(errand) = &mut self.errand {
+            errand.began(child.pid());
+        }
         let start_ticks = child.start_ticks();
         let alive = Alive {
             pid: child.pid(),

@@ -58,6 +58,13 @@ pub fn bury(record: &Record) {
     if !is_orphaned(record) {
         return;
     }
+    if let Some(base) = record.cgroups.as_deref().map(Path::new)
+        && cgroup::is_of_one_command(base)
+    {
+        for leaf in cgroup::leaves_of(base, &record.worker) {
+            let _ = leaf.kill();
+        }
+    }
     let _ = end_family(record);
     // Its supervisor would have done all that, and writes last lines of output now, unless it is frozen.
     for carrier in family::with_cookie(&record.cookie, &[]) {
@@ -90,6 +97,12 @@ fn end(record: &Record) -> Option<String> {
             ));
         }
         let _ = leaf.remove();
+    }
+    if let Some(base) = record.cgroups.as_deref().map(Path::new)
+        && cgroup::is_of_one_command(base)
+    {
+        // A daemon's would be its successor's.
+        let _ = std::fs::remove_dir(base);
     }
     end_family(record)
 }

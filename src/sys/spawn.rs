@@ -28,6 +28,8 @@ use crate::{
     wire::{Credentials, PASS_MAX, SpawnStep},
 };
 
+/// Where what is passed to a worker begins: after stderr, as sd_listen_fds(3) has it.
+pub const FIRST_PASS: c_int = 3;
 /// Descriptors below this are the spawner's: 3 up are the child's, [`STAGE`] up carry what it inherits.
 const RESERVED: c_int = 64;
 /// First descriptor of the staging area.
@@ -59,8 +61,12 @@ pub struct Order<'a> {
     pub stdout: Option<BorrowedFd<'a>>,
     /// stderr; /dev/null if none.
     pub stderr: Option<BorrowedFd<'a>>,
-    /// These become 3, 4, ….
+    /// These become `first_pass` and up.
     pub pass: &'a [BorrowedFd<'a>],
+    /// Number of the first that is passed.
+    pub first_pass: c_int,
+    /// Descriptors of ours that the program gets under the same number; see [`inherited`].
+    pub keep: &'a [c_int],
     /// Its leaf's directory.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A session of its own, not only a group.
@@ -83,6 +89,21 @@ pub struct Order<'a> {
     pub reset_oom_score: bool,
     /// Die with the thread that spawns.
     pub die_with_parent: bool,
+    /// Its group becomes the foreground of the terminal that is its stdin, before its first instruction could read from there.
+    pub foreground: bool,
+    /// Signals that stay ignored, signal n in bit n - 1: somebody's nohup(1).
+    pub ignored: u64,
+}
+
+/// Numbers above stderr under which we were started with something, as far as they can be kept for a program ([`Order::keep`]): those from 64 up,
+/// and the few that are needed for staging, cannot. To be looked up before [`Spawner::new`].
+pub fn inherited() -> Vec<c_int> {
+    // stdio, a cgroup and a lock are staged for a child.
+    let usable = (3..STAGE).chain(STAGE + 5..RESERVED);
+    // SAFETY: F_GETFD touches no memory; a number that is not open answers EBADF.
+    usable
+        .filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } == 0)
+        .collect()
 }
 
 /// Why there is no child.
@@ -369,11 +390,22 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     for (target, source) in staged.targets() {
         sys!(libc::SYS_dup3, source, target, 0).map_err(at(SpawnStep::Descriptors))?;
     }
-    default_dispositions();
+    for &number in order.keep {
+        sys!(libc::SYS_fcntl, number, libc::F_SETFD, 0).map_err(at(SpawnStep::Descriptors))?;
+    }
+    default_dispositions(order.ignored);
     if order.session {
         sys!(libc::SYS_setsid).map_err(at(SpawnStep::Group))?;
     } else {
         sys!(libc::SYS_setpgid, 0, 0).map_err(at(SpawnStep::Group))?;
+    }
+    if order.foreground
+        && let Ok(group) = sys!(libc::SYS_getpid)
+    {
+        // All signals are blocked, SIGTTOU among them: so a background group may do this (tcsetpgrp(3)). A terminal that has gone
+        // away meanwhile is nobody's to have.
+        let group = group as c_int;
+        let _ = sys!(libc::SYS_ioctl, 0, libc::TIOCSPGRP, &raw const group);
     }
     if let Some(mask) = order.umask {
         let _ = sys!(libc::SYS_umask, mask);
@@ -470,11 +502,11 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     Ok(())
 }
 
-/// SIG_DFL for all 64: *ignored* signals survive exec, and Rust's runtime ignores SIGPIPE.
-fn default_dispositions() {
+/// SIG_DFL for all 64 but `kept`: *ignored* signals survive exec, and Rust's runtime ignores SIGPIPE.
+fn default_dispositions(kept: u64) {
     // struct kernel_sigaction: handler, flags, restorer, mask; zeroes are SIG_DFL with nothing set.
     let default = [0_u64; 4];
-    for number in 1..=64_i64 {
+    for number in (1..=64_i64).filter(|number| kept >> (number - 1) & 1 == 0) {
         // SIGKILL and SIGSTOP answer EINVAL.
         let _ = sys!(
             libc::SYS_rt_sigaction,
@@ -509,6 +541,7 @@ struct Staged<'a> {
     used: c_int,
     stdio: [c_int; 3],
     first_pass: c_int,
+    first_target: c_int,
     pass: usize,
     cgroup: Option<c_int>,
     program: Option<c_int>,
@@ -521,6 +554,7 @@ impl<'a> Staged<'a> {
             used: STAGE,
             stdio: [0; 3],
             first_pass: 0,
+            first_target: order.first_pass,
             pass: order.pass.len(),
             cgroup: None,
             program: None,
@@ -564,7 +598,7 @@ impl<'a> Staged<'a> {
     /// `(descriptor in the program, staged copy)`.
     fn targets(&self) -> impl Iterator<Item = (c_int, c_int)> + '_ {
         let stdio = (0..3).zip(self.stdio);
-        let pass = (0..self.pass as c_int).map(|n| (3 + n, self.first_pass + n));
+        let pass = (0..self.pass as c_int).map(|n| (self.first_target + n, self.first_pass + n));
         stdio.chain(pass)
     }
 }
