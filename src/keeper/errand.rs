@@ -221,8 +221,10 @@ impl Errand {
         true
     }
 
-    /// Takes the terminal back, and ends us as the command was ended by ^C: shells that run us in a loop must see that.
+    /// Takes the terminal back, and ends us as the command was ended by ^C: shells that run us in a loop or a script must see that, and
+    /// those that are of our group have not, if the command alone was in the foreground.
     pub(super) fn finish(&mut self) {
+        let alone = self.terminal.given_to.is_some();
         self.terminal.take_back();
         let by_key = matches!(
             self.ended,
@@ -232,7 +234,7 @@ impl Errand {
             })
         );
         if by_key && self.terminal.is_foreground() {
-            child::end_by(libc::SIGINT);
+            child::end_by_interrupt(alone);
         }
     }
 

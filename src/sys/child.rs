@@ -202,14 +202,16 @@ pub fn stop_our_group(number: i32) {
     }
 }
 
-/// Ends us by a signal that leaves no core, so that whoever waits for us sees that it was one.
-pub fn end_by(number: i32) {
+/// Ends us by SIGINT, so that whoever waits for us sees that it was that; with our whole process group if that is to hear of it, as it
+/// does of a key on its terminal.
+pub fn end_by_interrupt(whole_group: bool) {
     use nix::sys::signal::{SigHandler, Signal as Name, raise, signal};
-    if let Ok(name) = Name::try_from(number) {
-        // SAFETY: SIG_DFL installs no function, which is what signal(2) is unsafe for.
-        let _ = unsafe { signal(name, SigHandler::SigDfl) };
-        let _ = raise(name);
+    // SAFETY: SIG_DFL installs no function, which is what signal(2) is unsafe for.
+    let _ = unsafe { signal(Name::SIGINT, SigHandler::SigDfl) };
+    if whole_group {
+        let _ = rustix::process::kill_current_process_group(Signal::INT);
     }
+    let _ = raise(Name::SIGINT);
 }
 
 /// SIGKILL to a process that is no child of ours, or to the process group that it leads.

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::{
     lock::Lock,
-    rig::{Rig, both_ways, send, skip, until_true},
+    rig::{Rig, both_ways, send, skip, until, until_true},
     terminal::Terminal,
 };
 
@@ -16,6 +16,7 @@ both_ways!(
     the_background_leaves_the_terminal_alone,
     a_program_may_have_its_terminal_raw,
     a_pipeline_shares_the_terminal,
+    nobody_could_continue_us,
 );
 
 const CTRL_C: &str = "\x03";
@@ -113,6 +114,16 @@ fn keys_reach_the_command_once(rig: Rig) {
         "{}",
         shell.terminal.shown()
     );
+    // So does a script, whose shell is in the background meanwhile.
+    shell.says(
+        "bash -c 'echo be\"\"gun; $HELD -- sleep 1000; echo went\"\"-on'",
+        "begun\r\n",
+    );
+    until_true("it sleeps", 5_000, || shell.lock.holds());
+    shell.terminal.answers(CTRL_C, "$ ");
+    shell.says("echo co''de=$?", "code=130");
+    let shown = shell.terminal.shown();
+    assert!(!shown.contains("went-on"), "{shown}");
     // ^C while it waits.
     shell.says(
         "$HELD -- sh -c 'echo h\"\"eld; exec sleep 1000' &",
@@ -199,6 +210,30 @@ fn a_program_may_have_its_terminal_raw(rig: Rig) {
         "code=0\r\n icanon",
     );
     shell.lock.assert_nothing_left();
+}
+
+/// Where no shell is there to continue us, as in a container, ^Z does not stop us for ever.
+fn nobody_could_continue_us(rig: Rig) {
+    let lock = Lock::new(rig);
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", env!("CARGO_BIN_EXE_leasehold"), "lock"]);
+    command
+        .args(lock.words())
+        .args(["--", "sh", "-c", "echo up; exec cat"]);
+    let mut child = None;
+    let terminal = Terminal::open(command, |mut command| {
+        child = Some(command.spawn().unwrap())
+    });
+    let mut child = child.unwrap();
+    terminal.shows("up\r\n");
+    terminal.answers(CTRL_Z, "^Z");
+    terminal.answers("line\n", "line\r\nline\r\n");
+    terminal.answers(CTRL_D, "");
+    let status = until("it ends", 5_000, || {
+        child.try_wait().unwrap().ok_or_else(|| terminal.shown())
+    });
+    assert_eq!(status.code(), Some(0));
+    lock.assert_nothing_left();
 }
 
 /// Others of the pipeline need the terminal too: the command gets it when it wants to read there.

@@ -84,6 +84,14 @@ impl Terminal {
         });
     }
 
+    /// Waits until it shows something.
+    pub(crate) fn shows(&self, what: &str) {
+        until(what, 10_000, || {
+            let shown = self.shown();
+            shown.contains(what).then_some(()).ok_or(shown)
+        });
+    }
+
     /// Types, and waits for what that brings.
     pub(crate) fn answers(&self, keys: &str, what: &str) {
         let from = self.shown().len();
