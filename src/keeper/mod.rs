@@ -342,6 +342,8 @@ impl Keeper {
     fn end_with_errand(&mut self, now: Moment) {
         let is_over = self.linux.errand.as_ref().is_some_and(Errand::is_over);
         if is_over && self.core.is_empty() && self.core.asked().stopping == Stopping::No {
+            // While the lock's record still leads whoever comes next to what we might leave.
+            self.linux.dismantle();
             self.core.ask(Request::Drain, None, now);
         }
     }

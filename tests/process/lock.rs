@@ -28,6 +28,7 @@ both_ways!(
     waiting_has_an_end,
     slots_are_counted_by_everybody,
     a_daemon_and_we_exclude_each_other,
+    a_replaced_lock_file_ends_the_command,
     one_command_at_a_time_through_everything,
 );
 
@@ -542,6 +543,27 @@ fn a_daemon_and_we_exclude_each_other(rig: Rig) {
     stranger.kill().unwrap();
     stranger.wait().unwrap();
     let _ = fs::remove_file(lock.path(0).with_extension("held"));
+    assert_eq!(lock.code(&["--", "true"]), 0);
+    lock.assert_nothing_left();
+}
+
+fn a_replaced_lock_file_ends_the_command(rig: Rig) {
+    let lock = Lock::new(rig);
+    let (mut child, leader) = lock.start(&[], "exec sleep 1000");
+    // Nobody else is there: the new file is taken as well.
+    fs::remove_file(lock.path(0)).unwrap();
+    until_true("it is there again", 5_000, || lock.path(0).exists());
+    assert!(lives(leader));
+    let other = lock.path(3);
+    fs::write(&other, "").unwrap();
+    let mut stranger = hold(&other);
+    fs::rename(&other, lock.path(0)).unwrap();
+    assert_eq!(ended(&mut child).code(), Some(137));
+    let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("lost its lock"), "{said}");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    let _ = fs::remove_file(other.with_extension("held"));
     assert_eq!(lock.code(&["--", "true"]), 0);
     lock.assert_nothing_left();
 }
