@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::Write,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -15,7 +15,10 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
-    rig::{Mode, Rig, all_pids, both_ways, lives, parent_of, pause, send, until, until_true},
+    rig::{
+        Mode, Rig, all_pids, both_ways, is_root, lives, parent_of, pause, send, skip, until,
+        until_true,
+    },
     singletons::{Beat, Dice, hold, one_at_a_time, rounds},
 };
 
@@ -565,6 +568,69 @@ fn a_replaced_lock_file_ends_the_command(rig: Rig) {
     stranger.wait().unwrap();
     let _ = fs::remove_file(other.with_extension("held"));
     assert_eq!(lock.code(&["--", "true"]), 0);
+    lock.assert_nothing_left();
+}
+
+/// Somebody who may make no cgroup, and has locks of his own.
+#[test]
+fn another_user_has_the_same_promises() {
+    let Some(rig) = Rig::new(Mode::Group) else {
+        return;
+    };
+    if !is_root() {
+        skip("only root can become somebody else; the other tests run as this user");
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let lock = Lock::new(rig);
+    let program = lock.rig.path("leasehold");
+    fs::copy(env!("CARGO_BIN_EXE_leasehold"), &program).unwrap();
+    let command = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .current_dir("/")
+            .arg("lock")
+            .arg(&lock.name);
+        command
+            .args(words)
+            .env("NOTES", lock.rig.path("notes/pids"));
+        command
+    };
+    let path = command(&["--print-path"]).output().unwrap().stdout;
+    let path = PathBuf::from(String::from_utf8(path).unwrap().trim_end());
+    assert_eq!(
+        path,
+        PathBuf::from(format!(
+            "/run/lock/leasehold-{NOBODY}/local/{}.0",
+            lock.name
+        ))
+    );
+    let script = format!("{STRAY} exec sleep 1000");
+    let mut child = command(&["--", "sh", "-c", &script]).spawn().unwrap();
+    until_true("the stray runs", 5_000, || {
+        lock.rig.notes("pids").len() == 1
+    });
+    assert_eq!(
+        command(&["--no-wait", "--", "true"])
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(69)
+    );
+    // His is not ours.
+    assert_eq!(lock.code(&["--no-wait", "--", "true"]), 0);
+    send(lock.supervisor(child.id() as i32), Signal::KILL);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let taken = command(&["--timeout", "10s", "--", "sh", "-c", "exit 7"])
+        .status()
+        .unwrap();
+    assert_eq!(taken.code(), Some(7));
+    lock.rig.assert_noted_are_gone();
+    fs::remove_file(&path).unwrap();
     lock.assert_nothing_left();
 }
 
