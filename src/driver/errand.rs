@@ -61,11 +61,11 @@ impl Errand {
 }
 
 impl Driver {
-    /// When the waiting is over, if it may last only so long.
+    /// When the waiting is over, if it may last only so long. Past that something else is waited for: the first look at the lock.
     pub(super) fn errand_deadline(&self) -> Option<Moment> {
         let patience = self.settings.errand.as_ref()?.patience?;
         self.errand_waits()?;
-        Some(self.started().after(patience))
+        Some(self.started().after(patience)).filter(|at| *at > self.now())
     }
 
     /// While the lock is not had: why, as far as is known yet.
@@ -94,15 +94,12 @@ impl Driver {
         let last_word = match (self.gates.refusal(), &why, errand.patience) {
             (Some(refusal), ..) => Some(format!("the lock {lock} cannot be had: {refusal}")),
             (None, Some(why), Some(_)) if at_once => Some(format!("the lock {lock} is {why}")),
-            // It is free, and what is left of its last holder is being ended: that is no waiting for somebody.
-            (None, None, Some(_)) if at_once => None,
-            (None, why, Some(patience)) if is_late => {
-                let why = why.as_deref().unwrap_or("being taken");
-                Some(format!(
-                    "the lock {lock} is still {why}; gave up after {}",
-                    Rough(patience)
-                ))
-            }
+            (None, Some(why), Some(patience)) if is_late => Some(format!(
+                "the lock {lock} is still {why}; gave up after {}",
+                Rough(patience)
+            )),
+            // It has not been looked at, or is free and what is left of its last holder is being ended: nobody is waited for.
+            (None, None, Some(_)) => None,
             (None, Some(why), _) if !self.said_waiting && std::io::stderr().is_terminal() => {
                 self.console
                     .say(format!("leasehold: waiting for the lock {lock}, {why}"));
