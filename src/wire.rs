@@ -276,7 +276,8 @@ pub enum Target {
 /// Everything the child needs. All of it is checked and resolved by the supervisor; the keeper has no policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpawnSpec {
-    /// Path to execute (relative ones count from `cwd`).
+    /// Path to execute (relative ones count from `cwd`). Empty: the one command that the keeper itself was started for, with that
+    /// one's arguments, environment (below `env`), terminal and stdio; a keeper that was started for none refuses.
     pub program: String,
     /// The arguments, the first being the program's name.
     pub argv: Vec<String>,

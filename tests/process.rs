@@ -18,8 +18,12 @@ mod death;
 mod health;
 #[path = "process/holds.rs"]
 mod holds;
+#[path = "process/jobs.rs"]
+mod jobs;
 #[path = "process/journal.rs"]
 mod journal;
+#[path = "process/lock.rs"]
+mod lock;
 #[path = "process/logs.rs"]
 mod logs;
 #[path = "process/onlookers.rs"]

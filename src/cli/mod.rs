@@ -7,6 +7,7 @@ mod config;
 mod directories;
 mod events;
 mod journalctl;
+mod lock;
 mod logs;
 mod plan;
 mod run;
@@ -30,7 +31,7 @@ use crate::exit::ExitCode;
 )]
 #[command(
     after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 not ready or not running, 4 unknown name, 5 changes pending, \
-6 wait timed out (the work goes on), 7 daemon unreachable, 8 permission, 9 conflict, 78 configuration, 130 interrupted."
+6 wait timed out (the work goes on), 7 daemon unreachable, 8 permission, 9 conflict, 78 configuration, 130 interrupted. `lock` ends as its command does."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -65,6 +66,11 @@ enum Verb {
     Events(events::EventsArgs),
     /// Look at the configuration that is in force
     Config(config::ConfigArgs),
+    /// Run one command while holding a lock, and nothing of it longer than that; needs no daemon
+    Lock(lock::LockArgs),
+    /// The process that decides for `lock`; started by that alone
+    #[command(hide = true, name = "lock-supervisor")]
+    Tend(lock::TendArgs),
     /// The process that decides; started by `run` alone
     #[command(hide = true)]
     Supervisor(run::SupervisorArgs),
@@ -123,6 +129,8 @@ pub fn main() -> u8 {
     let outcome = match Cli::parse().verb {
         Verb::Run(args) => return run::run(args),
         Verb::Supervisor(args) => return run::supervise(args),
+        Verb::Lock(args) => return lock::lock(&args),
+        Verb::Tend(args) => return lock::tend(args),
         Verb::Check(args) => check::check(&args),
         Verb::Plan(args) => plan::plan(&args),
         Verb::Reload(args) => act::reload(&args),
@@ -136,6 +144,11 @@ pub fn main() -> u8 {
         Verb::Events(args) => events::events(&args),
         Verb::Config(args) => config::config(&args),
     };
+    number(outcome)
+}
+
+/// The exit code of an outcome; a failure is said.
+fn number(outcome: Outcome) -> u8 {
     match outcome {
         Ok(code) => code.number(),
         Err(failure) => {

@@ -133,5 +133,6 @@ pub(super) fn supervise(args: SupervisorArgs) -> u8 {
         quiet: args.quiet,
         echo: args.echo,
         systemd: args.systemd,
+        errand: None,
     })
 }

@@ -88,11 +88,14 @@ pub(super) fn configuration(
             ),
         }
     }
-    let config = config::load(&settings.config, &ThisMachine).map_err(|faults| {
-        let colour = std::io::IsTerminal::is_terminal(&io::stderr())
-            && std::env::var_os("NO_COLOR").is_none();
-        faults.render(colour)
-    })?;
+    let config = match &settings.errand {
+        Some(errand) => errand.config(),
+        None => config::load(&settings.config, &ThisMachine).map_err(|faults| {
+            let colour = std::io::IsTerminal::is_terminal(&io::stderr())
+                && std::env::var_os("NO_COLOR").is_none();
+            faults.render(colour)
+        })?,
+    };
     Ok((
         Accepted {
             config,
@@ -199,7 +202,7 @@ fn hint(address: &listen::Address, error: &io::Error) -> &'static str {
 
 /// The daemon's own listeners: taken from the keeper, or made and given to it.
 pub(super) struct Listeners {
-    pub(super) control: OwnedFd,
+    pub(super) control: Option<OwnedFd>,
     pub(super) http: Vec<(std::net::SocketAddr, OwnedFd)>,
     pub(super) notify: OwnedFd,
     pub(super) notify_path: PathBuf,
@@ -212,6 +215,16 @@ pub(super) fn listeners(
     held: &mut BTreeMap<String, OwnedFd>,
 ) -> Result<(Listeners, Vec<Request>), String> {
     let mut ops = Vec::new();
+    if settings.errand.is_some() {
+        let notify = notify::unbound().map_err(|e| format!("cannot make a socket: {e}"))?;
+        let none = Listeners {
+            control: None,
+            http: Vec::new(),
+            notify,
+            notify_path: PathBuf::new(),
+        };
+        return Ok((none, ops));
+    }
     let mut keep = |name: &str, fd: &OwnedFd| -> Result<(), String> {
         let copy = fd
             .try_clone()
@@ -273,7 +286,7 @@ pub(super) fn listeners(
     }
     Ok((
         Listeners {
-            control,
+            control: Some(control),
             http,
             notify,
             notify_path,

@@ -2,7 +2,7 @@
 //! duplicate, through which the record is written, and which lasts until everything of a dead keeper is ended.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
@@ -28,12 +28,12 @@ use crate::{
     wire::{Op, Welcome},
 };
 
-/// Without a cluster all daemons of one user are one.
-const CLUSTER: &str = "local";
 /// A lock that gives no sign (LOCK_UN, another mount of the file) is looked at this often.
 const LOOK_EVERY: Span = Span::secs(1);
 /// After a sign the lock is free within microseconds; so many looks, each twice as far from the last.
 const LOOKS_AFTER_BELL: u32 = 12;
+/// What a dead holder left behind is killed by then, if nothing hangs.
+const LOOK_AFTER_BURIAL: Span = Span::millis(20);
 /// Whoever is left of the last holder is reported to people after this.
 const SAY_AFTER: Span = Span::secs(1);
 
@@ -47,6 +47,8 @@ pub(super) struct Gates {
     hand_in: mpsc::UnboundedSender<Inbox>,
     look_at: Option<Moment>,
     tickets: u64,
+    /// Why waiting would not help, as far as can be told: a daemon waits all the same, since people may mend it.
+    refusal: Option<String>,
 }
 
 /// A lock that is ours.
@@ -72,12 +74,28 @@ struct Seeker {
     ticket: u64,
     /// The files it may be; opened once, since closing one rings everybody's bell.
     files: BTreeMap<PathBuf, LockFile>,
+    /// Runs that are over and of which somebody had inherited the lock.
+    buried: BTreeSet<String>,
     /// What is left of the last holder is being ended, by a thread that stops when this is set.
     settling: Option<Arc<AtomicBool>>,
 }
 
 /// What a lock's taking came to.
-type Taken = Result<(LockFile, Pass), String>;
+pub(super) type Taken = Result<(LockFile, Pass), Missed>;
+
+/// Why a lock was not had, for people.
+pub(super) enum Missed {
+    /// It will be, when somebody lets go of it.
+    Busy(String),
+    /// Something is wrong with it.
+    Wrong(String),
+}
+
+impl From<LockFault> for Missed {
+    fn from(fault: LockFault) -> Self {
+        Self::Wrong(fault.to_string())
+    }
+}
 
 impl Gates {
     pub(super) fn new(
@@ -103,6 +121,7 @@ impl Gates {
             hand_in,
             look_at: None,
             tickets: 0,
+            refusal: None,
         })
     }
 
@@ -145,6 +164,11 @@ impl Gates {
         self.bell.as_fd().try_clone_to_owned()
     }
 
+    /// Why waiting would not help.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
     /// When [`Gates::look`] is due without a bell.
     pub(super) fn deadline(&self) -> Option<Moment> {
         self.look_at
@@ -157,10 +181,16 @@ impl Gates {
             spec,
             ticket: self.tickets,
             files: BTreeMap::new(),
+            buried: BTreeSet::new(),
             settling: None,
         };
+        let wrong = seeker.wrong_number();
         if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
             before.call_off();
+        }
+        if let Some(why) = wrong {
+            self.missed(worker, Missed::Wrong(why));
+            return;
         }
         self.try_seeker(&worker);
     }
@@ -278,10 +308,10 @@ impl Gates {
         };
         let (file, pass) = match taken {
             Ok(taken) => taken,
-            Err(why) => {
+            Err(missed) => {
                 seeker.settling = None;
-                self.look_at = Some(clock::now().after(LOOK_EVERY));
-                return (None, Some(waits(worker, why)));
+                self.missed(worker, missed);
+                return (None, None);
             }
         };
         let lease = seeker.spec.lease.clone();
@@ -334,23 +364,48 @@ impl Gates {
         else {
             return true;
         };
-        let mut why = String::new();
+        let mut missed = Missed::Busy(String::new());
+        let mut buries = false;
         for path in paths(&seeker.spec) {
             match seeker.try_file(&path, &mut self.bell) {
                 Ok(true) => {
                     if let Some(file) = seeker.files.remove(&path) {
-                        seeker.settling =
-                            Some(self.me.settle(worker, seeker.ticket, file, &self.hand_in));
+                        seeker.settling = Some(self.me.settle(
+                            worker,
+                            seeker.ticket,
+                            file,
+                            &seeker.spec,
+                            &self.hand_in,
+                        ));
                     }
                     return true;
                 }
-                Ok(false) => why = seeker.holder(&path),
-                Err(fault) => why = fault.to_string(),
+                Ok(false) => {
+                    missed = seeker.holder(&path);
+                    buries |= seeker.bury_holder(&path);
+                }
+                Err(fault) => missed = fault.into(),
             }
         }
-        let _ = self.hand_in.send(Inbox::Gate(waits(worker.clone(), why)));
-        self.look_at = Some(clock::now().after(LOOK_EVERY));
+        if buries {
+            self.look_at = Some(clock::now().after(LOOK_AFTER_BURIAL));
+            return true;
+        }
+        self.missed(worker.clone(), missed);
         false
+    }
+
+    /// Not this time.
+    fn missed(&mut self, worker: WorkerId, missed: Missed) {
+        let why = match missed {
+            Missed::Busy(why) => why,
+            Missed::Wrong(why) => {
+                self.refusal = Some(why.clone());
+                why
+            }
+        };
+        let _ = self.hand_in.send(Inbox::Gate(waits(worker, why)));
+        self.look_at = Some(clock::now().after(LOOK_EVERY));
     }
 }
 
@@ -376,16 +431,46 @@ impl Seeker {
         }
     }
 
-    fn holder(&self, path: &Path) -> String {
+    /// Does somebody hold it as one of another number of slots? Looked up before it is tried for the first time, and by whoever takes it.
+    fn wrong_number(&self) -> Option<String> {
+        let first = self.spec.flock.is_none().then(|| paths(&self.spec));
+        let first = first.and_then(|paths| paths.into_iter().next())?;
+        locks::other_number(&first, self.spec.slots).ok().flatten()
+    }
+
+    fn record(&self, path: &Path) -> Option<Record> {
+        let record = self.files.get(path)?.record().ok().flatten()?;
+        (record.held && record.is_of_this_boot()).then_some(record)
+    }
+
+    /// A lock lasts as long as anybody who has inherited it. Where its holder is dead those are ended, once, by a thread of its own;
+    /// true if that has just begun.
+    fn bury_holder(&mut self, path: &Path) -> bool {
+        let record = self.record(path).filter(locks::is_orphaned);
+        let Some(record) = record.filter(|one| self.buried.insert(one.cookie.clone())) else {
+            return false;
+        };
+        tokio::task::spawn_blocking(move || locks::bury(&record));
+        true
+    }
+
+    /// Who has it, for people.
+    fn holder(&self, path: &Path) -> Missed {
+        let record = self.record(path);
+        if let Some(count) = record.as_ref().and_then(|record| record.slots)
+            && count != self.spec.slots
+            && let Some(why) = self.wrong_number()
+        {
+            return Missed::Wrong(why);
+        }
         let file = self.files.get(path);
-        let record = file.and_then(|file| file.record().ok().flatten());
-        match record.filter(|record| record.held && record.is_of_this_boot()) {
+        Missed::Busy(match record {
             Some(record) => format!("held by {}", record.holder()),
             None => match file.and_then(locks::holder_by_kernel) {
                 Some(pid) => format!("held by pid {pid} ({})", path.display()),
                 None => format!("held by somebody else ({})", path.display()),
             },
-        }
+        })
     }
 }
 
@@ -396,6 +481,7 @@ impl Me {
         worker: &WorkerId,
         ticket: u64,
         file: LockFile,
+        spec: &SingletonSpec,
         hand_in: &mpsc::UnboundedSender<Inbox>,
     ) -> Arc<AtomicBool> {
         let off = Arc::new(AtomicBool::new(false));
@@ -405,15 +491,25 @@ impl Me {
             hand_in.clone(),
             Arc::clone(&off),
         );
+        // A file that was named by hand is a lock of one.
+        let slots = spec.flock.is_none().then_some(spec.slots);
         tokio::task::spawn_blocking(move || {
             let taken = loop {
                 let before = match file.record() {
                     Ok(before) => before,
-                    Err(fault) => break Err(fault.to_string()),
+                    Err(fault) => break Err(fault.into()),
                 };
-                match locks::settle(file.path(), before.as_ref(), Patience(SAY_AFTER)) {
-                    Ok(()) => break me.write(&worker, file, before.as_ref()),
-                    Err(_) if called_off.load(Ordering::Relaxed) => break Err(String::new()),
+                let settled = locks::settle(file.path(), before.as_ref(), Patience(SAY_AFTER));
+                let first = file.path().with_extension("0");
+                let settled = settled.and_then(|()| match slots {
+                    Some(slots) => locks::settle_others(&first, slots),
+                    None => Ok(()),
+                });
+                match settled {
+                    Ok(()) => break me.write(&worker, file, slots, before.as_ref()),
+                    Err(_) if called_off.load(Ordering::Relaxed) => {
+                        break Err(Missed::Busy(String::new()));
+                    }
                     Err(why) => {
                         let _ = hand_in.send(Inbox::Gate(waits(worker.clone(), why)));
                     }
@@ -424,7 +520,13 @@ impl Me {
         off
     }
 
-    fn write(&self, worker: &WorkerId, file: LockFile, before: Option<&Record>) -> Taken {
+    fn write(
+        &self,
+        worker: &WorkerId,
+        file: LockFile,
+        slots: Option<u32>,
+        before: Option<&Record>,
+    ) -> Taken {
         let record = Record {
             leasehold: 1,
             fence: before.map_or_else(first_fence, |record| record.fence + 1),
@@ -440,8 +542,15 @@ impl Me {
             leader: None,
             node: self.node.clone(),
             since: clock::wall().to_string(),
+            slots,
         };
-        file.write(&record).map_err(|fault| fault.to_string())?;
+        file.write(&record)?;
+        if let Some(slots) = slots
+            && let Some(why) = locks::other_number(&file.path().with_extension("0"), slots)?
+        {
+            set_free(&file);
+            return Err(Missed::Wrong(why));
+        }
         let pass = Pass {
             path: file.path().display().to_string(),
             fence: record.fence,
@@ -468,14 +577,14 @@ fn paths(spec: &SingletonSpec) -> Vec<PathBuf> {
     match &spec.flock {
         Some(path) => vec![PathBuf::from(path)],
         None => (0..spec.slots)
-            .map(|slot| locks::default_path(CLUSTER, spec.lock.as_str(), slot))
+            .map(|slot| locks::default_path(locks::LOCAL, spec.lock.as_str(), slot))
             .collect(),
     }
 }
 
 /// Was the path chosen by us?
 fn is_ours(path: &Path) -> bool {
-    let root = locks::default_path(CLUSTER, "x", 0);
+    let root = locks::default_path(locks::LOCAL, "x", 0);
     path.parent() == root.parent()
 }
 

@@ -6,15 +6,14 @@ use tokio::sync::oneshot;
 
 use crate::{
     config::Config,
+    driver::gates::Taken,
     engine::{
         Event,
         command::{Command, Denial, Reply},
         event::Purpose,
-        gate::Pass,
         status::Status,
     },
     id::{Generation, WorkerId},
-    locks::LockFile,
     logs::{Source, Trouble},
 };
 
@@ -35,7 +34,7 @@ pub(super) enum Inbox {
     /// The intent is on disk, or not.
     IntentSaved(Result<(), String>),
     /// A lock was taken for this ticket, with nothing left of its last holder; or why not.
-    Locked(WorkerId, u64, Result<(LockFile, Pass), String>),
+    Locked(WorkerId, u64, Taken),
     /// News of a lock.
     Gate(Event),
     /// The keeper is to hold this.

@@ -12,6 +12,7 @@
 //! | `gates` | locks of singletons: taken, given back, still the file of that name |
 //! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
 //! | `state` | the operator's intent on disk |
+//! | `errand` | one command under one lock, without a daemon |
 //! | `probe` | TCP and HTTP probes; environment files |
 //! | `last_rites` | the keeper is dead: everything ends |
 
@@ -19,6 +20,7 @@ mod authority;
 mod boot;
 mod console;
 mod deadlines;
+mod errand;
 mod gates;
 mod inbox;
 mod inputs;
@@ -34,6 +36,7 @@ use std::path::PathBuf;
 
 use crate::{exit::ExitCode, http::Directories};
 
+pub use errand::Errand;
 pub use inputs::parse_note;
 
 /// What the supervisor is told on its command line.
@@ -49,6 +52,8 @@ pub struct Settings {
     pub echo: bool,
     /// systemd wants to be told.
     pub systemd: bool,
+    /// One command instead of a configuration: nothing is read, written or listened to.
+    pub errand: Option<Errand>,
 }
 
 /// Runs the supervisor until the keeper is told to exit, or is gone.

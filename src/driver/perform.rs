@@ -138,6 +138,10 @@ impl Driver {
 
     /// A line for people; under systemd the journal puts its own time in front.
     pub(super) fn print(&self, row: &EventRow) {
+        // Why a command is ended that nobody wants to end is said in any case.
+        if self.settings.errand.is_some() && row.kind == "gate-lost" {
+            self.complain(&format!("{} {}; it is ended", row.subject, row.text));
+        }
         if self.settings.quiet {
             return;
         }

@@ -76,6 +76,8 @@ pub(super) struct Driver {
     progress_at: Option<Moment>,
     interactive: bool,
     said: String,
+    /// An errand said that it waits.
+    pub(super) said_waiting: bool,
 }
 
 /// Runs until the keeper has been told to exit, or is gone.
@@ -141,7 +143,11 @@ async fn begin(
         .map_err(|e| failed(e.to_string()))?;
     let (accepted, first) =
         boot::configuration(&settings, &mut told.held).map_err(|why| (ExitCode::Config, why))?;
-    let intent = match state::load(&settings.directories.state) {
+    let intent = match settings.errand {
+        Some(_) => Ok(crate::engine::Intent::default()),
+        None => state::load(&settings.directories.state),
+    };
+    let intent = match intent {
         Ok(intent) => intent,
         // At the start a person can mend it; later, running workers matter more.
         Err(error) if first => return Err(failed(error.to_string())),
@@ -193,12 +199,15 @@ impl Begin {
             Console::start().map_err(|e| format!("failed to start the console thread: {e}"))?;
         let journal = Arc::new(Journal::new(welcome.incarnation));
         let echo = (settings.echo || std::io::stdout().is_terminal()) && !settings.quiet;
-        let capture = start_capture(&settings, echo.then(|| console.clone()), hand_in.clone())?;
+        let capture = match settings.errand {
+            Some(_) => Capture::none(),
+            None => start_capture(&settings, echo.then(|| console.clone()), hand_in.clone())?,
+        };
         let facts = Facts {
             node: accepted.config.node.name.clone(),
             notify_socket: listeners.notify_path.display().to_string(),
         };
-        let surface = Surface {
+        let surface = || Surface {
             engine: Arc::new(Door {
                 hand_in: hand_in.clone(),
             }),
@@ -209,9 +218,12 @@ impl Begin {
             containment: welcome.containment,
             http: listeners.http.iter().map(|(address, _)| *address).collect(),
         };
-        let tcp = listeners.http.into_iter().map(|(_, fd)| fd).collect();
-        http::serve(surface, listeners.control, tcp)
-            .map_err(|e| format!("failed to start the HTTP thread: {e}"))?;
+        if let Some(control) = listeners.control {
+            let surface = surface();
+            let tcp = listeners.http.into_iter().map(|(_, fd)| fd).collect();
+            http::serve(surface, control, tcp)
+                .map_err(|e| format!("failed to start the HTTP thread: {e}"))?;
+        }
         let mut known = Known::default();
         for (key, header, _) in &told.rows {
             known.learn(key, header);
@@ -302,6 +314,7 @@ impl Begin {
             requests: 0,
             progress_at: None,
             said: String::new(),
+            said_waiting: false,
         };
         if first {
             driver.greet();
@@ -398,6 +411,7 @@ impl Driver {
 
     async fn run(&mut self) -> u8 {
         loop {
+            self.tend_errand();
             if let Err(error) = self.flush() {
                 return self.cut_off(&error);
             }
@@ -448,6 +462,11 @@ impl Driver {
         }
     }
 
+    /// When the keeper was started.
+    pub(super) fn started(&self) -> Moment {
+        self.welcome.started
+    }
+
     /// Waits for the first thing that happens. An arm builds a value and nothing else.
     async fn next(&mut self) -> Next {
         let now = self.now();
@@ -455,6 +474,7 @@ impl Driver {
             self.engine.deadline(),
             self.gates.deadline(),
             self.progress_at,
+            self.errand_deadline(),
         ];
         let deadline = waits.into_iter().flatten().min();
         let pause = deadline.map(|at| std::time::Duration::from(now.until(at)));
@@ -777,8 +797,10 @@ impl Driver {
             });
         }
         self.console.flush();
-        for name in ["control.sock", "notify"] {
-            let _ = std::fs::remove_file(self.settings.directories.run.join(name));
+        if self.settings.errand.is_none() {
+            for name in ["control.sock", "notify"] {
+                let _ = std::fs::remove_file(self.settings.directories.run.join(name));
+            }
         }
         self.tell_systemd("STATUS=everything is stopped".to_owned());
         self.link.push(vec![(Op::Exit { code }, None)]);
@@ -804,8 +826,10 @@ impl Driver {
         last_rites::end_everything(&self.welcome, &self.known.headers);
         let logs = std::mem::replace(&mut self.logs, Capture::none());
         logs.finish();
-        self.console
-            .say("leasehold: the keeper is dead; every worker was ended".to_owned());
+        if self.settings.errand.is_none() {
+            self.console
+                .say("leasehold: the keeper is dead; every worker was ended".to_owned());
+        }
         self.console.flush();
         ExitCode::Failed.number()
     }

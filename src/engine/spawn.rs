@@ -13,7 +13,7 @@ use crate::{
 pub struct Facts {
     /// The node's name.
     pub node: String,
-    /// Path of the workers' notify socket.
+    /// Path of the workers' notify socket; empty: there is none.
     pub notify_socket: String,
 }
 
@@ -62,7 +62,9 @@ pub(super) fn worker(
     let process = &spec.process;
     let (stdout, stderr) = log_pipes(worker, spec);
     let mut env = environment(spec, &fill, extra);
-    env.push(format!("NOTIFY_SOCKET={}", facts.notify_socket));
+    if !facts.notify_socket.is_empty() {
+        env.push(format!("NOTIFY_SOCKET={}", facts.notify_socket));
+    }
     if let Some(watchdog) = spec.health.watchdog {
         env.push(format!("WATCHDOG_USEC={}", watchdog.as_nanos() / 1_000));
     }

@@ -38,21 +38,13 @@ pub(super) struct Deadlines {
 
 impl Deadlines {
     /// Starts the thread; it ends with the process.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(watchdog: Option<Watchdog>) -> io::Result<Self> {
         let seats = Seats::new();
         let (door, inside) = packet::pair()?;
         let timer = timerfd_create(
             TimerfdClockId::Boottime,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )?;
-        let watchdog = match (sd::watchdog_period(), NotifySocket::from_env()?) {
-            (Some(period), Some(socket)) => Some(Watchdog {
-                socket,
-                period,
-                at: clock::now(),
-            }),
-            _ => None,
-        };
         let guard = Guard {
             seats,
             door: inside,
@@ -73,10 +65,22 @@ impl Deadlines {
     }
 }
 
-struct Watchdog {
+/// systemd's, if it watches us.
+pub(super) struct Watchdog {
     socket: NotifySocket,
     period: Span,
     at: Moment,
+}
+
+impl Watchdog {
+    pub(super) fn from_env() -> io::Result<Option<Self>> {
+        let Some(period) = sd::watchdog_period() else {
+            return Ok(None);
+        };
+        let at = clock::now();
+        let watchdog = |socket| Self { socket, period, at };
+        Ok(NotifySocket::from_env()?.map(watchdog))
+    }
 }
 
 /// The thread's own.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     id::Generation,
-    keeper::core::Kernel,
+    keeper::{core::Kernel, errand::Errand},
     sys::{
         cgroup::{Leaf, Tree, Watch, leaf_name},
         child::{self, Child, Zombie},
@@ -18,7 +18,7 @@ use crate::{
         pipe,
         poll::{EventFlags, Poll},
         seats::{Hold, Seat as TimedSeat, Seats},
-        spawn::{Order, Program, Spawner},
+        spawn::{FIRST_PASS, Order, Program, Spawner},
     },
     time::{Clocks, Moment, Span},
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
@@ -110,6 +110,8 @@ pub(super) struct Linux {
     stubborn: Vec<Leaf>,
     /// Leaders that ended and that waitid does not show yet.
     looks: BTreeSet<RowKey>,
+    /// The command that we were started for, if it is one.
+    pub(super) errand: Option<Errand>,
 }
 
 impl Linux {
@@ -140,6 +142,7 @@ impl Linux {
             churns_since: None,
             stubborn: Vec::new(),
             looks: BTreeSet::new(),
+            errand: None,
         })
     }
 
@@ -171,6 +174,8 @@ impl Linux {
             stdout: Some(stdout.as_fd()),
             stderr: Some(stderr.as_fd()),
             pass: links,
+            first_pass: FIRST_PASS,
+            keep: &[],
             cgroup: None,
             session: false,
             cwd: None,
@@ -183,7 +188,28 @@ impl Linux {
             reset_oom_score: false,
             die_with_parent: false,
             seat: None,
+            foreground: false,
+            ignored: 0,
         })
+    }
+
+    /// May a process be started? Always, but for the one command that we were started for.
+    pub(super) fn may_spawn(&self) -> bool {
+        self.errand.as_ref().is_none_or(Errand::may_begin)
+    }
+
+    /// A signal to every group that a leader of ours leads.
+    pub(super) fn signal_all(&self, number: i32) {
+        for seat in self.seats.values().filter(|seat| !seat.reaped) {
+            let _ = seat.child.signal_group(number);
+        }
+    }
+
+    /// The signal by which the one command was just stopped, if it was.
+    pub(super) fn take_stopped(&self) -> Option<i32> {
+        self.errand.as_ref()?;
+        let mut living = self.seats.values().filter(|seat| !seat.reaped);
+        living.find_map(|seat| seat.child.take_stopped())
     }
 
     /// When [`Linux::tick`] has something to do.
@@ -459,6 +485,31 @@ impl Linux {
         Ok((Lease::Timed(hold), fd))
     }
 
+    /// Its containment, its page and its process, or nothing.
+    fn begin(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<(Child, Option<Leaf>, Option<Lease>), SpawnFailed> {
+        let leaf = self
+            .make_leaf(key, generation, spec)
+            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
+        let lease = spec
+            .page
+            .map(|page| self.make_lease(key, generation, page, leaf.as_ref()))
+            .transpose();
+        let child = lease.and_then(|lease| {
+            let child = self.start(key, generation, spec, leaf.as_ref(), lease.as_ref())?;
+            Ok((child, lease.map(|(lease, _)| lease)))
+        });
+        if let (Err(_), Some(leaf)) = (&child, &leaf) {
+            let _ = leaf.remove();
+        }
+        let (child, lease) = child?;
+        Ok((child, leaf, lease))
+    }
+
     fn start(
         &mut self,
         key: &RowKey,
@@ -516,6 +567,15 @@ impl Linux {
         {
             rlimits.push((libc::RLIMIT_NOFILE, self.nofile.0, self.nofile.1));
         }
+        let seat = lease.and_then(|(lease, _)| lease.timed_seat());
+        if spec.program.is_empty() {
+            let errand = self.errand.as_ref();
+            let errand = errand.ok_or(SpawnFailed(SpawnStep::Prepare, libc::ENOENT))?;
+            let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+            return errand
+                .spawn(&mut self.spawner, env, &pass, cgroup, &rlimits, seat)
+                .map_err(|failure| SpawnFailed(failure.step, failure.errno));
+        }
         let order = Order {
             program: Program::Path(&program),
             argv: &argv,
@@ -525,6 +585,8 @@ impl Linux {
             stdout: stdout.as_ref().map(AsFd::as_fd),
             stderr: merged.as_ref().map(AsFd::as_fd),
             pass: &pass,
+            first_pass: FIRST_PASS,
+            keep: &[],
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             session: spec.session,
             cwd: cwd.as_deref(),
@@ -536,7 +598,9 @@ impl Linux {
             no_new_privs: spec.no_new_privs,
             reset_oom_score: self.reset_oom_score,
             die_with_parent: true,
-            seat: lease.and_then(|(lease, _)| lease.timed_seat()),
+            seat,
+            foreground: false,
+            ignored: 0,
         };
         self.spawner
             .spawn(&order)
@@ -559,22 +623,15 @@ impl Kernel for Linux {
         generation: Generation,
         spec: &SpawnSpec,
     ) -> Result<Alive, ExitStatus> {
-        let leaf = self
-            .make_leaf(key, generation, spec)
-            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
-        let lease = spec
-            .page
-            .map(|page| self.make_lease(key, generation, page, leaf.as_ref()))
-            .transpose();
-        let child = lease.and_then(|lease| {
-            let child = self.start(key, generation, spec, leaf.as_ref(), lease.as_ref())?;
-            Ok((child, lease.map(|(lease, _)| lease)))
-        });
-        let (child, lease) = child.inspect_err(|_| {
-            if let Some(leaf) = &leaf {
-                let _ = leaf.remove();
-            }
-        })?;
+        let started = self.begin(key, generation, spec);
+        if let (Err(SpawnFailed(step, errno)), Some(errand)) = (&started, &mut self.errand) {
+            let (step, errno) = (*step, *errno);
+            errand.ended(ExitStatus::SpawnFailed { step, errno });
+        }
+        let (child, leaf, lease) = started?;
+        if let Some(errand) = &mut self.errand {
+            errand.began(child.pid());
+        }
         let start_ticks = child.start_ticks();
         let alive = Alive {
             pid: child.pid(),

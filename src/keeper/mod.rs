@@ -7,12 +7,14 @@
 //! | `revival` | when to start and when to give up on the supervisor (pure) |
 //! | `linux` | the kernel behind `core` |
 //! | `link` | the wire to one supervisor |
+//! | `errand` | the one command of a keeper that was started for one: its terminal, signals and exit code |
 //! | `signals` | what was sent to us, and by whom |
 //! | `deadlines` | the second thread: kills gated workers at their deadlines, pings systemd's watchdog |
 //! | `leftovers` | what an earlier run left behind |
 
 pub mod core;
 mod deadlines;
+mod errand;
 mod leftovers;
 mod link;
 mod linux;
@@ -29,7 +31,8 @@ use std::{
 use crate::{
     keeper::{
         core::{Core, Request},
-        deadlines::Deadlines,
+        deadlines::{Deadlines, Watchdog},
+        errand::Errand,
         link::Link,
         linux::{Linux, SeatNews},
         revival::{Revival, Step},
@@ -49,6 +52,7 @@ use crate::{
     wire::{self, News, Op, Stopping, Welcome},
 };
 
+pub use errand::Command;
 pub use leftovers::LeftoverError;
 
 const SIGNALS: u64 = 1;
@@ -90,11 +94,7 @@ pub enum KeeperError {
 
 /// Runs until everything is stopped; returns the exit code. Call it on the main thread, before any other thread exists.
 pub fn run(settings: Settings) -> Result<u8, KeeperError> {
-    let needs = |what| move |source| KeeperError::Kernel { what, source };
-    let nofile = host::raise_nofile();
-    let spawner = Spawner::new().map_err(needs(
-        "reserve descriptors (the hard limit on them must be well above 64: ulimit -Hn, LimitNOFILE=)",
-    ))?;
+    let (spawner, nofile) = reserve()?;
     // State and logs have one writer each: two daemons on one directory would overwrite each other.
     let mut locks = Vec::new();
     for (directory, flag) in [
@@ -105,11 +105,6 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
         locks.push(InstanceLock::take(directory, flag)?);
     }
     let signals = Signals::new().map_err(needs("catch signals"))?;
-    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
-        .map_err(|e| needs("become the reaper of orphans (PR_SET_CHILD_SUBREAPER)")(e.into()))?;
-    let binary = std::fs::File::open("/proc/self/exe").map_err(needs(
-        "open our own binary (/proc/self/exe; is /proc mounted?)",
-    ))?;
     let cookie = host::cookie().map_err(needs("get random bits"))?;
     // First the old supervisor, if there is one: it removes cgroups while it dies.
     let ended = leftovers::end_processes(&settings.run_dir)?;
@@ -125,38 +120,69 @@ pub fn run(settings: Settings) -> Result<u8, KeeperError> {
         ));
     }
     let notify = NotifySocket::from_env().map_err(needs("connect to $NOTIFY_SOCKET"))?;
-    let deadlines = Deadlines::start().map_err(needs("start the deadline thread"))?;
+    let deadlines = Watchdog::from_env()
+        .and_then(Deadlines::start)
+        .map_err(needs("start the deadline thread"))?;
     let linux = Linux::new(spawner, tree, cookie.clone(), nofile, deadlines.seats)
         .map_err(needs("create an epoll instance"))?;
-    linux
-        .poll
-        .add(&signals, SIGNALS, EventFlags::IN)
-        .map_err(needs("watch for signals"))?;
-    let now = clock::now();
-    let mut keeper = Keeper {
-        core: Core::new(),
+    let mut keeper = Keeper::new(
         linux,
         deadlines,
-        revival: Revival::new(now),
-        supervisor: None,
-        link: None,
         signals,
         notify,
-        binary: binary.into(),
-        args: settings.supervisor_args,
-        env: supervisor_env(&cookie),
+        settings.supervisor_args,
         cookie,
-        started: now,
-        incarnation: 0,
-        exit: None,
-        killed_at: None,
-        last_tries: 0,
-    };
+    )?;
     let code = keeper.run().map_err(needs("wait for events"))?;
     keeper.linux.dismantle();
     leftovers::finish(&settings.run_dir);
     drop(locks);
     Ok(code)
+}
+
+/// Runs one command under the supervisor that `args` start, until nothing is left of it; returns the command's exit code, or
+/// the supervisor's if that never let it run. Leaves nothing behind and needs no directory. Call it as [`run`].
+pub fn run_errand(
+    command: Command,
+    args: Vec<CString>,
+    no_cgroup: bool,
+) -> Result<u8, KeeperError> {
+    let errand = Errand::new(command);
+    let (spawner, nofile) = reserve()?;
+    let signals = Signals::to_relay(errand.ignored).map_err(needs("catch signals"))?;
+    let cookie = host::cookie().map_err(needs("get random bits"))?;
+    let tree = if no_cgroup {
+        None
+    } else {
+        Tree::below_us(&cookie)
+    };
+    // A watchdog that watches us is the command's to ping: it has our environment.
+    let deadlines = Deadlines::start(None).map_err(needs("start the deadline thread"))?;
+    let mut linux = Linux::new(spawner, tree, cookie.clone(), nofile, deadlines.seats)
+        .map_err(needs("create an epoll instance"))?;
+    linux.errand = Some(errand);
+    let mut keeper = Keeper::new(linux, deadlines, signals, None, args, cookie)?;
+    let code = keeper.run();
+    keeper.linux.dismantle();
+    let errand = keeper.linux.errand.as_mut();
+    let code = code.map_err(needs("wait for events"))?;
+    Ok(errand.map_or(code, |errand| {
+        errand.finish();
+        errand.code(code)
+    }))
+}
+
+fn needs(what: &'static str) -> impl FnOnce(io::Error) -> KeeperError {
+    move |source| KeeperError::Kernel { what, source }
+}
+
+/// The descriptors and limits of whoever spawns; nothing may have been opened before.
+fn reserve() -> Result<(Spawner, (u64, u64)), KeeperError> {
+    let nofile = host::raise_nofile();
+    let spawner = Spawner::new().map_err(needs(
+        "reserve descriptors (the hard limit on them must be well above 64: ulimit -Hn, LimitNOFILE=)",
+    ))?;
+    Ok((spawner, nofile))
 }
 
 struct Keeper {
@@ -180,6 +206,46 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(
+        linux: Linux,
+        deadlines: Deadlines,
+        signals: Signals,
+        notify: Option<NotifySocket>,
+        args: Vec<CString>,
+        cookie: String,
+    ) -> Result<Self, KeeperError> {
+        rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|e| {
+            needs("become the reaper of orphans (PR_SET_CHILD_SUBREAPER)")(e.into())
+        })?;
+        let binary = std::fs::File::open("/proc/self/exe").map_err(needs(
+            "open our own binary (/proc/self/exe; is /proc mounted?)",
+        ))?;
+        linux
+            .poll
+            .add(&signals, SIGNALS, EventFlags::IN)
+            .map_err(needs("watch for signals"))?;
+        let now = clock::now();
+        Ok(Self {
+            core: Core::new(),
+            linux,
+            deadlines,
+            revival: Revival::new(now),
+            supervisor: None,
+            link: None,
+            signals,
+            notify,
+            binary: binary.into(),
+            args,
+            env: supervisor_env(&cookie),
+            cookie,
+            started: now,
+            incarnation: 0,
+            exit: None,
+            killed_at: None,
+            last_tries: 0,
+        })
+    }
+
     fn run(&mut self) -> io::Result<u8> {
         loop {
             let now = clock::now();
@@ -187,6 +253,7 @@ impl Keeper {
             self.core.tick(now, &mut self.linux);
             let news = self.linux.tick(now);
             self.seats_changed(news);
+            self.end_with_errand(now);
             if self.core.asked().stopping == Stopping::Kill || !self.revival.is_up() {
                 self.core.drain_alone(now, &mut self.linux);
             }
@@ -231,12 +298,17 @@ impl Keeper {
         for change in news {
             match change {
                 SeatNews::LeaderEnded(key, status) => {
+                    if let Some(errand) = &mut self.linux.errand {
+                        errand.ended(status);
+                    }
                     self.core
                         .leader_ended(&key, status, clock::now(), &mut self.linux);
                     let cleared = self.linux.clear(&key);
                     self.seats_changed(cleared);
                 }
-                SeatNews::Empty(key) => self.core.containment_empty(&key, &mut self.linux),
+                SeatNews::Empty(key) => {
+                    self.core.containment_empty(&key, &mut self.linux);
+                }
             }
         }
     }
@@ -255,6 +327,7 @@ impl Keeper {
                         self.tell_systemd("STOPPING=1");
                     }
                 }
+                Asking::Relay(number) => self.relay(number),
             }
         }
         if child {
@@ -262,9 +335,47 @@ impl Keeper {
         }
     }
 
+    /// A signal to us is one to the command; before there is one it ends the waiting.
+    fn relay(&mut self, number: i32) {
+        let Some(errand) = &mut self.linux.errand else {
+            return;
+        };
+        match number {
+            libc::SIGCONT if !errand.continued() => {}
+            _ if errand.is_running() => self.linux.signal_all(number),
+            libc::SIGTSTP => errand.stop_waiting(),
+            libc::SIGCONT | libc::SIGWINCH => {}
+            _ => {
+                if errand.call_off(number) {
+                    self.core.ask(Request::Drain, None, clock::now());
+                }
+            }
+        }
+    }
+
+    /// Nothing is left of the command, or it could not be started: its lock is given back, and we end.
+    fn end_with_errand(&mut self, now: Moment) {
+        let is_over = self.linux.errand.as_ref().is_some_and(Errand::is_over);
+        if is_over && self.core.is_empty() && self.core.asked().stopping == Stopping::No {
+            // While the lock's record still leads whoever comes next to what we might leave.
+            self.linux.dismantle();
+            self.core.ask(Request::Drain, None, now);
+        }
+    }
+
     fn child_changed(&mut self, now: Moment) {
         self.linux.child_changed(now);
-        let stopped = self.supervisor.as_ref().is_some_and(Child::take_stopped);
+        if let Some(number) = self.linux.take_stopped()
+            && let Some(errand) = &mut self.linux.errand
+            && errand.stopped(number)
+        {
+            self.linux.signal_all(libc::SIGCONT);
+        }
+        let stopped = self
+            .supervisor
+            .as_ref()
+            .and_then(Child::take_stopped)
+            .is_some();
         if stopped && self.revival.stopped(now) == Step::Kill {
             say("the supervisor was stopped by a signal; replacing it");
             self.kill_supervisor();
@@ -318,6 +429,9 @@ impl Keeper {
                 Op::Spawn { key, after, .. } if self.core.asked().stopping == Stopping::Kill => {
                     self.core.refuse(key, after)
                 }
+                Op::Spawn { key, after, .. } if !self.linux.may_spawn() => {
+                    self.core.refuse(key, after)
+                }
                 op => self.core.apply(op, clock::now(), &mut self.linux),
             }
         }
@@ -325,7 +439,8 @@ impl Keeper {
 
     fn may_end(&self) -> bool {
         let stopping = self.core.asked().stopping != Stopping::No;
-        stopping || (self.incarnation == 1 && self.core.is_empty())
+        let first = self.incarnation == 1 || self.linux.errand.is_some();
+        stopping || (first && self.core.is_empty())
     }
 
     fn look_after_supervisor(&mut self, now: Moment) {

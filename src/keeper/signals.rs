@@ -9,7 +9,10 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
+    consts::{
+        SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+        SIGWINCH,
+    },
     iterator::{backend::SignalDelivery, exfiltrator::WithOrigin},
     low_level::siginfo::{Cause, Origin},
 };
@@ -24,29 +27,52 @@ pub(super) enum Asking {
     Upgrade,
     /// Something is asked of the daemon, by this pid and uid if a process sent it.
     Request(Request, Option<(i32, u32)>),
+    /// Something is asked of the one command that we were started for.
+    Relay(i32),
 }
 
 pub(super) struct Signals {
     delivery: SignalDelivery<UnixStream, WithOrigin>,
+    relays: bool,
 }
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
+        let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        Self::catch(&wanted, false)
+    }
+
+    /// Those that are passed on, unless whoever started us had them ignored (signal n in bit n - 1).
+    pub(super) fn to_relay(ignored: u64) -> io::Result<Self> {
+        let mut wanted = vec![
+            SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGTSTP, SIGCONT,
+        ];
+        wanted.retain(|number| ignored >> (number - 1) & 1 == 0);
+        wanted.push(SIGCHLD);
+        Self::catch(&wanted, true)
+    }
+
+    fn catch(wanted: &[i32], relays: bool) -> io::Result<Self> {
         child::ignore_terminal_stops();
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let wanted = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         // Whoever started us may have blocked signals; we must hear ours.
         nix::sys::signal::SigSet::empty().thread_set_mask()?;
         Ok(Self {
             delivery: SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?,
+            relays,
         })
     }
 
     pub(super) fn take(&mut self) -> Vec<Asking> {
+        let relays = self.relays;
         self.delivery
             .pending()
-            .filter_map(|origin| meaning(&origin))
+            .filter_map(|origin| match origin.signal {
+                SIGCHLD => Some(Asking::Child),
+                number if relays => Some(Asking::Relay(number)),
+                _ => meaning(&origin),
+            })
             .collect()
     }
 }
@@ -54,7 +80,6 @@ impl Signals {
 fn meaning(origin: &Origin) -> Option<Asking> {
     let by = origin.process.map(|process| (process.pid, process.uid));
     let request = match origin.signal {
-        SIGCHLD => return Some(Asking::Child),
         SIGUSR2 => return Some(Asking::Upgrade),
         SIGTERM | SIGINT => Request::Drain,
         SIGQUIT => Request::Kill,

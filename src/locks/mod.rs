@@ -9,14 +9,17 @@
 //! | `file` | opening, taking, and is it still the file of that name |
 //! | `record` | who holds it, and the fence |
 //! | `predecessor` | ending what a holder before left behind |
+//! | `slots` | do all who use a lock mean the same number of slots? |
 //! | `bell` | waking up when somebody lets go |
 
 mod bell;
 mod file;
 mod predecessor;
 mod record;
+mod slots;
 
 pub use bell::Bell;
-pub use file::{LockFault, LockFile, default_path, holder_by_kernel};
-pub use predecessor::{Patience, settle};
+pub use file::{LOCAL, LockFault, LockFile, default_path, holder_by_kernel};
+pub use predecessor::{Patience, bury, is_orphaned, settle};
 pub use record::{Proc, Record};
+pub use slots::{other_number, settle_others};

@@ -42,6 +42,38 @@ pub fn settle(path: &Path, before: Option<&Record>, patience: Patience) -> Resul
     }
 }
 
+/// Is its keeper provably dead? Whoever then still keeps the lock has only inherited it, or is frozen.
+pub fn is_orphaned(record: &Record) -> bool {
+    let keeper = family::Carrier {
+        pid: record.keeper.pid,
+        start_ticks: record.keeper.start,
+    };
+    let known = record.is_of_this_boot() && record.pid_namespace == host::pid_namespace();
+    record.held && known && !keeper.lives()
+}
+
+/// Ends what an orphaned record's holder left behind, while that still keeps the lock. Without the lock somebody else may write himself in
+/// at any moment: only what is of that very run is touched.
+pub fn bury(record: &Record) {
+    if !is_orphaned(record) {
+        return;
+    }
+    if let Some(base) = record.cgroups.as_deref().map(Path::new)
+        && cgroup::is_of_one_command(base)
+    {
+        for leaf in cgroup::leaves_of(base, &record.worker) {
+            let _ = leaf.kill();
+        }
+    }
+    let _ = end_family(record);
+    // Its supervisor would have done all that, and writes last lines of output now, unless it is frozen.
+    for carrier in family::with_cookie(&record.cookie, &[]) {
+        if Stat::read(carrier.pid).is_some_and(|stat| stat.state == b'T') {
+            carrier.kill();
+        }
+    }
+}
+
 /// Kills what is left of a holder; the text says who is left.
 fn end(record: &Record) -> Option<String> {
     if record.pid_namespace != host::pid_namespace() {
@@ -65,6 +97,12 @@ fn end(record: &Record) -> Option<String> {
             ));
         }
         let _ = leaf.remove();
+    }
+    if let Some(base) = record.cgroups.as_deref().map(Path::new)
+        && cgroup::is_of_one_command(base)
+    {
+        // A daemon's would be its successor's.
+        let _ = std::fs::remove_dir(base);
     }
     end_family(record)
 }

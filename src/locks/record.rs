@@ -49,6 +49,9 @@ pub struct Record {
     pub node: String,
     /// Since when, for people.
     pub since: String,
+    /// Of how many slots this is one, if the file was chosen by the lock's name.
+    #[serde(default)]
+    pub slots: Option<u32>,
 }
 
 impl Record {
@@ -78,5 +81,44 @@ impl Record {
             "{} on {} (keeper pid {}) since {}",
             self.worker, self.node, self.keeper.pid, self.since
         )
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A record of somebody who is dead.
+    pub(in crate::locks) fn record(path: &std::path::Path) -> Record {
+        Record {
+            leasehold: 1,
+            fence: 7,
+            held: true,
+            path: path.to_owned(),
+            boot: host::boot_id(),
+            pid_namespace: host::pid_namespace(),
+            cookie: "0".repeat(32),
+            uid: 0,
+            keeper: Proc { pid: 1, start: 1 },
+            cgroups: None,
+            worker: WorkerId::new("web".parse().unwrap(), 0),
+            leader: None,
+            node: "here".to_owned(),
+            since: "today".to_owned(),
+            slots: None,
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_slots_were_counted_is_read() {
+        let new = Record {
+            slots: Some(3),
+            ..record("/x".as_ref())
+        };
+        let text = String::from_utf8(new.bytes()).unwrap();
+        let old = text.replace(",\"slots\":3", "");
+        assert_ne!(old, text);
+        assert_eq!(Record::parse(old.as_bytes()), Some(record("/x".as_ref())));
+        assert_eq!(Record::parse(text.as_bytes()), Some(new));
     }
 }

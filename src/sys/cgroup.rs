@@ -85,6 +85,24 @@ impl Tree {
         })
     }
 
+    /// A directory of that run's below the cgroup that we are in, if we may make one: whatever ends us from outside ends it too. No controller
+    /// is passed down, so that processes may stay beside it (cgroups(7), no internal processes).
+    pub fn below_us(cookie: &str) -> Option<Self> {
+        let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
+        let own = own_cgroup(&mount)?;
+        // To be born below it a process needs leave to be moved within ours.
+        for needed in [&own, &own.join("cgroup.procs")] {
+            rustix::fs::access(needed, rustix::fs::Access::WRITE_OK).ok()?;
+        }
+        // Made with the first leaf, when a lock's record names it: whoever dies before leaves nothing.
+        let base = own.join(format!("{OF_ONE_COMMAND}{}", cookie.get(..16)?));
+        Some(Self {
+            workers: base.clone(),
+            remove: Some(base),
+            kind: Containment::Cgroup,
+        })
+    }
+
     /// How strong it is.
     pub fn kind(&self) -> Containment {
         self.kind
@@ -119,6 +137,15 @@ impl Tree {
     pub fn remove(&self) -> io::Result<()> {
         self.remove.as_ref().map_or(Ok(()), fs::remove_dir)
     }
+}
+
+/// What directories of one command's begin with.
+const OF_ONE_COMMAND: &str = "leasehold-lock-";
+
+/// Was this directory made for one command, and for no run but one?
+pub fn is_of_one_command(workers: &Path) -> bool {
+    let name = workers.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(OF_ONE_COMMAND))
 }
 
 /// Leaves of any generation of a worker, and of its helpers, below `workers`: another daemon's directory, perhaps.

@@ -69,13 +69,11 @@ impl Child {
         self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
     }
 
-    /// Was it just stopped by a signal? Consumes the report.
-    pub fn take_stopped(&self) -> bool {
+    /// Was it just stopped by a signal, and by which? Consumes the report.
+    pub fn take_stopped(&self) -> Option<i32> {
         let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
-        matches!(
-            waitid(WaitId::PidFd(self.pidfd.as_fd()), options),
-            Ok(Some(_))
-        )
+        let report = waitid(WaitId::PidFd(self.pidfd.as_fd()), options).ok()??;
+        report.stopping_signal()
     }
 
     fn wait(&self, options: WaitIdOptions) -> io::Result<Option<ExitStatus>> {
@@ -170,6 +168,50 @@ pub fn ignore_terminal_stops() {
         // SAFETY: SIG_IGN installs no function, which is what signal(2) is unsafe for.
         let _ = unsafe { signal(number, SigHandler::SigIgn) };
     }
+}
+
+/// Stops us and our whole process group as a terminal does, and returns when somebody continues us. At once if nobody could: the kernel
+/// stops no orphaned group (setpgid(2)).
+pub fn stop_our_group(number: i32) {
+    use nix::sys::signal::{
+        SaFlags, SigAction, SigHandler, SigSet, Signal as Name, raise, sigaction,
+    };
+    let Ok(name) = Name::try_from(number) else {
+        return;
+    };
+    let set = |handler| {
+        // SAFETY: neither SIG_IGN nor SIG_DFL is a function, and what is put back at the end was there before.
+        unsafe {
+            sigaction(
+                name,
+                &SigAction::new(handler, SaFlags::empty(), SigSet::empty()),
+            )
+        }
+    };
+    // The others first: we would stop with them, and then once more.
+    let before = set(SigHandler::SigIgn);
+    let _ = rustix::process::kill_current_process_group(match signal(number) {
+        Ok(signal) => signal,
+        Err(_) => return,
+    });
+    let _ = set(SigHandler::SigDfl);
+    let _ = raise(name);
+    if let Ok(before) = before {
+        // SAFETY: as above.
+        let _ = unsafe { sigaction(name, &before) };
+    }
+}
+
+/// Ends us by SIGINT, so that whoever waits for us sees that it was that; with our whole process group if that is to hear of it, as it
+/// does of a key on its terminal.
+pub fn end_by_interrupt(whole_group: bool) {
+    use nix::sys::signal::{SigHandler, Signal as Name, raise, signal};
+    // SAFETY: SIG_DFL installs no function, which is what signal(2) is unsafe for.
+    let _ = unsafe { signal(Name::SIGINT, SigHandler::SigDfl) };
+    if whole_group {
+        let _ = rustix::process::kill_current_process_group(Signal::INT);
+    }
+    let _ = raise(Name::SIGINT);
 }
 
 /// SIGKILL to a process that is no child of ours, or to the process group that it leads.

@@ -51,6 +51,16 @@ pub fn raise_nofile() -> (u64, u64) {
     (soft, hard)
 }
 
+/// Signals that we were started with ignored, signal n in bit n - 1, but for SIGPIPE, which Rust's runtime ignores.
+pub fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or(0) & !(1 << (libc::SIGPIPE - 1))
+}
+
 /// Numeric identity of a user and optional groups, as `login` would have it; the error reads after "user: ".
 pub fn credentials(
     user: &str,

@@ -33,12 +33,22 @@ pub struct Datagram {
 /// Binds a fresh socket at `path`, writable by every local user: senders are known by their credentials, not by permission.
 pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
     let _ = std::fs::remove_file(path);
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    let socket = unbound()?;
     sockopt::set_socket_passcred(&socket, true)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
     Ok(socket)
+}
+
+/// One without a name, to which nobody can send.
+pub fn unbound() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        flags,
+        None,
+    )?)
 }
 
 /// The first waiting datagram, left in its place.

@@ -30,6 +30,8 @@ use crate::{
     wire::{Credentials, PASS_MAX, SpawnStep},
 };
 
+/// Where what is passed to a worker begins: after stderr, as sd_listen_fds(3) has it.
+pub const FIRST_PASS: c_int = 3;
 /// Descriptors below this are the spawner's: 3 up are the child's, [`STAGE`] up carry what it inherits.
 const RESERVED: c_int = 64;
 /// First descriptor of the staging area.
@@ -61,8 +63,12 @@ pub struct Order<'a> {
     pub stdout: Option<BorrowedFd<'a>>,
     /// stderr; /dev/null if none.
     pub stderr: Option<BorrowedFd<'a>>,
-    /// These become 3, 4, ….
+    /// These become `first_pass` and up.
     pub pass: &'a [BorrowedFd<'a>],
+    /// Number of the first that is passed.
+    pub first_pass: c_int,
+    /// Descriptors of ours that the program gets under the same number; see [`inherited`].
+    pub keep: &'a [c_int],
     /// Its leaf's directory.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A session of its own, not only a group.
@@ -87,6 +93,21 @@ pub struct Order<'a> {
     pub die_with_parent: bool,
     /// Its deadline: it can be killed there from its first instant on, and does not execute after it.
     pub seat: Option<&'a Seat>,
+    /// Its group becomes the foreground of the terminal that is its stdin, before its first instruction could read from there.
+    pub foreground: bool,
+    /// Signals that stay ignored, signal n in bit n - 1: somebody's nohup(1).
+    pub ignored: u64,
+}
+
+/// Numbers above stderr under which we were started with something, as far as they can be kept for a program ([`Order::keep`]): those from 64 up,
+/// and the few that are needed for staging, cannot. To be looked up before [`Spawner::new`].
+pub fn inherited() -> Vec<c_int> {
+    // stdio, a cgroup, a lock and its page are staged for a child.
+    let usable = (3..STAGE).chain(STAGE + 6..RESERVED);
+    // SAFETY: F_GETFD touches no memory; a number that is not open answers EBADF.
+    usable
+        .filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } == 0)
+        .collect()
 }
 
 /// Why there is no child.
@@ -381,7 +402,10 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     for (target, source) in staged.targets() {
         sys!(libc::SYS_dup3, source, target, 0).map_err(at(SpawnStep::Descriptors))?;
     }
-    default_dispositions();
+    for &number in order.keep {
+        sys!(libc::SYS_fcntl, number, libc::F_SETFD, 0).map_err(at(SpawnStep::Descriptors))?;
+    }
+    set_dispositions(order.ignored);
     if order.session {
         sys!(libc::SYS_setsid).map_err(at(SpawnStep::Group))?;
     } else {
@@ -390,6 +414,14 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     if let Some(seat) = order.seat.filter(|_| order.cgroup.is_none()) {
         let pid = sys!(libc::SYS_getpid).map_err(at(SpawnStep::Group))?;
         seat.set_group(pid as i32);
+    }
+    if order.foreground
+        && let Ok(group) = sys!(libc::SYS_getpid)
+    {
+        // All signals are blocked, SIGTTOU among them: so a background group may do this (tcsetpgrp(3)). A terminal that has gone
+        // away meanwhile is nobody's to have.
+        let group = group as c_int;
+        let _ = sys!(libc::SYS_ioctl, 0, libc::TIOCSPGRP, &raw const group);
     }
     if let Some(mask) = order.umask {
         let _ = sys!(libc::SYS_umask, mask);
@@ -490,16 +522,17 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     Ok(())
 }
 
-/// SIG_DFL for all 64: *ignored* signals survive exec, and Rust's runtime ignores SIGPIPE.
-fn default_dispositions() {
-    // struct kernel_sigaction: handler, flags, restorer, mask; zeroes are SIG_DFL with nothing set.
-    let default = [0_u64; 4];
+/// SIG_DFL for all 64, or SIG_IGN for those that are to stay `ignored`: *ignored* signals survive exec, and Rust's runtime ignores SIGPIPE;
+/// one that we had found ignored may have a handler by now (a second thread brings glibc's).
+fn set_dispositions(ignored: u64) {
     for number in 1..=64_i64 {
+        // struct kernel_sigaction: handler (SIG_DFL is 0, SIG_IGN 1), flags, restorer, mask.
+        let action = [ignored >> (number - 1) & 1, 0, 0, 0];
         // SIGKILL and SIGSTOP answer EINVAL.
         let _ = sys!(
             libc::SYS_rt_sigaction,
             number,
-            default.as_ptr(),
+            action.as_ptr(),
             ptr::null::<u64>(),
             8
         );
@@ -529,6 +562,7 @@ struct Staged<'a> {
     used: c_int,
     stdio: [c_int; 3],
     first_pass: c_int,
+    first_target: c_int,
     pass: usize,
     cgroup: Option<c_int>,
     program: Option<c_int>,
@@ -541,6 +575,7 @@ impl<'a> Staged<'a> {
             used: STAGE,
             stdio: [0; 3],
             first_pass: 0,
+            first_target: order.first_pass,
             pass: order.pass.len(),
             cgroup: None,
             program: None,
@@ -584,7 +619,7 @@ impl<'a> Staged<'a> {
     /// `(descriptor in the program, staged copy)`.
     fn targets(&self) -> impl Iterator<Item = (c_int, c_int)> + '_ {
         let stdio = (0..3).zip(self.stdio);
-        let pass = (0..self.pass as c_int).map(|n| (3 + n, self.first_pass + n));
+        let pass = (0..self.pass as c_int).map(|n| (self.first_target + n, self.first_pass + n));
         stdio.chain(pass)
     }
 }

@@ -72,40 +72,45 @@ impl Pair {
 
     /// Never two, and fences never fall.
     fn check(&self) -> usize {
-        let beats = self.beats();
-        let mut seen: Vec<Beat> = Vec::new();
-        for (line, beat) in beats.iter().enumerate() {
-            if seen.last() == Some(beat) {
-                continue;
-            }
-            assert!(
-                !seen.contains(beat),
-                "line {line}: {beat:?} speaks again after {:?} did: two at once\na: {}\nb: {}",
-                seen.last(),
-                self.a.stderr(),
-                self.b.stderr()
-            );
-            if let Some(last) = seen.last() {
-                let grows =
-                    beat.fence > last.fence || (beat.fence == last.fence && beat.node == last.node);
-                assert!(grows, "{beat:?} came after {last:?}");
-            }
-            seen.push(beat.clone());
-        }
-        seen.len()
+        one_at_a_time(&self.beats(), || {
+            format!("a: {}\nb: {}", self.a.stderr(), self.b.stderr())
+        })
     }
+}
+
+/// Nobody speaks again after somebody else did, and fences never fall; how many spoke.
+pub(crate) fn one_at_a_time(beats: &[Beat], context: impl Fn() -> String) -> usize {
+    let mut seen: Vec<Beat> = Vec::new();
+    for (line, beat) in beats.iter().enumerate() {
+        if seen.last() == Some(beat) {
+            continue;
+        }
+        assert!(
+            !seen.contains(beat),
+            "line {line}: {beat:?} speaks again after {:?} did: two at once\n{}",
+            seen.last(),
+            context()
+        );
+        if let Some(last) = seen.last() {
+            let grows =
+                beat.fence > last.fence || (beat.fence == last.fence && beat.node == last.node);
+            assert!(grows, "{beat:?} came after {last:?}");
+        }
+        seen.push(beat.clone());
+    }
+    seen.len()
 }
 
 /// One line of the oracle's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Beat {
+pub(crate) struct Beat {
     node: String,
     fence: u64,
-    leader: i32,
+    pub(crate) leader: i32,
 }
 
 impl Beat {
-    fn read(line: &str) -> Option<Self> {
+    pub(crate) fn read(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         Some(Self {
             node: words.next()?.to_owned(),
@@ -116,17 +121,17 @@ impl Beat {
 }
 
 /// Faults at random; its seed is printed with a failure.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = leasehold::sys::host::seed() | 1;
         eprintln!("dice {seed}");
         Self(seed)
     }
 
     /// xorshift64.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -134,7 +139,7 @@ impl Dice {
     }
 }
 
-fn rounds() -> u64 {
+pub(crate) fn rounds() -> u64 {
     std::env::var("LEASEHOLD_TEST_ROUNDS")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -311,7 +316,7 @@ fn flock_and_we_exclude_each_other(rig: Rig) {
 }
 
 /// A process that holds the lock and does nothing else.
-fn hold(path: &Path) -> std::process::Child {
+pub(crate) fn hold(path: &Path) -> std::process::Child {
     let mark = path.with_extension("held");
     let words = format!("touch {} && exec sleep 1000", mark.display());
     let child = Command::new("flock")

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::fd::OwnedFd,
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +16,7 @@ use rustix::{
 use crate::rig::{Rig, both_ways, identities, send, skip, state_of, until, until_true};
 
 /// Our side of a terminal.
-struct Terminal {
+pub(crate) struct Terminal {
     master: OwnedFd,
     shown: Arc<Mutex<Vec<u8>>>,
 }
@@ -34,14 +35,19 @@ impl Terminal {
         rig.wrapper = ["setsid", "--ctty", "/bin/sh", "-c", &words, "sh"]
             .map(str::to_owned)
             .to_vec();
-        let pair = nix::pty::openpty(None, None).unwrap();
         let mut command = rig.run_command();
+        command.env("NO_COLOR", "1");
+        Some(Self::open(command, |command| rig.spawn_as(command)))
+    }
+
+    /// A new terminal, and a command with its stdio there.
+    pub(crate) fn open(mut command: Command, spawn: impl FnOnce(Command)) -> Self {
+        let pair = nix::pty::openpty(None, None).unwrap();
         command
-            .env("NO_COLOR", "1")
             .stdin(pair.slave.try_clone().unwrap())
             .stdout(pair.slave.try_clone().unwrap())
             .stderr(pair.slave);
-        rig.spawn_as(command);
+        spawn(command);
         let shown = Arc::<Mutex<Vec<u8>>>::default();
         let (mut screen, theirs) = (
             fs::File::from(pair.master.try_clone().unwrap()),
@@ -55,13 +61,13 @@ impl Terminal {
                 shown.extend_from_slice(&buffer[..length]);
             }
         });
-        Some(Self {
+        Self {
             master: pair.master,
             shown,
-        })
+        }
     }
 
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&shown).into_owned()
     }
@@ -75,6 +81,28 @@ impl Terminal {
             new.contains(what)
                 .then_some(())
                 .ok_or_else(|| new.to_owned())
+        });
+    }
+
+    /// Waits until it shows something.
+    pub(crate) fn shows(&self, what: &str) {
+        until(what, 10_000, || {
+            let shown = self.shown();
+            shown.contains(what).then_some(()).ok_or(shown)
+        });
+    }
+
+    /// Types, and waits for what that brings.
+    pub(crate) fn answers(&self, keys: &str, what: &str) {
+        let from = self.shown().len();
+        let mut keyboard = fs::File::from(self.master.try_clone().unwrap());
+        keyboard.write_all(keys.as_bytes()).unwrap();
+        until(what, 10_000, || {
+            let shown = self.shown();
+            let new = shown.get(from..).unwrap_or_default();
+            new.contains(what)
+                .then_some(())
+                .ok_or_else(|| format!("after {keys:?}: {shown}"))
         });
     }
 
