@@ -153,7 +153,7 @@ pub(super) fn signal(args: &SignalArgs) -> Outcome {
     match client.post("/v1/signal", &body, Repeat::Never)? {
         Reply::Begun { names } if args.reach.json => print_json(&names),
         Reply::Begun { names } => print(&format!("{} sent to {}\n", args.signal, names.join(", "))),
-        Reply::AlreadySo | Reply::Plan { .. } => Ok(ExitCode::Ok),
+        Reply::AlreadySo | Reply::Plan { .. } | Reply::Run { .. } => Ok(ExitCode::Ok),
     }
 }
 
@@ -209,7 +209,7 @@ fn send(args: &NamesArgs, verb: &str, repeat: Repeat) -> Result<(Client, Reply),
 
 /// How far something is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Done,
     Wait,
     Failed(String),
@@ -252,7 +252,7 @@ fn all_ready(fleet: &FleetView) -> Step {
             ))
         }
         // Its turn may come in a year.
-        None if fleet.state == "standby" => Step::Done,
+        None if fleet.state == "standby" || fleet.kind == "cron" => Step::Done,
         None => Step::from(fleet.ready + fleet.done >= fleet.desired),
     }
 }
@@ -322,7 +322,8 @@ fn finish(
     wait(waiting, &client, concerns, done)
 }
 
-fn wait(
+/// Waits until `done` says so, with progress on stderr.
+pub(super) fn wait(
     waiting: &Wait,
     client: &Client,
     concerns: impl Fn(&FleetView) -> bool,

@@ -4,6 +4,7 @@ mod act;
 mod check;
 mod client;
 mod config;
+mod cron;
 mod directories;
 mod events;
 mod journalctl;
@@ -59,6 +60,8 @@ enum Verb {
     Scale(act::ScaleArgs),
     /// Send a signal to workers' leaders
     Signal(act::SignalArgs),
+    /// Show jobs, when they run next, what became of their runs; run one now
+    Cron(cron::CronArgs),
     /// Print workers' output
     Logs(logs::LogsArgs),
     /// Print what happened
@@ -135,9 +138,14 @@ pub fn main() -> u8 {
         Verb::Logs(args) => logs::logs(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Config(args) => config::config(&args),
+        Verb::Cron(args) => return exit(cron::cron(&args)),
     };
+    exit(outcome.map(ExitCode::number))
+}
+
+fn exit(outcome: Result<u8, Failure>) -> u8 {
     match outcome {
-        Ok(code) => code.number(),
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("leasehold: {}", failure.why.trim_end());
             failure.code.number()

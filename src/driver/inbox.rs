@@ -8,12 +8,13 @@ use crate::{
     config::Config,
     engine::{
         Event,
+        book::Book,
         command::{Command, Denial, Reply},
         event::Purpose,
         gate::Pass,
         status::Status,
     },
-    id::{Generation, WorkerId},
+    id::{FleetName, Generation, WorkerId},
     locks::LockFile,
     logs::{Source, Trouble},
 };
@@ -34,6 +35,10 @@ pub(super) enum Inbox {
     ConfigRead(Purpose, Result<Box<Config>, String>),
     /// The intent is on disk, or not.
     IntentSaved(Result<(), String>),
+    /// A job's book was read.
+    BookRead(FleetName, Result<Option<Box<Book>>, String>),
+    /// A job's book is on disk, or not.
+    BookKept(FleetName, Result<(), String>),
     /// A lock was taken for this ticket, with nothing left of its last holder; or why not.
     Locked(WorkerId, u64, Result<(LockFile, Pass), String>),
     /// News of a lock.

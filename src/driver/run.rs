@@ -17,6 +17,7 @@ use crate::{
     config::units::count,
     driver::{
         Settings,
+        alarm::Alarm,
         boot::{self, Request},
         console::Console,
         gates::Gates,
@@ -63,13 +64,14 @@ pub(super) struct Driver {
     /// The engine is done: the last lines are written, then the keeper hears this code.
     pub(super) leaving: Option<u8>,
     pub(super) gates: Gates,
+    pub(super) alarm: Alarm,
     bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
     notify: AsyncFd<OwnedFd>,
     echo: Echo,
     echoes: u64,
-    welcome: Welcome,
+    pub(super) welcome: Welcome,
     requests: u64,
     progress_at: Option<Moment>,
     interactive: bool,
@@ -215,6 +217,7 @@ impl Begin {
             let worker = worker_of(&name, "lock/");
             open.extend(worker.and_then(|w| Some((w.clone(), gates.adopt(&w, fd)?))));
         }
+        let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
         let origin = Origin {
             config: accepted.config,
             previous: accepted.previous,
@@ -223,6 +226,7 @@ impl Begin {
             asked: welcome.asked,
             rows: told.rows,
             gates: open,
+            shown: alarm.told(),
             recover: welcome.recover,
             seed: host::seed(),
         };
@@ -267,6 +271,7 @@ impl Begin {
             clients: BTreeMap::new(),
             leaving: None,
             gates,
+            alarm,
             bell,
             known,
             inbox,
@@ -341,14 +346,12 @@ impl Driver {
             return;
         }
         let config = self.engine.config();
-        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
         let containment = self.welcome.containment.word();
         self.console.say(format!(
-            "leasehold {} on {}: {}, {} ({containment} containment)",
+            "leasehold {} on {}: {} ({containment} containment)",
             env!("CARGO_PKG_VERSION"),
             config.node.name,
-            count(config.fleets.len(), "fleet"),
-            count(workers, "worker")
+            config.size()
         ));
         self.console.say(format!(
             "  configuration {}",
@@ -377,6 +380,10 @@ impl Driver {
                 return self.leave(code);
             }
             let event = self.next().await;
+            // Before anything is decided: what the engine believes of the wall clock is never older than this lap.
+            if let Some(event) = self.alarm.look() {
+                self.step(event);
+            }
             match event {
                 Next::Keeper(Ok(packets)) if packets.is_empty() => return self.orphaned(),
                 Next::Keeper(Ok(packets)) => {
@@ -392,7 +399,7 @@ impl Driver {
                 Next::Keeper(Err(error)) => return self.cut_off(&error),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
-                Next::Writable => {}
+                Next::Writable | Next::Alarm => {}
                 Next::Bell => {
                     for event in self.gates.rang() {
                         self.step(event);
@@ -415,6 +422,7 @@ impl Driver {
         let waits = [
             self.engine.deadline(),
             self.gates.deadline(),
+            self.alarm.deadline(),
             self.progress_at,
         ];
         let deadline = waits.into_iter().flatten().min();
@@ -433,6 +441,7 @@ impl Driver {
                 guard.clear_ready();
                 Next::Bell
             }
+            () = self.alarm.rang() => Next::Alarm,
             Some(item) = self.inbox.recv() => Next::Inbox(Box::new(item)),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Next::Time,
         }
@@ -565,6 +574,8 @@ impl Driver {
             }),
             Inbox::ConfigRead(purpose, result) => self.config_read(purpose, result),
             Inbox::IntentSaved(result) => self.step(Event::IntentSaved { result }),
+            Inbox::BookRead(fleet, result) => self.step(Event::BookRead { fleet, result }),
+            Inbox::BookKept(fleet, result) => self.step(Event::BookKept { fleet, result }),
             Inbox::Locked(worker, ticket, taken) => {
                 // Held by the keeper before anything that needs it can be asked of it.
                 let (request, event) = self.gates.settled(worker, ticket, taken);
@@ -629,20 +640,13 @@ impl Driver {
 
     /// READY=1 with what people see in `systemctl status`: the size of it, and a reload that was refused.
     fn say_ready(&mut self) {
-        let config = self.engine.config();
-        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
+        let size = self.engine.config().size();
         let refused = if self.engine.is_rejected() {
             "; the newest reload was refused, nothing changed"
         } else {
             ""
         };
-        let (workers, fleets) = (
-            count(workers, "worker"),
-            count(config.fleets.len(), "fleet"),
-        );
-        self.tell_systemd(format!(
-            "READY=1\nSTATUS=keeping {workers} in {fleets}{refused}"
-        ));
+        self.tell_systemd(format!("READY=1\nSTATUS=keeping {size}{refused}"));
     }
 
     fn bind_for(&mut self, config: &crate::config::Config) -> Result<(), String> {
@@ -783,6 +787,7 @@ enum Next {
     Keeper(std::io::Result<Vec<crate::sys::packet::Packet>>),
     Note,
     Bell,
+    Alarm,
     Inbox(Box<Inbox>),
     Writable,
     Time,

@@ -9,12 +9,13 @@ use crate::{
         units::{self, count},
     },
     engine::{
+        book::{Book, Miss, Outcome, Run, Skip},
         command::{Denial, Reply},
         event::Purpose,
         intent::Intent,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
-    time::{Moment, Span},
+    time::{Moment, Span, Stamp},
     wire::{ExitStatus, Op},
 };
 
@@ -63,6 +64,19 @@ pub enum Effect {
     },
     /// Write the operator's intent to disk; answered by `IntentSaved`.
     SaveIntent(Intent),
+    /// Say so, by `Wall`, when the wall clock shows this or more; none: nobody waits for it.
+    WakeAt(Option<Stamp>),
+    /// Read a job's book; answered by `BookRead`.
+    ReadBook(FleetName),
+    /// Write a job's book to disk; answered by `BookKept`.
+    KeepBook {
+        /// Whose.
+        fleet: FleetName,
+        /// It.
+        book: Box<Book>,
+        /// The run that it claims: refused if what is on disk does not allow it.
+        claim: Option<Run>,
+    },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.
@@ -174,6 +188,10 @@ pub enum Ending {
     Watchdog,
     /// Its lock excludes nobody any more.
     LockLost,
+    /// A run of a job took longer than its timeout.
+    Timeout,
+    /// A run of a job makes room for the next one.
+    Replaced,
 }
 
 impl Ending {
@@ -185,8 +203,9 @@ impl Ending {
             | Self::Removed
             | Self::Shutdown
             | Self::Rollout
-            | Self::LockLost => true,
-            Self::StartTimeout | Self::Unhealthy | Self::Watchdog => false,
+            | Self::LockLost
+            | Self::Replaced => true,
+            Self::StartTimeout | Self::Unhealthy | Self::Watchdog | Self::Timeout => false,
         }
     }
 
@@ -202,6 +221,8 @@ impl Ending {
             Self::Unhealthy => "unhealthy",
             Self::Watchdog => "watchdog",
             Self::LockLost => "lock-lost",
+            Self::Timeout => "timeout",
+            Self::Replaced => "replaced",
         }
     }
 }
@@ -354,6 +375,98 @@ pub enum What {
         /// Why.
         why: String,
     },
+    /// A run of a job begins, or its next attempt.
+    RunBegan {
+        /// Its tick.
+        scheduled: Stamp,
+        /// From 1.
+        attempt: u32,
+        /// After its tick.
+        late: Span,
+    },
+    /// A run of a job is over.
+    RunEnded {
+        /// Its tick.
+        scheduled: Stamp,
+        /// So many were made.
+        attempts: u32,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// A run failed and is tried again.
+    RunRetries {
+        /// Its tick.
+        scheduled: Stamp,
+        /// The one that failed.
+        attempt: u32,
+        /// So many there may be.
+        of: u32,
+        /// How it failed.
+        outcome: Outcome,
+        /// The next one begins after this.
+        pause: Span,
+    },
+    /// A tick waits for the run before.
+    RunQueued {
+        /// Which.
+        scheduled: Stamp,
+        /// So many wait.
+        waiting: usize,
+    },
+    /// A tick was skipped.
+    RunSkipped {
+        /// Which.
+        scheduled: Stamp,
+        /// Why.
+        why: Skip,
+    },
+    /// Ticks were not started.
+    RunsMissed {
+        /// The first.
+        first: Stamp,
+        /// The last.
+        last: Stamp,
+        /// So many, or more if it is 10,000.
+        count: u32,
+        /// Why.
+        why: Miss,
+    },
+    /// A tick could not be claimed, and was not started.
+    RunUnclaimed {
+        /// Which.
+        scheduled: Stamp,
+        /// Why.
+        why: String,
+    },
+    /// A run was claimed, and nobody saw its end.
+    RunLost {
+        /// Its tick.
+        scheduled: Stamp,
+        /// The attempt that was lost.
+        attempt: u32,
+        /// Is it tried again?
+        again: bool,
+    },
+    /// Somebody wants a run now.
+    RunAsked {
+        /// Who.
+        who: String,
+    },
+    /// The wall clock was set back over ticks.
+    ClockSetBack {
+        /// By so much.
+        by: Span,
+    },
+    /// What is known of a job's past could not be read: it begins anew.
+    BookForgotten {
+        /// Why.
+        why: String,
+    },
+    /// It could not be written.
+    BookNotKept {
+        /// Why.
+        why: String,
+    },
     /// A supervisor took over the rows of its predecessor.
     TookOver {
         /// So many living workers.
@@ -472,6 +585,91 @@ impl fmt::Display for What {
             Self::GateWaits { why } => write!(f, "waits for its lock: {why}"),
             Self::GateShut => f.write_str("gave its lock back"),
             Self::GateLost { why } => write!(f, "lost its lock: {why}"),
+            Self::RunBegan {
+                scheduled,
+                attempt,
+                late,
+            } => {
+                write!(f, "run of {scheduled} begins")?;
+                match attempt {
+                    0 | 1 if *late < Span::secs(1) => Ok(()),
+                    0 | 1 => write!(f, ", {} late", Rough(*late)),
+                    attempt => write!(f, ", attempt {attempt}"),
+                }
+            }
+            Self::RunEnded {
+                scheduled,
+                attempts,
+                outcome,
+            } => {
+                write!(f, "run of {scheduled} is over: {}", outcome.reason())?;
+                match attempts {
+                    0 | 1 => Ok(()),
+                    attempts => write!(f, ", {attempts} attempts"),
+                }
+            }
+            Self::RunRetries {
+                scheduled,
+                attempt,
+                of,
+                outcome,
+                pause,
+            } => write!(
+                f,
+                "run of {scheduled}, attempt {attempt} of {of}: {}; tried again in {}",
+                outcome.reason(),
+                Rough(*pause)
+            ),
+            Self::RunQueued { scheduled, waiting } => {
+                write!(f, "run of {scheduled} waits; {waiting} in the queue")
+            }
+            Self::RunSkipped { scheduled, why } => {
+                write!(f, "run of {scheduled} skipped: {}", why.reason())
+            }
+            Self::RunsMissed {
+                first,
+                count: 1,
+                why,
+                ..
+            } => write!(f, "run of {first} missed: {}", why.reason()),
+            Self::RunsMissed {
+                first,
+                last,
+                count,
+                why,
+            } => write!(
+                f,
+                "{count} runs from {first} to {last} missed: {}",
+                why.reason()
+            ),
+            Self::RunUnclaimed { scheduled, why } => write!(
+                f,
+                "run of {scheduled} missed: it could not be claimed: {why}"
+            ),
+            Self::RunLost {
+                scheduled,
+                attempt,
+                again,
+            } => write!(
+                f,
+                "run of {scheduled}, attempt {attempt}, was lost with its keeper{}",
+                if *again { "; it is tried again" } else { "" }
+            ),
+            Self::RunAsked { who } => write!(f, "a run now, asked by {who}"),
+            Self::ClockSetBack { by } => write!(
+                f,
+                "the wall clock was set back by {}; ticks that had their turn are not started again",
+                Rough(*by)
+            ),
+            Self::BookForgotten { why } => {
+                write!(f, "its past is not known, it begins anew: {why}")
+            }
+            Self::BookNotKept { why } => {
+                write!(
+                    f,
+                    "its history cannot be kept now, it is tried again: {why}"
+                )
+            }
             Self::TookOver { workers } => {
                 write!(
                     f,

@@ -18,7 +18,9 @@
 //!                 Done       ◀─────────────────────── the policy says no ◀────────────────────────────────────────────┘
 //! ```
 
+pub mod book;
 pub mod command;
+mod cron;
 pub mod effect;
 mod ending;
 pub mod event;
@@ -26,6 +28,7 @@ mod fleet;
 pub mod gate;
 pub mod intent;
 mod jitter;
+mod job;
 mod operate;
 mod picture;
 pub mod restart;
@@ -35,6 +38,7 @@ mod slot;
 mod spawn;
 pub mod status;
 pub mod supervisor;
+mod ticks;
 mod vitals;
 
 pub use command::{Command, Denial, Reply};

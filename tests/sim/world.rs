@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use leasehold::{
     config::{Config, spec::FleetSpec},
     engine::{
-        Command, Effect, Effects, Event, Facts, Intent, Supervisor, command::By, gate::GateNews,
+        Command, Effect, Effects, Event, Facts, Intent, Supervisor,
+        book::{Book, Run},
+        command::By,
+        gate::GateNews,
         supervisor::Origin,
     },
-    id::{FleetName, Generation, RequestId, WorkerId},
+    id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
     keeper::core::{Core, Request},
     time::{Moment, Span},
     wire::{Asked, News, Op, RowKey},
@@ -17,6 +20,7 @@ use leasehold::{
 use crate::{
     checks, fleets,
     host::{Act, Change, Host},
+    jobs,
     lock::{self, Lock, Owner},
     rng::Rng,
 };
@@ -38,6 +42,7 @@ pub(crate) struct Totals {
     pub(crate) keeper_deaths: u64,
     pub(crate) rebuilt: u64,
     pub(crate) commands: u64,
+    pub(crate) runs: u64,
 }
 
 impl Totals {
@@ -48,6 +53,7 @@ impl Totals {
         self.keeper_deaths += other.keeper_deaths;
         self.rebuilt += other.rebuilt;
         self.commands += other.commands;
+        self.runs += other.runs;
     }
 }
 
@@ -59,6 +65,8 @@ enum Item {
     ToSupervisor(u64, Vec<News>),
     Answer(u64, Box<Event>),
     Saved(u64, Box<Intent>),
+    Keep(u64, FleetName, Box<Book>, Option<Run>),
+    ClockSet,
     SupervisorStarts,
     SupervisorDies,
     KeeperDies,
@@ -161,6 +169,15 @@ impl World {
         let begin = self.now;
         self.quiet_from = begin.after(STORY);
         self.at(Span::ZERO, Item::KeeperStarts);
+        for (name, spec) in &self.file.fleets {
+            if let Some(cron) = &spec.cron {
+                self.host.jobs.add(name.clone(), cron);
+            }
+        }
+        for _ in 0..self.rng.below(6) {
+            let when = self.rng.span(20_000, STORY.as_millis());
+            self.at(when, Item::ClockSet);
+        }
         for _ in 0..self.faults.supervisor_deaths {
             let when = self.rng.span(0, STORY.as_millis());
             self.at(when, Item::SupervisorDies);
@@ -198,6 +215,14 @@ impl World {
             eprintln!("held {held:?}");
         }
         checks::settled(&self.host, &status, &held);
+        for fleet in &status.fleets {
+            // Ticks pass a job that is held; that is said when it is not any more.
+            let is_held = self.disk.holds(&fleet.name, SlotIndex(0));
+            if let Some(job) = fleet.cron.as_ref().filter(|_| !is_held) {
+                self.host.jobs.check(&fleet.name, job.waiting, self.now);
+            }
+        }
+        self.totals.runs = self.host.jobs.count();
         self.at(Span::ZERO, Item::Signal(Request::Drain));
         self.play_until(self.quiet_from.after(SETTLE).after(Span::secs(120)));
         assert_eq!(
@@ -237,7 +262,9 @@ impl World {
             let queued = self.queue.peek().map(|due| due.0);
             let engine = self.engine.as_ref().and_then(Supervisor::deadline);
             let keeper = self.core.as_ref().and_then(Core::deadline);
-            let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else {
+            let there = self.engine.as_ref();
+            let alarm = there.and_then(|_| self.host.jobs.rings(self.now));
+            let Some(next) = [queued, engine, keeper, alarm].into_iter().flatten().min() else {
                 break;
             };
             if next > end {
@@ -245,6 +272,7 @@ impl World {
             }
             self.now = self.now.max(next);
             self.host.now = self.now;
+            self.host.jobs.follow(self.now);
             if keeper.is_some_and(|at| at <= self.now) {
                 if let Some(core) = &mut self.core {
                     core.tick(self.now, &mut self.host);
@@ -253,6 +281,8 @@ impl World {
             } else if queued.is_some_and(|at| at <= self.now) {
                 let due = self.queue.pop().expect("peeked");
                 self.happen(due.2);
+            } else if alarm.is_some_and(|at| at <= self.now) {
+                self.look_at_the_clock();
             } else {
                 self.step(Event::Tick);
             }
@@ -284,6 +314,19 @@ impl World {
                     self.step(Event::IntentSaved { result: Ok(()) });
                 }
             }
+            Item::Keep(incarnation, fleet, book, claim) => {
+                let result = self.keep(&fleet, *book, claim.as_ref());
+                if incarnation == self.incarnation {
+                    self.step(Event::BookKept { fleet, result });
+                }
+            }
+            Item::ClockSet => {
+                let by = jobs::jump(&mut self.rng);
+                self.host.jobs.set(by, self.now);
+                let shown = self.host.jobs.shown(self.now);
+                self.say(|| format!("-- the clock is set by {by} ms to {shown}"));
+                self.look_at_the_clock();
+            }
             Item::ToSupervisor(..) | Item::Answer(..) => {}
             Item::SupervisorStarts => self.start_supervisor(),
             Item::SupervisorDies => self.supervisor_dies(),
@@ -311,6 +354,36 @@ impl World {
                 }
             }
         }
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let shown = self.host.jobs.shown(self.now);
+        self.step(Event::Wall { shown });
+    }
+
+    /// A book goes to disk, unless that is full.
+    fn keep(&mut self, fleet: &FleetName, book: Book, claim: Option<&Run>) -> Result<(), String> {
+        if self.host.tempers && self.rng.chance(3) {
+            return Err("no space".to_owned());
+        }
+        let keeper = self.totals.keeper_deaths;
+        self.host.jobs.keep(keeper, fleet, book, claim)
+    }
+
+    /// Whoever was writing dies: what it wrote is there as a whole, or not at all.
+    fn cut_off_books(&mut self) {
+        let mut rest = BinaryHeap::new();
+        for due in std::mem::take(&mut self.queue) {
+            match due.2 {
+                Item::Keep(_, fleet, book, claim) => {
+                    if self.rng.chance(50) {
+                        let _ = self.keep(&fleet, *book, claim.as_ref());
+                    }
+                }
+                _ => rest.push(due),
+            }
+        }
+        self.queue = rest;
     }
 
     fn gate(&mut self, news: GateNews) {
@@ -531,7 +604,18 @@ impl World {
                     let after = self.rng.span(1, 20);
                     self.at(after, Item::Saved(self.incarnation, Box::new(intent)));
                 }
+                Effect::WakeAt(wake) => self.host.jobs.wake = wake,
+                Effect::ReadBook(fleet) => {
+                    let book = self.host.jobs.books.get(&fleet);
+                    let result = Ok(book.map(|(_, book)| Box::new(book.clone())));
+                    self.answer(0, 20, Event::BookRead { fleet, result });
+                }
+                Effect::KeepBook { fleet, book, claim } => {
+                    let after = self.rng.span(1, 40);
+                    self.at(after, Item::Keep(self.incarnation, fleet, book, claim));
+                }
                 Effect::Record(transition) => {
+                    self.host.jobs.reported(&transition);
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
@@ -609,6 +693,7 @@ impl World {
                 .map(|pass| (lock::worker(), pass))
                 .into_iter()
                 .collect(),
+            shown: self.host.jobs.shown(self.now),
             recover: false,
             seed: self.seed,
         }
@@ -624,6 +709,7 @@ impl World {
         if !origin.gates.is_empty() && !self.lock.replaced {
             self.lock.add(Owner::Supervisor(self.incarnation));
         }
+        self.host.jobs.wake = None;
         let mut effects = Effects::default();
         self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
         self.perform(effects);
@@ -659,6 +745,7 @@ impl World {
             }
         }
         self.lock.supervisor_died();
+        self.cut_off_books();
         if kept == all && self.exit.is_none() {
             self.compare_with_rebuilt(&mut old);
         }
@@ -688,7 +775,9 @@ impl World {
             .collect();
         let asked: Asked = origin.asked;
         self.core = Some(core);
+        let shown = self.host.jobs.shown(self.now);
         let mut ignored = Effects::default();
+        old.step(Event::Wall { shown }, self.now, &mut ignored);
         old.step(Event::Rows(rows), self.now, &mut ignored);
         old.step(Event::Asked(asked), self.now, &mut ignored);
         let new = Supervisor::new(origin, self.now, &mut ignored);
@@ -699,7 +788,9 @@ impl World {
         if self.core.take().is_none() {
             return;
         }
+        self.cut_off_books();
         self.totals.keeper_deaths += 1;
+        self.host.keeper_deaths += 1;
         self.say(|| "-- keeper dies".to_owned());
         self.engine = None;
         self.incarnation += 1;
@@ -726,11 +817,19 @@ impl World {
         self.requests += 1;
         self.totals.commands += 1;
         let fleet = (*self.rng.pick(&[
-            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "*",
+            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "*", "skips", "queues",
+            "replaces", "short/0",
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
-        let command = match self.rng.below(8) {
+        let command = match self.rng.below(9) {
+            8 => Command::Run {
+                name: (*self
+                    .rng
+                    .pick(&["skips", "queues", "replaces", "short", "db"]))
+                .to_owned(),
+                by,
+            },
             0 => Command::Stop { names, by },
             1 | 2 => Command::Start { names, by },
             3 => Command::Restart { names },
