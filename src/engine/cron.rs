@@ -692,3 +692,63 @@ impl Cron {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{fleet::FleetBody, ticks::QUEUE_MAX},
+        wire::BODY_MAX,
+    };
+
+    /// The longest history that a configuration allows, a full queue, and every number as long as it gets.
+    #[test]
+    fn the_fullest_row_fits() {
+        let far = Stamp(253_402_207_200_000);
+        let run = Run {
+            scheduled: far,
+            manual: true,
+            attempt: 100,
+            started: far,
+        };
+        let mut cron = Cron::default();
+        for _ in 0..QUEUE_MAX {
+            cron.pending.push_back(Pending {
+                scheduled: far,
+                manual: true,
+                not_before: Moment(u64::MAX),
+            });
+        }
+        for n in 0..64 {
+            let record = RunRecord {
+                scheduled: far,
+                manual: true,
+                attempts: 100,
+                started: Some(far),
+                ended: far,
+                outcome: Outcome::Failed(ExitStatus::Code(i32::MAX - n)),
+                count: u32::MAX,
+            };
+            cron.book.note(record, 64);
+        }
+        for n in 0..10 {
+            let from = far.before(Span::secs(100 * n));
+            cron.book.had.add(from, from.after(Span::secs(50)));
+        }
+        cron.book.cursor = Some(far);
+        cron.book.open = Some(run.clone());
+        cron.phase = Phase::Pausing {
+            run,
+            until: Moment(u64::MAX),
+            failed: Outcome::TimedOut,
+        };
+        let body = FleetBody {
+            cron: Some(Box::new(cron)),
+            ..FleetBody::default()
+        };
+        let bytes = postcard::to_stdvec(&body).unwrap();
+        assert!(bytes.len() + 1 < BODY_MAX, "{} bytes", bytes.len());
+        let read: FleetBody = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read, body);
+    }
+}

@@ -17,7 +17,7 @@ use crate::{
 /// A tick names a minute: within it, its run is on time, whatever `catch_up` says.
 const PUNCTUAL: Span = Span::secs(60);
 /// So many runs may wait, the one that is there not counted.
-const QUEUE_MAX: usize = 16;
+pub(super) const QUEUE_MAX: usize = 16;
 /// So many ticks of a long absence are counted; more are "at least so many".
 const COUNT_MAX: u32 = 10_000;
 
