@@ -1,16 +1,19 @@
-//! A fleet that is a job: what its machine decides is done with its one slot.
+//! A fleet that is a job: what its machine decides is done with its one slot, and what operators ask is passed to it.
 
 use crate::{
     config::spec::FleetSpec,
     engine::{
         book::Book,
+        command::{By, Denial, Reply, Selected},
         cron::{Cron, JobDesk, Move, Seen},
-        effect::Ending,
+        effect::{Effects, Ending},
         fleet::{Fleet, Room, Stance},
         slot::{Slot, State},
         status::{CronStatus, RunStatus},
+        supervisor::Supervisor,
     },
-    id::{RequestId, SlotIndex},
+    exit::ExitCode,
+    id::{FleetName, RequestId, SlotIndex},
     time::{Moment, Stamp},
 };
 
@@ -182,5 +185,73 @@ impl Fleet {
             }),
             history: cron.book.history.iter().cloned().collect(),
         })
+    }
+}
+
+/// What operators ask of jobs.
+impl Supervisor {
+    /// A run now, whatever the schedule says.
+    pub(super) fn run(
+        &mut self,
+        request: RequestId,
+        name: &str,
+        by: &By,
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<Option<Reply>, Denial> {
+        self.not_stopping()?;
+        let selected = self.selected(&[name.to_owned()])?;
+        let [Selected::Fleet(name)] = selected.as_slice() else {
+            return Err(Denial::new(ExitCode::Usage, "name one job"));
+        };
+        if !self.is_job(name) {
+            let why = format!("{name} is a fleet; `leasehold start {name}` starts it");
+            return Err(Denial::new(ExitCode::Usage, why));
+        }
+        if self.intent.holds(name, SlotIndex(0)) {
+            let why = format!("{name} is held; `leasehold start {name}` lifts that");
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
+        let stance = self.stance(name);
+        let asked = self.with_fleet(name, now, out, |fleet, room| {
+            fleet.run_now(stance, request, &by.who, room)
+        });
+        match asked {
+            Some(Err(why)) => Err(Denial::new(ExitCode::Conflict, format!("{name}: {why}"))),
+            Some(Ok(())) | None => Ok(None),
+        }
+    }
+
+    pub(super) fn is_job(&self, name: &FleetName) -> bool {
+        let fleet = self.fleets.get(name);
+        fleet.is_some_and(|fleet| fleet.spec.cron.is_some())
+    }
+
+    /// Only what is always there can be restarted. A pattern leaves jobs out; one that is named is a mistake.
+    pub(super) fn without_jobs(
+        &self,
+        names: &[String],
+        mut selected: Vec<Selected>,
+    ) -> Result<Vec<Selected>, Denial> {
+        let fleet_of = |one: &Selected| match one {
+            Selected::Fleet(name) => name.clone(),
+            Selected::Slot(worker) => worker.fleet.clone(),
+        };
+        for one in &selected {
+            let fleet = fleet_of(one);
+            let head = |name: &String| name.split('/').next() == Some(fleet.as_str());
+            if self.is_job(&fleet) && names.iter().any(head) {
+                let why = format!(
+                    "{fleet} is a job: `leasehold cron run {fleet}` starts a run, `stop` ends one and holds the job"
+                );
+                return Err(Denial::new(ExitCode::Conflict, why));
+            }
+        }
+        selected.retain(|one| !self.is_job(&fleet_of(one)));
+        if selected.is_empty() {
+            let why = "there are only jobs of such names: they are run, not restarted";
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
+        Ok(selected)
     }
 }

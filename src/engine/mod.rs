@@ -19,6 +19,7 @@
 //! ```
 
 pub mod book;
+mod bookkeeping;
 pub mod command;
 mod cron;
 pub mod effect;
@@ -40,6 +41,7 @@ pub mod status;
 pub mod supervisor;
 mod ticks;
 mod vitals;
+mod words;
 
 pub use command::{Command, Denial, Reply};
 pub use effect::{Effect, Effects, Transition};

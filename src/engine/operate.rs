@@ -67,7 +67,7 @@ impl Supervisor {
         }
     }
 
-    fn selected(&self, names: &[String]) -> Result<Vec<Selected>, Denial> {
+    pub(super) fn selected(&self, names: &[String]) -> Result<Vec<Selected>, Denial> {
         let fleets: Vec<(FleetName, Vec<u32>)> = self
             .fleets
             .values()
@@ -88,7 +88,7 @@ impl Supervisor {
         select(names, &fleets)
     }
 
-    fn not_stopping(&self) -> Result<(), Denial> {
+    pub(super) fn not_stopping(&self) -> Result<(), Denial> {
         match self.asked.stopping {
             Stopping::No => Ok(()),
             Stopping::Drain | Stopping::Kill => Err(Denial::new(
@@ -251,71 +251,6 @@ impl Supervisor {
             forgive: false,
         };
         Ok(self.save(request, selected, change, out))
-    }
-
-    /// A run now, whatever the schedule says.
-    fn run(
-        &mut self,
-        request: RequestId,
-        name: &str,
-        by: &By,
-        now: Moment,
-        out: &mut Effects,
-    ) -> Result<Option<Reply>, Denial> {
-        self.not_stopping()?;
-        let selected = self.selected(&[name.to_owned()])?;
-        let [Selected::Fleet(name)] = selected.as_slice() else {
-            return Err(Denial::new(ExitCode::Usage, "name one job"));
-        };
-        if !self.is_job(name) {
-            let why = format!("{name} is a fleet; `leasehold start {name}` starts it");
-            return Err(Denial::new(ExitCode::Usage, why));
-        }
-        if self.intent.holds(name, SlotIndex(0)) {
-            let why = format!("{name} is held; `leasehold start {name}` lifts that");
-            return Err(Denial::new(ExitCode::Conflict, why));
-        }
-        let stance = self.stance(name);
-        let asked = self.with_fleet(name, now, out, |fleet, room| {
-            fleet.run_now(stance, request, &by.who, room)
-        });
-        match asked {
-            Some(Err(why)) => Err(Denial::new(ExitCode::Conflict, format!("{name}: {why}"))),
-            Some(Ok(())) | None => Ok(None),
-        }
-    }
-
-    fn is_job(&self, name: &FleetName) -> bool {
-        let fleet = self.fleets.get(name);
-        fleet.is_some_and(|fleet| fleet.spec.cron.is_some())
-    }
-
-    /// Only what is always there can be restarted. A pattern leaves jobs out; one that is named is a mistake.
-    fn without_jobs(
-        &self,
-        names: &[String],
-        mut selected: Vec<Selected>,
-    ) -> Result<Vec<Selected>, Denial> {
-        let fleet_of = |one: &Selected| match one {
-            Selected::Fleet(name) => name.clone(),
-            Selected::Slot(worker) => worker.fleet.clone(),
-        };
-        for one in &selected {
-            let fleet = fleet_of(one);
-            let head = |name: &String| name.split('/').next() == Some(fleet.as_str());
-            if self.is_job(&fleet) && names.iter().any(head) {
-                let why = format!(
-                    "{fleet} is a job: `leasehold cron run {fleet}` starts a run, `stop` ends one and holds the job"
-                );
-                return Err(Denial::new(ExitCode::Conflict, why));
-            }
-        }
-        selected.retain(|one| !self.is_job(&fleet_of(one)));
-        if selected.is_empty() {
-            let why = "there are only jobs of such names: they are run, not restarted";
-            return Err(Denial::new(ExitCode::Conflict, why));
-        }
-        Ok(selected)
     }
 
     fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {

@@ -45,6 +45,15 @@ fn seal(mut spec: FleetSpec) -> FleetSpec {
     spec
 }
 
+fn lock(of: &str) -> SingletonSpec {
+    SingletonSpec {
+        lock: name(of),
+        flock: None,
+        slots: 1,
+        allow_network_fs: false,
+    }
+}
+
 fn hook(program: &str) -> HookSpec {
     HookSpec {
         program: program.to_owned(),
@@ -75,11 +84,13 @@ fn job(overlap: Overlap, attempts: u32, catch_up: u64) -> FleetSpec {
 }
 
 /// Jobs of every kind. Nobody edits them away.
-fn jobs() -> [(&'static str, FleetSpec); 4] {
+fn jobs() -> [(&'static str, FleetSpec); 5] {
     let skips = job(Overlap::Skip, 1, 0);
     let mut queues = job(Overlap::Queue, 3, 600);
     let mut replaces = job(Overlap::Replace, 2, 300);
     let mut short = job(Overlap::Skip, 2, 120);
+    let mut sole = job(Overlap::Forbid, 3, 120);
+    sole.singleton = Some(lock("sole"));
     let change = |spec: &mut FleetSpec, change: fn(&mut CronSpec)| {
         spec.cron.as_mut().map(change).expect("a job");
     };
@@ -98,6 +109,7 @@ fn jobs() -> [(&'static str, FleetSpec); 4] {
         ("queues", queues),
         ("replaces", replaces),
         ("short", short),
+        ("sole", sole),
     ]
 }
 
@@ -136,12 +148,7 @@ pub(crate) fn first() -> Config {
     once.start.parallel = 1;
     let mut lone = base("lone", 1);
     lone.ready = ReadySpec::Notify;
-    lone.singleton = Some(SingletonSpec {
-        lock: name("lone"),
-        flock: None,
-        slots: 1,
-        allow_network_fs: false,
-    });
+    lone.singleton = Some(lock("lone"));
     let fleets = [
         ("db", db),
         ("web", web),

@@ -73,8 +73,8 @@ enum Item {
     KeeperStarts,
     Operator,
     Signal(Request),
-    TryLock(u64),
-    Settled(u64),
+    TryLock(u64, WorkerId),
+    Settled(u64, WorkerId),
     Rival,
     Replaced,
 }
@@ -128,7 +128,7 @@ pub(crate) struct World {
     last_to_keeper: Moment,
     last_to_supervisor: Moment,
     requests: u64,
-    lock: Lock,
+    locks: BTreeMap<WorkerId, Lock>,
 }
 
 const STORY: Span = Span::secs(300);
@@ -160,7 +160,9 @@ impl World {
             last_to_keeper: Moment(0),
             last_to_supervisor: Moment(0),
             requests: 0,
-            lock: Lock::default(),
+            locks: lock::workers()
+                .map(|worker| (worker.clone(), Lock::new(worker)))
+                .into(),
         }
     }
 
@@ -203,7 +205,9 @@ impl World {
         }
         self.play_until(self.quiet_from);
         self.host.tempers = false;
-        self.lock.rival(&self.host, true);
+        for lock in self.locks.values_mut() {
+            lock.rival(&self.host, true);
+        }
         self.play_until(self.quiet_from.after(SETTLE));
         let status = self
             .engine
@@ -287,7 +291,9 @@ impl World {
                 self.step(Event::Tick);
             }
             checks::no_drain_is_endless(&self.host, self.now);
-            self.lock.check(&self.host, self.now);
+            for lock in self.locks.values_mut() {
+                lock.check(&self.host, self.now);
+            }
         }
         if self.exit.is_none() {
             self.now = end;
@@ -343,14 +349,26 @@ impl World {
                 }
                 self.after_keeper();
             }
-            Item::TryLock(incarnation) if incarnation == self.incarnation => self.try_lock(),
-            Item::Settled(incarnation) if incarnation == self.incarnation => self.settled(),
-            Item::TryLock(_) | Item::Settled(_) => {}
-            Item::Rival => self.lock.rival(&self.host, self.now >= self.quiet_from),
+            Item::TryLock(incarnation, worker) if incarnation == self.incarnation => {
+                self.try_lock(worker);
+            }
+            Item::Settled(incarnation, worker) if incarnation == self.incarnation => {
+                self.settled(worker);
+            }
+            Item::TryLock(..) | Item::Settled(..) => {}
+            Item::Rival => {
+                let quiet = self.now >= self.quiet_from;
+                for lock in self.locks.values_mut() {
+                    lock.rival(&self.host, quiet);
+                }
+            }
             Item::Replaced => {
-                if self.now < self.quiet_from && self.lock.replace(self.now) {
-                    self.say(|| "-- the lock file is replaced".to_owned());
-                    self.gate(GateNews::Lost("replaced".to_owned()));
+                for worker in lock::workers() {
+                    let now = self.now;
+                    if now < self.quiet_from && self.lock(&worker).1.replace(now) {
+                        self.say(|| format!("-- the lock file of {worker} is replaced"));
+                        self.gate(worker, GateNews::Lost("replaced".to_owned()));
+                    }
                 }
             }
         }
@@ -386,38 +404,46 @@ impl World {
         self.queue = rest;
     }
 
-    fn gate(&mut self, news: GateNews) {
-        let worker = lock::worker();
+    fn gate(&mut self, worker: WorkerId, news: GateNews) {
         self.step(Event::Gate { worker, news });
     }
 
-    fn try_lock(&mut self) {
-        if !self.lock.sought || self.lock.settling {
+    /// The lock of a worker, and who we are to it.
+    fn lock(&mut self, worker: &WorkerId) -> (Owner, &mut Lock) {
+        let me = Owner::Supervisor(self.incarnation);
+        let lock = self.locks.get_mut(worker);
+        (me, lock.expect("a worker that needs one"))
+    }
+
+    fn try_lock(&mut self, worker: WorkerId) {
+        let (me, lock) = self.lock(&worker);
+        if !lock.sought || lock.settling {
             return;
         }
-        if self.lock.try_take(Owner::Supervisor(self.incarnation)) {
-            self.lock.settling = true;
+        if lock.try_take(me) {
+            lock.settling = true;
             let long = self.rng.chance(10);
             let after = self.rng.span(0, if long { 3_000 } else { 20 });
-            self.at(after, Item::Settled(self.incarnation));
+            self.at(after, Item::Settled(self.incarnation, worker));
         } else {
             let after = self.rng.span(1, 1_000);
-            self.at(after, Item::TryLock(self.incarnation));
-            self.gate(GateNews::Waits("the rival has it".to_owned()));
+            self.at(after, Item::TryLock(self.incarnation, worker.clone()));
+            self.gate(worker, GateNews::Waits("the rival has it".to_owned()));
         }
     }
 
-    fn settled(&mut self) {
-        self.lock.settling = false;
-        if !self.lock.sought {
-            return self.lock.remove(Owner::Supervisor(self.incarnation));
+    fn settled(&mut self, worker: WorkerId) {
+        let (me, lock) = self.lock(&worker);
+        lock.settling = false;
+        if !lock.sought {
+            return lock.remove(me);
         }
-        self.lock.sought = false;
-        let pass = self.lock.open();
-        self.lock.add(Owner::Packet);
-        let name = leasehold::engine::lock_name(&lock::worker());
+        lock.sought = false;
+        let pass = lock.open();
+        lock.add(Owner::Packet);
+        let name = leasehold::engine::lock_name(&worker);
         self.send(vec![Op::Hold { name }]);
-        self.gate(GateNews::Opened(pass));
+        self.gate(worker, GateNews::Opened(pass));
     }
 
     fn process(&mut self, pid: i32, act: &Act) {
@@ -457,17 +483,36 @@ impl World {
         self.after_keeper();
     }
 
+    fn lock_named(&mut self, name: &str) -> Option<&mut Lock> {
+        let named = |worker: &WorkerId| leasehold::engine::lock_name(worker) == name;
+        let found = self.locks.iter_mut().find(|(worker, _)| named(worker));
+        found.map(|(_, lock)| lock)
+    }
+
+    /// Is this a start under a lock that excludes nobody any more?
+    fn is_replaced(&self, key: &RowKey) -> Option<WorkerId> {
+        let RowKey::Slot(worker) = key else {
+            return None;
+        };
+        let lock = self.locks.get(worker);
+        lock.filter(|lock| lock.replaced).map(|_| worker.clone())
+    }
+
     /// Carries out one packet, and schedules what follows on the machine.
     fn deliver(&mut self, ops: Vec<Op>) {
         for op in ops {
             match op {
                 Op::Exit { code } => self.exit = Some(code),
-                Op::Hold { .. } => {
-                    self.lock.remove(Owner::Packet);
-                    self.lock.add(Owner::Keeper);
+                Op::Hold { name } => {
+                    if let Some(lock) = self.lock_named(&name) {
+                        lock.remove(Owner::Packet);
+                        lock.add(Owner::Keeper);
+                    }
                 }
                 Op::Release { name } if name.starts_with("lock/") => {
-                    self.lock.remove(Owner::Keeper);
+                    if let Some(lock) = self.lock_named(&name) {
+                        lock.remove(Owner::Keeper);
+                    }
                 }
                 Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } | Op::Echo { .. } => {}
                 op => {
@@ -545,9 +590,8 @@ impl World {
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Spawn { key, after, .. })
-                    if self.lock.replaced && key == RowKey::Slot(lock::worker()) =>
+                    if let Some(worker) = self.is_replaced(&key) =>
                 {
-                    let worker = lock::worker();
                     let news = GateNews::Lost("replaced".to_owned());
                     self.answer(0, 1, Event::Gate { worker, news });
                     self.answer(1, 2, Event::Refused { key, after });
@@ -587,15 +631,16 @@ impl World {
                         previous: previous.into_iter().collect(),
                     });
                 }
-                Effect::SeekGate { .. } => {
-                    self.lock.sought = true;
+                Effect::SeekGate { worker, .. } => {
+                    self.lock(&worker).1.sought = true;
                     let after = self.rng.span(0, 5);
-                    self.at(after, Item::TryLock(self.incarnation));
+                    self.at(after, Item::TryLock(self.incarnation, worker));
                 }
                 Effect::ShutGate(worker) => {
-                    self.lock.sought = false;
-                    if !self.lock.settling {
-                        self.lock.remove(Owner::Supervisor(self.incarnation));
+                    let (me, lock) = self.lock(&worker);
+                    lock.sought = false;
+                    if !lock.settling {
+                        lock.remove(me);
                         let name = leasehold::engine::lock_name(&worker);
                         ops.push(Op::Release { name });
                     }
@@ -688,10 +733,9 @@ impl World {
             asked: core.asked(),
             rows: rows.collect(),
             gates: self
-                .lock
-                .kept()
-                .map(|pass| (lock::worker(), pass))
-                .into_iter()
+                .locks
+                .iter()
+                .filter_map(|(worker, lock)| Some((worker.clone(), lock.kept()?)))
                 .collect(),
             shown: self.host.jobs.shown(self.now),
             recover: false,
@@ -706,8 +750,12 @@ impl World {
         self.incarnation += 1;
         let origin = self.origin(&mut core);
         self.core = Some(core);
-        if !origin.gates.is_empty() && !self.lock.replaced {
-            self.lock.add(Owner::Supervisor(self.incarnation));
+        let me = Owner::Supervisor(self.incarnation);
+        for lock in origin.gates.keys() {
+            let lock = self.locks.get_mut(lock);
+            if let Some(lock) = lock.filter(|lock| !lock.replaced) {
+                lock.add(me);
+            }
         }
         self.host.jobs.wake = None;
         let mut effects = Effects::default();
@@ -744,7 +792,7 @@ impl World {
                 self.deliver(ops);
             }
         }
-        self.lock.supervisor_died();
+        self.locks.values_mut().for_each(Lock::supervisor_died);
         self.cut_off_books();
         if kept == all && self.exit.is_none() {
             self.compare_with_rebuilt(&mut old);
@@ -795,7 +843,7 @@ impl World {
         self.engine = None;
         self.incarnation += 1;
         self.host.wipe();
-        self.lock.keeper_died();
+        self.locks.values_mut().for_each(Lock::keeper_died);
         let keep = |item: &Item| {
             !matches!(
                 item,
@@ -818,7 +866,7 @@ impl World {
         self.totals.commands += 1;
         let fleet = (*self.rng.pick(&[
             "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "*", "skips", "queues",
-            "replaces", "short/0",
+            "replaces", "short/0", "sole",
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
@@ -826,7 +874,7 @@ impl World {
             8 => Command::Run {
                 name: (*self
                     .rng
-                    .pick(&["skips", "queues", "replaces", "short", "db"]))
+                    .pick(&["skips", "queues", "replaces", "short", "sole", "db"]))
                 .to_owned(),
                 by,
             },
