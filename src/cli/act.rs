@@ -390,8 +390,10 @@ fn clear_line(terminal: bool, said: &str) {
 
 fn progress(view: &StatusView, concerns: impl Fn(&FleetView) -> bool) -> String {
     let busy = view.fleets.iter().filter(|fleet| {
+        let runs = fleet.kind == "cron" && !matches!(fleet.state.as_str(), "idle" | "held");
         concerns(fleet)
-            && (fleet.ready != fleet.desired
+            && (runs
+                || fleet.ready != fleet.desired
                 || fleet.rollout.is_some()
                 || fleet.workers.iter().any(|w| w.ending.is_some()))
     });
@@ -402,6 +404,9 @@ fn progress(view: &StatusView, concerns: impl Fn(&FleetView) -> bool) -> String 
                 .iter()
                 .filter(|worker| worker.ending.is_some())
                 .count();
+            if fleet.kind == "cron" && draining == 0 {
+                return format!("{} {}", fleet.name, fleet.state);
+            }
             let tail = if draining > 0 {
                 format!(", {draining} draining")
             } else {

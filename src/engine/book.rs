@@ -165,6 +165,8 @@ pub enum Skip {
     Superseded,
     /// An operator stopped the job.
     Held,
+    /// The daemon ends; what the calendar wants is left to the next one, what somebody asked for is not.
+    Shutdown,
 }
 
 impl Skip {
@@ -176,6 +178,7 @@ impl Skip {
             Self::QueueFull => "too many wait already",
             Self::Superseded => "a later tick came before it could start",
             Self::Held => "the job is held",
+            Self::Shutdown => "the daemon is shutting down",
         }
     }
 }

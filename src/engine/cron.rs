@@ -287,7 +287,18 @@ impl Cron {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Opening => Move::Rest,
             Phase::Idle => self.begin(seen, desk),
-            Phase::Seeking { run, .. } if !desk.is_open() => self.skip(run, Skip::Held, desk),
+            Phase::Seeking { run, .. } if desk.held || desk.removed => {
+                self.skip(run, Skip::Held, desk)
+            }
+            Phase::Seeking { run, .. } if !desk.is_open() => {
+                // At a shutdown nothing was decided: it waits again.
+                self.pending.push_front(Pending {
+                    scheduled: run.scheduled,
+                    manual: run.manual,
+                    not_before: desk.now,
+                });
+                Move::Again
+            }
             Phase::Seeking { run, .. } if seen.open => self.claim(run, desk),
             Phase::Seeking { run, until } if until > desk.now => {
                 self.phase = Phase::Seeking { run, until };

@@ -98,6 +98,10 @@ impl Fleet {
         if self.removed || intent.fleets.contains_key(&self.name) {
             return 0;
         }
+        // Whatever somebody once said of a fleet that had its name.
+        if self.spec.cron.is_some() {
+            return self.spec.workers;
+        }
         let slots = self.spec.singleton.as_ref().map(|lock| lock.slots);
         intent
             .sizes

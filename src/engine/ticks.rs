@@ -128,11 +128,15 @@ impl Cron {
         }
     }
 
-    /// Nobody starts what waits: a job that is held has been told why, at a shutdown the next keeper decides.
+    /// Nobody starts what waits: a job that is held has been told why; at a shutdown the next keeper decides upon ticks.
     pub(super) fn give_up_pending(&mut self, desk: &mut JobDesk<'_>) {
         if desk.held || desk.removed {
-            self.drop_pending(Skip::Held, desk);
+            return self.drop_pending(Skip::Held, desk);
         }
+        let (asked, ticks) = self.pending.drain(..).partition(|one| one.manual);
+        self.pending = asked;
+        self.drop_pending(Skip::Shutdown, desk);
+        self.pending = ticks;
     }
 
     pub(super) fn drop_pending(&mut self, why: Skip, desk: &mut JobDesk<'_>) {

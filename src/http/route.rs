@@ -313,6 +313,30 @@ mod tests {
             assert_eq!(ask(door, "GET", "/nothing", ""), Err(404));
             assert_eq!(ask(door, "DELETE", "/livez", ""), Err(405));
         }
+        let crons = |name: Option<&str>, next| {
+            let name = name.map(str::to_owned);
+            Ok(Route::Crons { name, next })
+        };
+        assert_eq!(ask(Door::Tcp, "GET", "/v1/crons", ""), crons(None, 1));
+        let one = ask(Door::Tcp, "GET", "/v1/crons/report?next=9", "");
+        assert_eq!(one, crons(Some("report"), 9));
+        for target in [
+            "/v1/crons?next=-1",
+            "/v1/crons?next=1001",
+            "/v1/crons?next=",
+        ] {
+            assert_eq!(ask(Door::Tcp, "GET", target, ""), Err(400), "{target}");
+        }
+        let run = Command::Run {
+            name: "report".to_owned(),
+            by: By::default(),
+        };
+        assert_eq!(
+            ask(Door::Unix, "POST", "/v1/crons/report/run", ""),
+            Ok(Route::Command(run))
+        );
+        assert_eq!(ask(Door::Tcp, "POST", "/v1/crons/report/run", ""), Err(403));
+        assert_eq!(ask(Door::Unix, "POST", "/v1/run", ""), Err(404));
         let reload = Ok(Route::Command(Command::Reload));
         assert_eq!(ask(Door::Unix, "POST", "/v1/config/reload", ""), reload);
         assert_eq!(ask(Door::Tcp, "POST", "/v1/config/reload", ""), Err(403));

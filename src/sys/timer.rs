@@ -52,3 +52,35 @@ pub fn take(timer: &OwnedFd) {
     // ECANCELED is how a clock that was set is told; with EAGAIN there is nothing to take.
     let _ = rustix::io::read(timer, &mut [0_u8; 8]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec as Wait, poll};
+
+    fn rings(timer: &OwnedFd) -> bool {
+        let now = Wait {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut one = [PollFd::new(timer, PollFlags::IN)];
+        poll(&mut one, Some(&now)).unwrap() == 1
+    }
+
+    #[test]
+    fn rings_when_the_instant_is_past_and_once() {
+        let timer = create().unwrap();
+        assert!(!rings(&timer));
+        for past in [Stamp(0), Stamp(-5), Stamp(1_000_000)] {
+            arm(&timer, past).unwrap();
+            assert!(rings(&timer), "{past}");
+            take(&timer);
+            assert!(!rings(&timer), "{past}");
+        }
+        arm(&timer, Stamp(253_402_207_200_000)).unwrap();
+        assert!(!rings(&timer));
+        arm(&timer, Stamp(0)).unwrap();
+        disarm(&timer).unwrap();
+        assert!(!rings(&timer));
+    }
+}
