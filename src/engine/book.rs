@@ -11,8 +11,9 @@ use crate::{
     wire::ExitStatus,
 };
 
-/// Stretches of the calendar that are remembered apart. A clock that jumps makes a new one; those that are nearest become one.
-const STRETCHES_MAX: usize = 4;
+/// Stretches of the calendar that are remembered apart. A clock that jumps, or downtime, makes a new one; of more than so many the nearest
+/// of those that are over become one.
+const STRETCHES_MAX: usize = 16;
 
 /// A job's book.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,7 +232,9 @@ impl Had {
         self.0.push((low, high));
         self.0.sort();
         while self.0.len() > STRETCHES_MAX {
-            let gap = |at: &usize| self.0[at + 1].0.since(self.0[*at].1);
+            // What lies ahead may come yet: a clock that was wrong by years must not cost the ticks of years.
+            let is_ahead = |at: usize| self.0[at + 1].1 > to;
+            let gap = |at: &usize| (is_ahead(*at), self.0[at + 1].0.since(self.0[*at].1));
             let Some(at) = (0..self.0.len() - 1).min_by_key(gap) else {
                 return;
             };
@@ -276,22 +279,21 @@ mod tests {
     fn stretches_grow_together_and_the_nearest_become_one() {
         assert_eq!(had(&[(0, 5), (5, 9)]), had(&[(0, 9)]));
         assert_eq!(had(&[(0, 5), (3, 9), (20, 21)]).0.len(), 2);
-        let many = had(&[
-            (0, 10),
-            (1000, 1010),
-            (1020, 1030),
-            (5000, 5010),
-            (9000, 9010),
-        ]);
-        assert_eq!(many.0.len(), STRETCHES_MAX);
-        assert_eq!(many.end_of(Stamp(1015)), Some(Stamp(1030)), "{many:?}");
-        assert_eq!(many.end_of(Stamp(500)), None);
-        assert_eq!(
-            many.end_of(Stamp(0)),
-            None,
-            "a stretch begins after its start"
-        );
-        assert_eq!(many.end_of(Stamp(10)), Some(Stamp(10)));
+        let mut many = Had::default();
+        for n in 1..=14 {
+            many.add(Stamp(1_000 * n), Stamp(1_000 * n + 100));
+        }
+        // Two that are nearer than others, but ahead; then the calendar goes on.
+        many.add(Stamp(900_000), Stamp(900_010));
+        many.add(Stamp(900_020), Stamp(900_030));
+        many.add(Stamp(14_500), Stamp(14_510));
+        assert_eq!(many.0.len(), STRETCHES_MAX, "{many:?}");
+        assert_eq!(many.end_of(Stamp(14_300)), Some(Stamp(14_510)), "{many:?}");
+        assert_eq!(many.end_of(Stamp(900_015)), None, "{many:?}");
+        assert_eq!(many.end_of(Stamp(900_030)), Some(Stamp(900_030)));
+        assert_eq!(many.end_of(Stamp(13_500)), None);
+        let start = many.end_of(Stamp(1_000));
+        assert_eq!(start, None, "a stretch begins after its start");
     }
 
     #[test]

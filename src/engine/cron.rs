@@ -584,7 +584,7 @@ mod tests {
             };
             cron.book.note(record, 64);
         }
-        for n in 0..10 {
+        for n in 0..30 {
             let from = far.before(Span::secs(100 * n));
             cron.book.had.add(from, from.after(Span::secs(50)));
         }

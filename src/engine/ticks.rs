@@ -165,6 +165,8 @@ impl Cron {
             });
         }
         self.book.cursor = Some(shown);
+        // The file must not name a later one: whoever reads it would take every tick until then for decided.
+        self.disk.again = None;
         self.find_next();
     }
 
