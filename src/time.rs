@@ -180,6 +180,81 @@ impl fmt::Debug for Span {
     }
 }
 
+/// An instant of the wall clock in whole milliseconds since 1970 UTC: ticks of schedules, and dates in records. What shows it can be
+/// set, so nothing is measured with it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp(pub i64);
+
+impl Stamp {
+    /// The instant `span` later; saturates.
+    #[must_use]
+    pub fn after(self, span: Span) -> Self {
+        Self(self.0.saturating_add_unsigned(span.as_millis()))
+    }
+
+    /// The instant `span` earlier; saturates.
+    #[must_use]
+    pub fn before(self, span: Span) -> Self {
+        Self(self.0.saturating_sub_unsigned(span.as_millis()))
+    }
+
+    /// How long `self` lies after `earlier`; zero if it does not.
+    pub fn since(self, earlier: Self) -> Span {
+        let ms = self.0.saturating_sub(earlier.0);
+        Span::millis(u64::try_from(ms).unwrap_or(0))
+    }
+
+    /// The same instant as dates are computed with; the nearest that has one.
+    pub fn timestamp(self) -> jiff::Timestamp {
+        jiff::Timestamp::from_millisecond(self.0).unwrap_or(if self.0 < 0 {
+            jiff::Timestamp::MIN
+        } else {
+            jiff::Timestamp::MAX
+        })
+    }
+}
+
+impl From<jiff::Timestamp> for Stamp {
+    fn from(instant: jiff::Timestamp) -> Self {
+        Self(instant.as_millisecond())
+    }
+}
+
+/// RFC 3339 in UTC.
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.timestamp().to_string())
+    }
+}
+
+impl fmt::Debug for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A number in rows, RFC 3339 where people may look.
+impl Serialize for Stamp {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        if out.is_human_readable() {
+            out.collect_str(self)
+        } else {
+            out.serialize_i64(self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Stamp {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if !from.is_human_readable() {
+            return i64::deserialize(from).map(Self);
+        }
+        let text = String::deserialize(from)?;
+        let read = text.parse::<jiff::Timestamp>();
+        read.map(Self::from).map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +264,19 @@ mod tests {
         assert_eq!(Moment(u64::MAX - 1).after(Span::secs(5)), Moment(u64::MAX));
         assert_eq!(Moment(5).since(Moment(9)), Span::ZERO);
         assert_eq!(Moment(5).until(Moment(9)), Span::nanos(4));
+    }
+
+    #[test]
+    fn stamps_read_back_in_rows_and_in_files() {
+        let stamp = Stamp(1_792_000_000_123);
+        assert_eq!(stamp.to_string(), "2026-10-14T17:46:40.123Z");
+        let text = serde_json::to_string(&stamp).unwrap();
+        assert_eq!(serde_json::from_str::<Stamp>(&text).unwrap(), stamp);
+        let bytes = postcard::to_stdvec(&stamp).unwrap();
+        assert!(bytes.len() <= 6, "{bytes:?}");
+        assert_eq!(postcard::from_bytes::<Stamp>(&bytes).unwrap(), stamp);
+        assert_eq!(Stamp(5).since(Stamp(9)), Span::ZERO);
+        assert_eq!(Stamp(9_000).before(Span::secs(5)), Stamp(4_000));
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod abuse;
 mod client;
 #[path = "process/clock.rs"]
 mod clock;
+#[path = "process/cron.rs"]
+mod cron;
 #[path = "process/death.rs"]
 mod death;
 #[path = "process/health.rs"]

@@ -153,7 +153,7 @@ pub(super) fn signal(args: &SignalArgs) -> Outcome {
     match client.post("/v1/signal", &body, Repeat::Never)? {
         Reply::Begun { names } if args.reach.json => print_json(&names),
         Reply::Begun { names } => print(&format!("{} sent to {}\n", args.signal, names.join(", "))),
-        Reply::AlreadySo | Reply::Plan { .. } => Ok(ExitCode::Ok),
+        Reply::AlreadySo | Reply::Plan { .. } | Reply::Run { .. } => Ok(ExitCode::Ok),
     }
 }
 
@@ -209,7 +209,7 @@ fn send(args: &NamesArgs, verb: &str, repeat: Repeat) -> Result<(Client, Reply),
 
 /// How far something is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Done,
     Wait,
     Failed(String),
@@ -252,7 +252,7 @@ fn all_ready(fleet: &FleetView) -> Step {
             ))
         }
         // Its turn may come in a year.
-        None if fleet.state == "standby" => Step::Done,
+        None if fleet.state == "standby" || fleet.kind == "cron" => Step::Done,
         None => Step::from(fleet.ready + fleet.done >= fleet.desired),
     }
 }
@@ -322,7 +322,8 @@ fn finish(
     wait(waiting, &client, concerns, done)
 }
 
-fn wait(
+/// Waits until `done` says so, with progress on stderr.
+pub(super) fn wait(
     waiting: &Wait,
     client: &Client,
     concerns: impl Fn(&FleetView) -> bool,
@@ -389,8 +390,10 @@ fn clear_line(terminal: bool, said: &str) {
 
 fn progress(view: &StatusView, concerns: impl Fn(&FleetView) -> bool) -> String {
     let busy = view.fleets.iter().filter(|fleet| {
+        let runs = fleet.kind == "cron" && !matches!(fleet.state.as_str(), "idle" | "held");
         concerns(fleet)
-            && (fleet.ready != fleet.desired
+            && (runs
+                || fleet.ready != fleet.desired
                 || fleet.rollout.is_some()
                 || fleet.workers.iter().any(|w| w.ending.is_some()))
     });
@@ -401,6 +404,9 @@ fn progress(view: &StatusView, concerns: impl Fn(&FleetView) -> bool) -> String 
                 .iter()
                 .filter(|worker| worker.ending.is_some())
                 .count();
+            if fleet.kind == "cron" && draining == 0 {
+                return format!("{} {}", fleet.name, fleet.state);
+            }
             let tail = if draining > 0 {
                 format!(", {draining} draining")
             } else {

@@ -28,16 +28,12 @@ pub(super) fn check(args: &CheckArgs) -> Outcome {
     let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()))?;
     match config::load(&path, &ThisMachine) {
         Ok(_) if args.json => print_json(&Vec::<()>::new()),
-        Ok(config) => {
-            let workers: u32 = config.fleets.values().map(|fleet| fleet.workers).sum();
-            print(&format!(
-                "{}: ok: {}, {}, revision {}\n",
-                path.display(),
-                count(config.fleets.len(), "fleet"),
-                count(workers, "worker"),
-                config.revision
-            ))
-        }
+        Ok(config) => print(&format!(
+            "{}: ok: {}, revision {}\n",
+            path.display(),
+            config.size(),
+            config.revision
+        )),
         Err(faults) if args.json => print_json(&faults.rows()).map(|_| ExitCode::Config),
         Err(faults) => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

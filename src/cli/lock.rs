@@ -107,7 +107,7 @@ struct Place<'a> {
 /// Becomes the keeper of one command; its exit code.
 pub(super) fn lock(args: &LockArgs) -> u8 {
     if args.print_path {
-        return super::number(print_path(args));
+        return super::number(print_path(args).map(ExitCode::number));
     }
     let command = match find(&args.command) {
         Ok(command) => command,

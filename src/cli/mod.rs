@@ -4,6 +4,7 @@ mod act;
 mod check;
 mod client;
 mod config;
+mod cron;
 mod directories;
 mod events;
 mod journalctl;
@@ -60,6 +61,8 @@ enum Verb {
     Scale(act::ScaleArgs),
     /// Send a signal to workers' leaders
     Signal(act::SignalArgs),
+    /// Show jobs, when they run next, what became of their runs; run one now
+    Cron(cron::CronArgs),
     /// Print workers' output
     Logs(logs::LogsArgs),
     /// Print what happened
@@ -143,14 +146,15 @@ pub fn main() -> u8 {
         Verb::Logs(args) => logs::logs(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Config(args) => config::config(&args),
+        Verb::Cron(args) => return number(cron::cron(&args)),
     };
-    number(outcome)
+    number(outcome.map(ExitCode::number))
 }
 
 /// The exit code of an outcome; a failure is said.
-fn number(outcome: Outcome) -> u8 {
+fn number(outcome: Result<u8, Failure>) -> u8 {
     match outcome {
-        Ok(code) => code.number(),
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("leasehold: {}", failure.why.trim_end());
             failure.code.number()

@@ -55,6 +55,7 @@ pub(super) fn describe(changes: &[Change]) -> String {
 fn describe_one(change: &Change) -> String {
     let (sign, what) = match change.class {
         Class::Live => ("~", "takes effect at once, workers untouched"),
+        Class::NextRun => ("~", "takes effect at the job's next run"),
         Class::Scale => (
             "~",
             "another number of workers; those that stay are untouched",

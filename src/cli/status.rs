@@ -35,6 +35,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     }
     let ready = view.fleets.iter().all(|fleet| {
         matches!(fleet.state.as_str(), "held" | "standby")
+            || fleet.kind == "cron"
             || fleet.ready + fleet.done >= fleet.desired
     });
     Ok(if ready && !view.supervisor.draining {
@@ -128,6 +129,16 @@ fn render(view: &StatusView, verbose: bool) -> String {
 
 fn fleet_row(fleet: &FleetView) -> Vec<String> {
     let restarts: u64 = fleet.workers.iter().map(|worker| worker.restarts).sum();
+    if let (None, Some(job)) = (&fleet.held, job_note(fleet)) {
+        return vec![
+            fleet.name.clone(),
+            fleet.ready.to_string(),
+            fleet.desired.to_string(),
+            fleet.state.clone(),
+            "-".to_owned(),
+            job,
+        ];
+    }
     let note = match (&fleet.held, &fleet.rollout, &fleet.gate) {
         (Some(who), ..) => format!("held by {who}"),
         (None, Some(rollout), _) => format!("rollout {rollout}"),
@@ -152,6 +163,16 @@ fn fleet_row(fleet: &FleetView) -> Vec<String> {
         restarts.to_string(),
         note,
     ]
+}
+
+/// When a job runs next, and what became of its last run.
+fn job_note(fleet: &FleetView) -> Option<String> {
+    let last = fleet
+        .last
+        .as_ref()
+        .map_or_else(String::new, |last| format!("; last: {}", last.reason));
+    let next = fleet.next.as_deref().unwrap_or("never");
+    (fleet.kind == "cron").then(|| format!("next {next}{last}"))
 }
 
 fn worker_row(worker: &WorkerView) -> Vec<String> {

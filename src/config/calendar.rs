@@ -30,8 +30,10 @@ use std::{fmt, iter::FusedIterator};
 use jiff::{
     RoundMode, SignedDuration, Timestamp, Unit,
     civil::{Date, DateTime, DateTimeRound, date},
-    tz::TimeZone,
+    tz::{TimeZone, TimeZoneDatabase},
 };
+
+use crate::{config::spec::CronSpec, time::Stamp};
 
 pub use super::crontab::ScheduleError;
 use super::crontab::{self, Field};
@@ -163,6 +165,40 @@ impl Schedule {
             of_month || of_week
         }
     }
+}
+
+/// A job's schedule in its time zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calendar {
+    schedule: Schedule,
+    zone: TimeZone,
+}
+
+impl Calendar {
+    /// As a checked configuration says it; none for texts that no configuration would have been accepted with.
+    pub fn of(spec: &CronSpec) -> Option<Self> {
+        Some(Self {
+            schedule: Schedule::parse(&spec.schedule).ok()?,
+            zone: zone(&spec.timezone)?,
+        })
+    }
+
+    /// The first tick strictly after `after`, if there is one before the year 10000.
+    pub fn next_after(&self, after: Stamp) -> Option<Stamp> {
+        let tick = self.schedule.next_after(after.timestamp(), &self.zone);
+        tick.map(Stamp::from)
+    }
+}
+
+/// A time zone by its IANA name, in the rules that were compiled in: the same on every machine, and no file is read.
+pub(super) fn zone(name: &str) -> Option<TimeZone> {
+    TimeZoneDatabase::bundled().get(name).ok()
+}
+
+/// Every name that [`zone`] knows.
+pub(super) fn zones() -> Vec<String> {
+    let all = TimeZoneDatabase::bundled();
+    all.available().map(|name| name.to_string()).collect()
 }
 
 /// The canonical text: numbers, the shortest ranges and steps. It reads back as an equal schedule.

@@ -16,6 +16,8 @@ use crate::{
 pub enum Class {
     /// Takes effect without touching a worker.
     Live,
+    /// A job's next run is another one; the one that is under way goes on as it is.
+    NextRun,
     /// Workers come or go; those that stay are untouched.
     Scale,
     /// Every worker is replaced, one batch after the other.
@@ -82,6 +84,12 @@ pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
 pub fn class(old: &FleetSpec, new: &FleetSpec) -> Option<Class> {
     if old == new {
         return None;
+    }
+    match (&old.cron, &new.cron) {
+        (Some(_), Some(_)) if old.revision != new.revision => return Some(Class::NextRun),
+        (Some(_), Some(_)) => return Some(Class::Live),
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => return Some(Class::Rolling),
     }
     let listens = |spec: &FleetSpec| -> Vec<String> {
         spec.sockets

@@ -80,6 +80,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         rank: 0,
         log: log(section),
         singleton: singleton::singleton(section, name),
+        cron: None,
         process,
     };
     spec.revision = revision(&spec);
@@ -97,7 +98,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
 }
 
 /// Keys of the design that this version does not have: better refused than ignored.
-fn not_here_yet(section: &Section<'_, '_>) {
+pub(super) fn not_here_yet(section: &Section<'_, '_>) {
     for key in ["scale", "publish"] {
         if section.refused(key).is_some() {
             let message = format!("`{}` is not available in this version", section.name(key));
@@ -108,7 +109,7 @@ fn not_here_yet(section: &Section<'_, '_>) {
 }
 
 /// What a spawn looks like, as a number: everything that makes a running worker differ from a new one.
-fn revision(spec: &FleetSpec) -> Revision {
+pub(super) fn revision(spec: &FleetSpec) -> Revision {
     let sockets: Vec<(&String, String)> = spec
         .sockets
         .iter()
@@ -230,7 +231,7 @@ fn restart(section: &Section<'_, '_>) -> RestartSpec {
 }
 
 /// Exit codes that are a success.
-fn success(table: &Section<'_, '_>) -> Option<Vec<i32>> {
+pub(super) fn success(table: &Section<'_, '_>) -> Option<Vec<i32>> {
     let value = table.value("success")?;
     let Kind::Array(items) = &value.kind else {
         let message = format!("{} must be an array", table.name("success"));
@@ -254,7 +255,7 @@ fn success(table: &Section<'_, '_>) -> Option<Vec<i32>> {
 }
 
 /// `stop`; its waiting times may be said in `drain` instead.
-fn stop(section: &Section<'_, '_>) -> StopSpec {
+pub(super) fn stop(section: &Section<'_, '_>) -> StopSpec {
     let (table, drain) = (section.section("stop"), section.section("drain"));
     let either = |key| {
         let (in_stop, in_drain) = (table.span(key), drain.span(key));
@@ -308,7 +309,7 @@ fn rollout(section: &Section<'_, '_>) -> RolloutSpec {
 }
 
 /// What it waits for, and where that is said.
-fn after(
+pub(super) fn after(
     section: &Section<'_, '_>,
 ) -> (BTreeMap<FleetName, AfterState>, BTreeMap<FleetName, Place>) {
     let table = section.section("after");
@@ -347,7 +348,7 @@ fn after(
     (after, places)
 }
 
-fn log(section: &Section<'_, '_>) -> LogSpec {
+pub(super) fn log(section: &Section<'_, '_>) -> LogSpec {
     let table = section.section("log");
     // Where stderr goes is part of the process, and read there.
     table.value("stderr");

@@ -10,6 +10,7 @@
 //! | `fleet` | one `[fleet.NAME]` and its smaller tables |
 //! | `process`, `commands`, `limits` | what reaches a worker's process |
 //! | `probes` | is it ready, is it well |
+//! | `cron` | one `[cron.NAME]` |
 //! | `singleton` | the lock that its workers need |
 //! | `spec` | what it all means: [`Config`] |
 //! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
@@ -20,6 +21,7 @@
 
 pub mod calendar;
 mod commands;
+mod cron;
 mod crontab;
 pub mod diff;
 mod document;

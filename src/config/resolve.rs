@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     config::{
-        Config, Faults, Surroundings,
+        Config, Faults, Surroundings, cron,
         document::{Kind, Place, Reader, Table},
         fault::nearest,
         files,
@@ -42,16 +42,25 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     let node = node(&top.node);
     let http = http(&top.http);
     let mut fleets = Fleets::new();
-    for (name, section, place) in &top.fleets {
+    for Found {
+        kind,
+        name,
+        section,
+        place,
+    } in &top.fleets
+    {
         match name.parse::<FleetName>() {
             Ok(name) => {
-                let fleet = fleet::fleet(&name, section, place);
+                let fleet = match kind {
+                    Named::Fleet => fleet::fleet(&name, section, place),
+                    Named::Cron => cron::job(&name, section, place),
+                };
                 fleets.insert(name, fleet);
             }
             Err(why) => reader.fault(
                 "E103",
                 Some(place.clone()),
-                format!("{name:?} is not a fleet's name: {why}"),
+                format!("{name:?} is not a {}'s name: {why}", kind.noun()),
                 "this name",
                 String::new(),
             ),
@@ -84,21 +93,55 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     Ok(config)
 }
 
+/// What a named table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Fleet,
+    Cron,
+}
+
+impl Named {
+    const ALL: [Self; 2] = [Self::Fleet, Self::Cron];
+
+    /// The table that holds all of them.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Fleet => "fleet",
+            Self::Cron => "cron",
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Fleet => "fleet",
+            Self::Cron => "job",
+        }
+    }
+}
+
+/// One fleet or job.
+struct Found<S> {
+    kind: Named,
+    name: String,
+    section: S,
+    place: Place,
+}
+
 /// The top-level tables of all files, put together.
 struct Top<'r, 'a> {
     /// The main file, if it could be read.
     main: Option<Section<'r, 'a>>,
     node: Section<'r, 'a>,
     http: Section<'r, 'a>,
-    fleets: Vec<(String, Section<'r, 'a>, Place)>,
-    /// Every name below `fleet`, whatever stands there.
-    declared: Vec<String>,
+    fleets: Vec<Found<Section<'r, 'a>>>,
+    /// Every name below `fleet` and `cron`, whatever stands there.
+    declared: Vec<(Named, String)>,
 }
 
 impl<'r, 'a> Top<'r, 'a> {
     fn gather(reader: &'r Reader<'a>, tables: Vec<Table>, base: &Path) -> Self {
         let mut found: BTreeMap<&'static str, Table> = BTreeMap::new();
-        let mut fleets: Vec<(String, Table, Place)> = Vec::new();
+        let mut fleets: Vec<Found<Table>> = Vec::new();
         let (mut main, mut declared) = (None, Vec::new());
         for table in tables {
             let section = Section::new(reader, "", Some(table)).based(base);
@@ -122,33 +165,49 @@ impl<'r, 'a> Top<'r, 'a> {
                     found.insert(key, inner);
                 }
             }
-            for entry in section.section("fleet").entries() {
-                declared.push(entry.name.clone());
-                let path = entry.path;
-                let Kind::Table(inner) = entry.value.kind else {
-                    reader.fault(
-                        "E030",
-                        Some(entry.place),
-                        format!("{path} must be a table"),
-                        "",
-                        format!("write [{path}]"),
-                    );
-                    continue;
-                };
-                if let Some((_, other, _)) = fleets.iter().find(|(name, ..)| *name == entry.name) {
-                    let other = reader.path_of(other.file);
-                    reader.fault(
-                        "E003",
-                        Some(entry.place),
-                        format!("[{path}] is defined in {other}, too"),
-                        "the second time",
-                        "keep one".to_owned(),
-                    );
-                } else {
-                    fleets.push((entry.name, inner, entry.place));
+            for kind in Named::ALL {
+                for entry in section.section(kind.key()).entries() {
+                    declared.push((kind, entry.name.clone()));
+                    let path = entry.path;
+                    let Kind::Table(inner) = entry.value.kind else {
+                        reader.fault(
+                            "E030",
+                            Some(entry.place),
+                            format!("{path} must be a table"),
+                            "",
+                            format!("write [{path}]"),
+                        );
+                        continue;
+                    };
+                    let other = fleets.iter().find(|other| other.name == entry.name);
+                    if let Some(other) = other {
+                        let file = reader.path_of(other.section.file);
+                        let help = match other.kind == kind {
+                            true => "keep one",
+                            false => "give one of them another name: both are known by it",
+                        };
+                        reader.fault(
+                            "E003",
+                            Some(entry.place),
+                            format!(
+                                "[{}.{}] is defined in {file}, too",
+                                other.kind.key(),
+                                entry.name
+                            ),
+                            "the second time",
+                            help.to_owned(),
+                        );
+                    } else {
+                        fleets.push(Found {
+                            kind,
+                            name: entry.name,
+                            section: inner,
+                            place: entry.place,
+                        });
+                    }
                 }
             }
-            for key in ["etcd", "cron", "template"] {
+            for key in ["etcd", "template"] {
                 if section.refused(key).is_some() {
                     let message = format!("[{key}] is not available in this version");
                     section.fault("E102", key, message, "remove it");
@@ -160,11 +219,17 @@ impl<'r, 'a> Top<'r, 'a> {
         let defaults = found.get("defaults").cloned();
         check_defaults(reader, defaults.as_ref());
         let of = |key: &str| Section::new(reader, key, found.get(key).cloned()).based(base);
-        let fleets = fleets.into_iter().map(|(name, table, place)| {
-            let section = Section::new(reader, &format!("fleet.{name}"), Some(table))
+        let fleets = fleets.into_iter().map(|found| {
+            let path = format!("{}.{}", found.kind.key(), found.name);
+            let section = Section::new(reader, &path, Some(found.section))
                 .over(defaults.as_ref())
                 .based(base);
-            (name, section, place)
+            Found {
+                kind: found.kind,
+                name: found.name,
+                section,
+                place: found.place,
+            }
         });
         Self {
             main,
@@ -287,7 +352,7 @@ fn http(section: &Section<'_, '_>) -> HttpSpec {
 type Fleets = BTreeMap<FleetName, Fleet>;
 
 /// Every dependency exists and none leads back to where it began; ranks follow.
-fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[String]) {
+fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[(Named, String)]) {
     let names: Vec<FleetName> = fleets.keys().cloned().collect();
     let edges: BTreeMap<FleetName, Vec<FleetName>> = fleets
         .iter()
@@ -295,11 +360,32 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[Stri
         .collect();
     for (name, fleet) in fleets.iter() {
         for (wanted, place) in &fleet.after {
-            if declared.iter().any(|other| other == wanted.as_str()) {
-                continue;
+            let mut meant = declared
+                .iter()
+                .filter(|(_, other)| other == wanted.as_str());
+            match meant.next() {
+                Some((Named::Fleet, _)) => continue,
+                Some((Named::Cron, _)) => {
+                    let message = format!(
+                        "{} waits for `{wanted}`, which is a job: it comes and goes",
+                        path_of(name, fleet)
+                    );
+                    let help = "wait for a fleet; what must run first can be a pre_start hook";
+                    reader.fault(
+                        "E183",
+                        Some(place.clone()),
+                        message,
+                        "a job",
+                        help.to_owned(),
+                    );
+                    continue;
+                }
+                None => {}
             }
-            let others = declared.iter().map(String::as_str);
-            let others = others.filter(|other| *other != name.as_str());
+            let others = declared
+                .iter()
+                .filter(|(kind, other)| *kind == Named::Fleet && other != name.as_str());
+            let others = others.map(|(_, other)| other.as_str());
             let help = nearest(wanted.as_str(), others).map_or_else(
                 || "add that fleet, or remove the dependency".to_owned(),
                 |near| format!("did you mean `{near}`?"),
@@ -307,7 +393,10 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[Stri
             reader.fault(
                 "E181",
                 Some(place.clone()),
-                format!("fleet.{name} waits for `{wanted}`, which does not exist"),
+                format!(
+                    "{} waits for `{wanted}`, which does not exist",
+                    path_of(name, fleet)
+                ),
                 "no such fleet",
                 help,
             );
@@ -341,6 +430,14 @@ fn check_dependencies(reader: &Reader<'_>, fleets: &mut Fleets, declared: &[Stri
             }
         }
     }
+}
+
+fn path_of(name: &FleetName, fleet: &Fleet) -> String {
+    let kind = match fleet.spec.cron {
+        Some(_) => Named::Cron,
+        None => Named::Fleet,
+    };
+    format!("{}.{name}", kind.key())
 }
 
 fn depth(

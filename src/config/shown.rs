@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     config::{
+        cron::OVERLAPS,
         fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
         limits,
         process::{ON_ERROR, STDERR},
@@ -35,6 +36,7 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         rank,
         log,
         singleton,
+        cron,
     } = spec;
     let mut all = Shown::default();
     all.put("workers", workers);
@@ -57,6 +59,12 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
     all.log(log);
     if let Some(singleton) = singleton {
         all.singleton(singleton);
+    }
+    if let Some(cron) = cron {
+        all.cron(cron);
+        all.put("success", format!("{:?}", restart.success));
+        // A job cannot say it.
+        all.0.remove("restart.success");
     }
     all.0
 }
@@ -298,6 +306,29 @@ impl Shown {
         );
         self.put("singleton.slots", slots);
         self.put("singleton.allow_network_fs", allow_network_fs);
+    }
+
+    fn cron(&mut self, cron: &CronSpec) {
+        let CronSpec {
+            schedule,
+            timezone,
+            overlap,
+            catch_up,
+            timeout,
+            retry,
+            jitter,
+            history,
+        } = cron;
+        self.put("schedule", format!("{schedule:?}"));
+        self.put("timezone", format!("{timezone:?}"));
+        self.word("overlap", &OVERLAPS, overlap);
+        self.put("catch_up", catch_up);
+        self.put("timeout", timeout);
+        self.put("retry.attempts", retry.attempts);
+        let backoff = format!("{}..{}", retry.backoff_min, retry.backoff_max);
+        self.put("retry.backoff", backoff);
+        self.put("jitter", jitter);
+        self.put("history", history);
     }
 
     fn log(&mut self, log: &LogSpec) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::units::count,
     id::{FleetName, Revision},
     time::Span,
     wire::{Credentials, StopRecord, Target},
@@ -23,8 +24,27 @@ pub struct Config {
     pub node: NodeSpec,
     /// Where health and status are answered.
     pub http: HttpSpec,
-    /// The fleets by name.
+    /// The fleets by name; jobs are fleets of one run at a time.
     pub fleets: BTreeMap<FleetName, FleetSpec>,
+}
+
+impl Config {
+    /// `2 fleets, 5 workers, 1 job`: how large it is, for people.
+    pub fn size(&self) -> String {
+        let jobs = self.fleets.values().filter(|spec| spec.cron.is_some());
+        let jobs = jobs.count();
+        let fleets = self.fleets.values().filter(|spec| spec.cron.is_none());
+        let workers: u32 = fleets.map(|spec| spec.workers).sum();
+        let mut size = format!(
+            "{}, {}",
+            count(self.fleets.len() - jobs, "fleet"),
+            count(workers, "worker")
+        );
+        if jobs > 0 {
+            size += &format!(", {}", count(jobs, "job"));
+        }
+        size
+    }
 }
 
 /// `[node]`.
@@ -76,6 +96,55 @@ pub struct FleetSpec {
     pub log: LogSpec,
     /// Its workers run only while they hold this lock.
     pub singleton: Option<SingletonSpec>,
+    /// It is a job, `[cron.NAME]`: its one slot is empty between runs.
+    #[serde(default)]
+    pub cron: Option<CronSpec>,
+}
+
+/// What only `[cron.NAME]` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronSpec {
+    /// Five fields or a nickname, as typed.
+    pub schedule: String,
+    /// IANA name of the zone in which the fields are read.
+    pub timezone: String,
+    /// A tick comes while a run is there.
+    pub overlap: Overlap,
+    /// A tick may be started so late.
+    pub catch_up: Span,
+    /// An attempt that takes longer is ended, and failed.
+    pub timeout: Span,
+    /// What follows a failure.
+    pub retry: RetrySpec,
+    /// A run starts up to so much later than its tick.
+    pub jitter: Span,
+    /// So many ended runs are remembered.
+    pub history: u32,
+}
+
+/// What happens to a tick that comes while a run is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlap {
+    /// It is skipped.
+    Skip,
+    /// It starts after.
+    Queue,
+    /// The run is drained and the tick's begins.
+    Replace,
+    /// As `Skip`, for whoever else holds the job's lock, too.
+    Forbid,
+}
+
+/// What follows a failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetrySpec {
+    /// So many attempts in all.
+    pub attempts: u32,
+    /// Pause after the first failure; doubles.
+    pub backoff_min: Span,
+    /// Longest pause.
+    pub backoff_max: Span,
 }
 
 /// `singleton`.
@@ -189,6 +258,7 @@ impl FleetSpec {
                 buffer: 65_536,
             },
             singleton: None,
+            cron: None,
         }
     }
 }

@@ -9,11 +9,12 @@ use crate::{
     driver::gates::Taken,
     engine::{
         Event,
+        book::Book,
         command::{Command, Denial, Reply},
         event::Purpose,
         status::Status,
     },
-    id::{Generation, WorkerId},
+    id::{FleetName, Generation, WorkerId},
     logs::{Source, Trouble},
 };
 
@@ -33,6 +34,10 @@ pub(super) enum Inbox {
     ConfigRead(Purpose, Result<Box<Config>, String>),
     /// The intent is on disk, or not.
     IntentSaved(Result<(), String>),
+    /// A job's book was read.
+    BookRead(FleetName, Result<Option<Box<Book>>, String>),
+    /// A job's book is on disk, or not.
+    BookKept(FleetName, Result<(), String>),
     /// A lock was taken for this ticket, with nothing left of its last holder; or why not.
     Locked(WorkerId, u64, Taken),
     /// News of a lock.

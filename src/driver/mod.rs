@@ -11,12 +11,16 @@
 //! | `journal` | the one record of each thing that happened: a ring, and a line |
 //! | `gates` | locks of singletons: taken, given back, still the file of that name |
 //! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
+//! | `alarm` | the wall clock, for jobs |
 //! | `state` | the operator's intent on disk |
+//! | `books` | what is known of jobs' ticks, on disk |
 //! | `errand` | one command under one lock, without a daemon |
 //! | `probe` | TCP and HTTP probes; environment files |
 //! | `last_rites` | the keeper is dead: everything ends |
 
+mod alarm;
 mod authority;
+mod books;
 mod boot;
 mod console;
 mod deadlines;

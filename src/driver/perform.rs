@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf};
 use crate::{
     config::{self, spec::Sink},
     driver::{
+        books,
         boot::{self, Accepted, Request},
         inbox::Inbox,
         last_rites, probe,
@@ -87,6 +88,26 @@ impl Driver {
                 Effect::SaveIntent(intent) => {
                     let dir: PathBuf = self.settings.directories.state.clone();
                     self.in_background(move || Inbox::IntentSaved(state::save(&dir, &intent)));
+                }
+                Effect::WakeAt(wake) => {
+                    if let Err(error) = self.alarm.set(wake) {
+                        self.complain(&format!("failed to set a timer for jobs: {error}"));
+                    }
+                }
+                Effect::ReadBook(fleet) => {
+                    let dir: PathBuf = self.settings.directories.state.clone();
+                    self.in_background(move || {
+                        let read = books::read(&dir, &fleet);
+                        Inbox::BookRead(fleet, read)
+                    });
+                }
+                Effect::KeepBook { fleet, book, claim } => {
+                    let dir: PathBuf = self.settings.directories.state.clone();
+                    let run = self.welcome.cookie.clone();
+                    self.in_background(move || {
+                        let kept = books::keep(&dir, &fleet, &run, &book, claim.as_ref());
+                        Inbox::BookKept(fleet, kept)
+                    });
                 }
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {

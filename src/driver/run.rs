@@ -17,6 +17,7 @@ use crate::{
     config::units::count,
     driver::{
         Settings,
+        alarm::Alarm,
         boot::{self, Request},
         console::Console,
         deadlines::Deadlines,
@@ -65,6 +66,7 @@ pub(super) struct Driver {
     pub(super) leaving: Option<u8>,
     pub(super) gates: Gates,
     pub(super) deadlines: Deadlines,
+    pub(super) alarm: Alarm,
     bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     inbox: mpsc::UnboundedReceiver<Inbox>,
@@ -251,6 +253,7 @@ impl Begin {
                 open.insert(worker, kept);
             }
         }
+        let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
         let origin = Origin {
             config: accepted.config,
             previous: accepted.previous,
@@ -259,6 +262,7 @@ impl Begin {
             asked: welcome.asked,
             rows: told.rows,
             gates: open,
+            shown: alarm.told(),
             recover: welcome.recover,
             seed: host::seed(),
         };
@@ -304,6 +308,7 @@ impl Begin {
             leaving: None,
             gates,
             deadlines,
+            alarm,
             bell,
             known,
             inbox,
@@ -382,14 +387,12 @@ impl Driver {
             return;
         }
         let config = self.engine.config();
-        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
         let containment = self.welcome.containment.word();
         self.console.say(format!(
-            "leasehold {} on {}: {}, {} ({containment} containment)",
+            "leasehold {} on {}: {} ({containment} containment)",
             env!("CARGO_PKG_VERSION"),
             config.node.name,
-            count(config.fleets.len(), "fleet"),
-            count(workers, "worker")
+            config.size()
         ));
         self.console.say(format!(
             "  configuration {}",
@@ -419,6 +422,10 @@ impl Driver {
                 return self.leave(code);
             }
             let event = self.next().await;
+            // Before anything is decided: what the engine believes of the wall clock is never older than this lap.
+            if let Some(event) = self.alarm.look() {
+                self.step(event);
+            }
             match event {
                 Next::Keeper(Ok(packets)) if packets.is_empty() => return self.orphaned(),
                 Next::Keeper(Ok(packets)) => {
@@ -445,7 +452,7 @@ impl Driver {
                 Next::Deadlines(Err(_)) => self.deadlines.close(),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
-                Next::Writable => {}
+                Next::Writable | Next::Alarm => {}
                 Next::Bell => {
                     for event in self.gates.rang() {
                         self.step(event);
@@ -473,6 +480,7 @@ impl Driver {
         let waits = [
             self.engine.deadline(),
             self.gates.deadline(),
+            self.alarm.deadline(),
             self.progress_at,
             self.errand_deadline(),
         ];
@@ -493,6 +501,7 @@ impl Driver {
                 guard.clear_ready();
                 Next::Bell
             }
+            () = self.alarm.rang() => Next::Alarm,
             Some(item) = self.inbox.recv() => Next::Inbox(Box::new(item)),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Next::Time,
         }
@@ -625,6 +634,8 @@ impl Driver {
             }),
             Inbox::ConfigRead(purpose, result) => self.config_read(purpose, result),
             Inbox::IntentSaved(result) => self.step(Event::IntentSaved { result }),
+            Inbox::BookRead(fleet, result) => self.step(Event::BookRead { fleet, result }),
+            Inbox::BookKept(fleet, result) => self.step(Event::BookKept { fleet, result }),
             Inbox::Locked(worker, ticket, taken) => {
                 // Held by the keeper before anything that needs it can be asked of it.
                 let (request, event) = self.gates.settled(worker, ticket, taken);
@@ -689,20 +700,13 @@ impl Driver {
 
     /// READY=1 with what people see in `systemctl status`: the size of it, and a reload that was refused.
     fn say_ready(&mut self) {
-        let config = self.engine.config();
-        let workers: u32 = config.fleets.values().map(|spec| spec.workers).sum();
+        let size = self.engine.config().size();
         let refused = if self.engine.is_rejected() {
             "; the newest reload was refused, nothing changed"
         } else {
             ""
         };
-        let (workers, fleets) = (
-            count(workers, "worker"),
-            count(config.fleets.len(), "fleet"),
-        );
-        self.tell_systemd(format!(
-            "READY=1\nSTATUS=keeping {workers} in {fleets}{refused}"
-        ));
+        self.tell_systemd(format!("READY=1\nSTATUS=keeping {size}{refused}"));
     }
 
     fn bind_for(&mut self, config: &crate::config::Config) -> Result<(), String> {
@@ -848,6 +852,7 @@ enum Next {
     Keeper(std::io::Result<Vec<crate::sys::packet::Packet>>),
     Note,
     Bell,
+    Alarm,
     Inbox(Box<Inbox>),
     Writable,
     Time,

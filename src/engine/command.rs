@@ -46,6 +46,13 @@ pub enum Command {
         /// Which.
         signal: i32,
     },
+    /// A run of a job now, whatever its schedule says.
+    Run {
+        /// Which job.
+        name: String,
+        /// Who asks.
+        by: By,
+    },
     /// Read the configuration again and apply it.
     Reload,
     /// Read it and only say what would change.
@@ -72,6 +79,15 @@ pub enum Reply {
     },
     /// It was so already.
     AlreadySo,
+    /// A run of a job that was asked for.
+    Run {
+        /// The job.
+        name: String,
+        /// What the run is called by, in its job's history: when it was asked for, RFC 3339.
+        scheduled: String,
+        /// It begins when another one has ended; else it has begun.
+        queued: bool,
+    },
     /// What changes.
     Plan {
         /// Fleet by fleet.

@@ -6,17 +6,19 @@ use crate::{
     config::{
         Config,
         spec::{EnvFile, FleetSpec, SingletonSpec},
-        units::{self, count},
     },
     engine::{
+        book::{Book, Miss, Outcome, Run, Skip},
         command::{Denial, Reply},
         event::Purpose,
         intent::Intent,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
-    time::{Clocks, Moment, Span},
+    time::{Clocks, Moment, Span, Stamp},
     wire::{ExitStatus, Op},
 };
+
+pub use crate::engine::words::{ExitWords, Rough};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +83,19 @@ pub enum Effect {
     },
     /// Write the operator's intent to disk; answered by `IntentSaved`.
     SaveIntent(Intent),
+    /// Say so, by `Wall`, when the wall clock shows this or more; none: nobody waits for it.
+    WakeAt(Option<Stamp>),
+    /// Read a job's book; answered by `BookRead`.
+    ReadBook(FleetName),
+    /// Write a job's book to disk; answered by `BookKept`.
+    KeepBook {
+        /// Whose.
+        fleet: FleetName,
+        /// It.
+        book: Box<Book>,
+        /// The run that it claims: refused if what is on disk does not allow it.
+        claim: Option<Run>,
+    },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.
@@ -194,6 +209,10 @@ pub enum Ending {
     LockLost,
     /// Its lease was not renewed in time.
     LeaseLapsed,
+    /// A run of a job took longer than its timeout.
+    Timeout,
+    /// A run of a job makes room for the next one.
+    Replaced,
 }
 
 impl Ending {
@@ -206,8 +225,9 @@ impl Ending {
             | Self::Shutdown
             | Self::Rollout
             | Self::LockLost
-            | Self::LeaseLapsed => true,
-            Self::StartTimeout | Self::Unhealthy | Self::Watchdog => false,
+            | Self::LeaseLapsed
+            | Self::Replaced => true,
+            Self::StartTimeout | Self::Unhealthy | Self::Watchdog | Self::Timeout => false,
         }
     }
 
@@ -224,6 +244,8 @@ impl Ending {
             Self::Watchdog => "watchdog",
             Self::LockLost => "lock-lost",
             Self::LeaseLapsed => "lease-lapsed",
+            Self::Timeout => "timeout",
+            Self::Replaced => "replaced",
         }
     }
 }
@@ -383,187 +405,101 @@ pub enum What {
         /// How much later than that.
         late: Span,
     },
+    /// A run of a job begins, or its next attempt.
+    RunBegan {
+        /// Its tick.
+        scheduled: Stamp,
+        /// From 1.
+        attempt: u32,
+        /// After its tick.
+        late: Span,
+    },
+    /// A run of a job is over.
+    RunEnded {
+        /// Its tick.
+        scheduled: Stamp,
+        /// So many were made.
+        attempts: u32,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// A run failed and is tried again.
+    RunRetries {
+        /// Its tick.
+        scheduled: Stamp,
+        /// The one that failed.
+        attempt: u32,
+        /// So many there may be.
+        of: u32,
+        /// How it failed.
+        outcome: Outcome,
+        /// The next one begins after this.
+        pause: Span,
+    },
+    /// A tick waits for the run before.
+    RunQueued {
+        /// Which.
+        scheduled: Stamp,
+        /// So many wait.
+        waiting: usize,
+    },
+    /// A tick was skipped.
+    RunSkipped {
+        /// Which.
+        scheduled: Stamp,
+        /// Why.
+        why: Skip,
+    },
+    /// Ticks were not started.
+    RunsMissed {
+        /// The first.
+        first: Stamp,
+        /// The last.
+        last: Stamp,
+        /// So many, or more if it is 10,000.
+        count: u32,
+        /// Why.
+        why: Miss,
+    },
+    /// A tick could not be claimed, and was not started.
+    RunUnclaimed {
+        /// Which.
+        scheduled: Stamp,
+        /// Why.
+        why: String,
+    },
+    /// A run was claimed, and nobody saw its end.
+    RunLost {
+        /// Its tick.
+        scheduled: Stamp,
+        /// The attempt that was lost.
+        attempt: u32,
+        /// Is it tried again?
+        again: bool,
+    },
+    /// Somebody wants a run now.
+    RunAsked {
+        /// Who.
+        who: String,
+    },
+    /// The wall clock was set back over ticks.
+    ClockSetBack {
+        /// By so much.
+        by: Span,
+    },
+    /// What is known of a job's past could not be read: it begins anew.
+    BookForgotten {
+        /// Why.
+        why: String,
+    },
+    /// It could not be written.
+    BookNotKept {
+        /// Why.
+        why: String,
+    },
     /// A supervisor took over the rows of its predecessor.
     TookOver {
         /// So many living workers.
         workers: usize,
     },
-}
-
-impl fmt::Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Started { pid } => write!(f, "started, pid {pid}"),
-            Self::Ready { after } => write!(f, "ready after {}", Rough(*after)),
-            Self::NotReady => f.write_str("not ready any more, by its own word"),
-            Self::Stopping {
-                ending,
-                signal,
-                grace,
-            } => {
-                write!(
-                    f,
-                    "stopping ({}): {}, SIGKILL in {}",
-                    ending.word(),
-                    units::signal_name(*signal),
-                    Rough(*grace)
-                )
-            }
-            Self::Extended { grace } => {
-                write!(f, "asked for more time: SIGKILL in {}", Rough(*grace))
-            }
-            Self::Killed { reason } => write!(f, "SIGKILL to everything of it: {reason}"),
-            Self::StillThere { since } => write!(
-                f,
-                "still not gone {} after SIGKILL: it hangs in the kernel",
-                Rough(*since)
-            ),
-            Self::Ended {
-                status,
-                ending,
-                uptime,
-            } => {
-                write!(f, "{} after {}", ExitWords(*status), Rough(*uptime))?;
-                ending.map_or(Ok(()), |ending| write!(f, " ({})", ending.word()))
-            }
-            Self::BackingOff { pause, failures } if *pause == Span::ZERO => {
-                write!(f, "restarting at once ({failures} in a row)")
-            }
-            Self::BackingOff { pause, failures } => {
-                write!(f, "restarting in {} ({failures} in a row)", Rough(*pause))
-            }
-            Self::Failed { retry: Some(retry) } => {
-                write!(f, "failed too often; next try in {}", Rough(*retry))
-            }
-            Self::Failed { retry: None } => {
-                f.write_str("failed too often; given up (`leasehold start` tries again)")
-            }
-            Self::Done => f.write_str("done: its restart policy wants no other"),
-            Self::NotPrepared { why } => write!(f, "not started: {why}"),
-            Self::ProbeFailed { why, times } => write!(f, "probe failed ({times} in a row): {why}"),
-            Self::RestartWithheld { cap } => write!(
-                f,
-                "unwell, but there were {} for health in a minute, which is the cap; left running",
-                count(*cap, "restart")
-            ),
-            Self::OldNews => f.write_str("news of an old generation dropped"),
-            Self::Recovered => {
-                f.write_str("its row could not be read; rebuilt from what the keeper knows")
-            }
-            Self::RolloutBegan { workers } => {
-                write!(f, "rollout began: {} to replace", count(*workers, "worker"))
-            }
-            Self::RolloutDone => f.write_str("rollout done"),
-            Self::RolloutFailed {
-                worker,
-                rollback: true,
-            } => write!(
-                f,
-                "rollout failed at {worker}; going back to the revision before"
-            ),
-            Self::RolloutFailed {
-                worker,
-                rollback: false,
-            } => write!(
-                f,
-                "rollout stopped: {worker} failed; the others keep their revision"
-            ),
-            Self::HeldBy { who } => write!(f, "held by {who}"),
-            Self::Released { who } => write!(f, "released by {who}"),
-            Self::Scaled {
-                workers: Some(n),
-                who,
-            } => write!(f, "scaled to {n} by {who}"),
-            Self::Scaled { workers: None, who } => {
-                write!(f, "back to its configured size by {who}")
-            }
-            Self::Accepted { changes: 0 } => f.write_str("configuration accepted: nothing changes"),
-            Self::Accepted { changes: 1 } => f.write_str("configuration accepted: 1 fleet changes"),
-            Self::Accepted { changes } => {
-                write!(f, "configuration accepted: {changes} fleets change")
-            }
-            Self::Rejected { why } => write!(f, "configuration rejected, nothing changed: {why}"),
-            Self::ShuttingDown { now, by } => {
-                write!(
-                    f,
-                    "{}",
-                    if *now {
-                        "killing everything"
-                    } else {
-                        "draining everything"
-                    }
-                )?;
-                by.map_or(Ok(()), |(pid, uid)| {
-                    write!(f, " (asked by pid {pid}, uid {uid})")
-                })
-            }
-            Self::GateOpened { fence } => write!(f, "has its lock, fence {fence}"),
-            Self::GateWaits { why } => write!(f, "waits for its lock: {why}"),
-            Self::GateShut => f.write_str("gave its lock back"),
-            Self::GateLost { why } => write!(f, "lost its lock: {why}"),
-            Self::LeaseLapsed => f.write_str("its lease was not renewed in time: it ends"),
-            Self::DeadlineCame { late } => {
-                write!(
-                    f,
-                    "killed by the keeper at its deadline ({} late)",
-                    Rough(*late)
-                )
-            }
-            Self::TookOver { workers } => {
-                write!(
-                    f,
-                    "supervisor took over {}",
-                    count(*workers, "living worker")
-                )
-            }
-        }
-    }
-}
-
-/// A duration for reading, not for parsing: `1.2s`, `340ms`, `2h5m`.
-pub struct Rough(pub Span);
-
-impl fmt::Display for Rough {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.0.as_millis();
-        match ms {
-            _ if self.0.is_forever() => f.pad("infinity"),
-            0 if self.0 == Span::ZERO => f.pad("0s"),
-            0 => f.pad(&format!("{}us", self.0.as_nanos() / 1_000)),
-            1..=999 => f.pad(&format!("{ms}ms")),
-            1_000..=9_999 => f.pad(&format!("{}.{}s", ms / 1_000, ms % 1_000 / 100)),
-            10_000..=119_999 => f.pad(&format!("{}s", ms / 1_000)),
-            120_000..=7_199_999 => f.pad(&format!("{}m{}s", ms / 60_000, ms / 1_000 % 60)),
-            7_200_000..=172_799_999 => f.pad(&format!("{}h{}m", ms / 3_600_000, ms / 60_000 % 60)),
-            _ => f.pad(&format!("{}d{}h", ms / 86_400_000, ms / 3_600_000 % 24)),
-        }
-    }
-}
-
-/// A status for reading: `exited with code 3`, `killed by SIGKILL`.
-pub struct ExitWords(pub ExitStatus);
-
-impl fmt::Display for ExitWords {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            ExitStatus::Code(code) => write!(f, "exited with code {code}"),
-            ExitStatus::Signal { number, core } => {
-                write!(
-                    f,
-                    "ended by {}{}",
-                    units::signal_name(number),
-                    if core { " (core dumped)" } else { "" }
-                )
-            }
-            ExitStatus::SpawnFailed { step, errno } => {
-                let known = nix::errno::Errno::from_raw(errno);
-                write!(
-                    f,
-                    "failed to {}: {known:?} ({})",
-                    step.phrase(),
-                    known.desc()
-                )
-            }
-        }
-    }
 }

@@ -210,6 +210,11 @@ impl Slot {
         uptime: Span,
         desk: &mut Desk<'_>,
     ) {
+        if desk.spec.cron.is_some() {
+            // Whether a run is tried again is its job's to say.
+            self.state = State::Done;
+            return;
+        }
         match self.restart.after_exit(
             &desk.spec.restart,
             status,

@@ -2,9 +2,9 @@
 
 use crate::{
     config::Config,
-    engine::{command::Command, gate::GateNews, lease::LeaseNews},
-    id::{Generation, RequestId, WorkerId},
-    time::Span,
+    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews},
+    id::{FleetName, Generation, RequestId, WorkerId},
+    time::{Span, Stamp},
     wire::{Asked, Header, RowKey},
 };
 
@@ -81,6 +81,25 @@ pub enum Event {
     },
     /// The operator's intent is on disk, or is not.
     IntentSaved {
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// The wall clock shows this: it is as late as was to be said, or it was set.
+    Wall {
+        /// What it shows.
+        shown: Stamp,
+    },
+    /// A job's book was read; none if there is none yet, an error if it tells nothing.
+    BookRead {
+        /// Whose.
+        fleet: FleetName,
+        /// It, or why not.
+        result: Result<Option<Box<Book>>, String>,
+    },
+    /// A job's book is on disk, or is not.
+    BookKept {
+        /// Whose.
+        fleet: FleetName,
         /// Why not.
         result: Result<(), String>,
     },

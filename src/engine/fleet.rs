@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::spec::FleetSpec,
     engine::{
+        cron::{Clock, Cron},
         effect::{Effects, Ending, Subject, What},
         intent::Intent,
         jitter::Jitter,
@@ -28,6 +29,8 @@ pub(super) struct FleetBody {
     pub(super) rollout: Option<Rollout>,
     unwell_since: Moment,
     unwell: u32,
+    /// Of a job.
+    pub(super) cron: Option<Box<Cron>>,
 }
 
 /// One fleet.
@@ -48,6 +51,7 @@ pub(super) struct Fleet {
 /// What all fleets share during one step.
 pub(super) struct Room<'a> {
     pub(super) now: Moment,
+    pub(super) clock: Clock,
     pub(super) facts: &'a Facts,
     pub(super) jitter: &'a mut Jitter,
     pub(super) out: &'a mut Effects,
@@ -76,7 +80,7 @@ pub(super) enum Stance {
 
 impl Fleet {
     pub(super) fn new(name: FleetName, spec: FleetSpec) -> Self {
-        Self {
+        let mut fleet = Self {
             name,
             spec,
             previous: None,
@@ -84,13 +88,19 @@ impl Fleet {
             body: FleetBody::default(),
             removed: false,
             looked: Moment(0),
-        }
+        };
+        fleet.fit_cron();
+        fleet
     }
 
     /// How many it should have, holds of single slots aside.
     pub(super) fn size(&self, intent: &Intent) -> u32 {
         if self.removed || intent.fleets.contains_key(&self.name) {
             return 0;
+        }
+        // Whatever somebody once said of a fleet that had its name.
+        if self.spec.cron.is_some() {
+            return self.spec.workers;
         }
         let slots = self.spec.singleton.as_ref().map(|lock| lock.slots);
         intent
@@ -100,8 +110,11 @@ impl Fleet {
             .min(slots.unwrap_or(u32::MAX))
     }
 
-    /// How many it should have.
+    /// How many it should have. A job should have what it has.
     pub(super) fn desired(&self, intent: &Intent) -> u32 {
+        if self.spec.cron.is_some() {
+            return self.ready();
+        }
         let size = self.size(intent);
         let held = intent
             .slots
@@ -147,6 +160,8 @@ impl Fleet {
             slot: index,
         };
         room.touched.insert(RowKey::Slot(worker.clone()));
+        let cron = self.body.cron.as_ref();
+        let occasion = cron.and_then(|cron| cron.occasion());
         let slot = self.slots.get_mut(&index)?;
         let before = slot.ending;
         let mut desk = Desk {
@@ -156,6 +171,7 @@ impl Fleet {
             facts: room.facts,
             jitter: room.jitter,
             out: room.out,
+            occasion,
             may_end_unwell,
         };
         let result = work(slot, &mut desk);
@@ -178,7 +194,7 @@ impl Fleet {
         // A start that was due and could not be (too many are starting) waits for an event, not for time.
         let starts = self.slots.values().filter_map(Slot::start_at);
         let starts = starts.filter(|at| *at > self.looked).min();
-        [slots, starts, self.rollout_deadline()]
+        [slots, starts, self.rollout_deadline(), self.job_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -208,6 +224,11 @@ impl Fleet {
             }
         }
         self.stop_unwanted(size, stance, room);
+        if self.spec.cron.is_some() {
+            self.tend_job(stance, room);
+            self.tend_gates(size, stance, room);
+            return;
+        }
         self.tend_gates(size, stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(size, stance, room);
@@ -323,6 +344,9 @@ impl Fleet {
 
     /// Takes over a new specification; slots follow by rollout or at once, as `config::diff` classes it.
     pub(super) fn respecify(&mut self, spec: FleetSpec, room: &mut Room<'_>) {
+        if self.spec.cron.is_some() || spec.cron.is_some() {
+            return self.respecify_job(spec, room);
+        }
         let rolling = spec.revision != self.spec.revision;
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);

@@ -104,6 +104,16 @@ impl Gate {
         self.sought.is_some() && self.pass.is_none()
     }
 
+    /// Why it is not to be had, if that is known.
+    pub(super) fn why_shut(&self) -> Option<&str> {
+        self.waits.as_deref()
+    }
+
+    /// Is it open, and does its lock still exclude everybody else?
+    pub(super) fn is_open(&self) -> bool {
+        self.pass.is_some() && !self.is_lost
+    }
+
     /// For people; none while it is shut.
     pub(super) fn status(&self) -> Option<GateStatus> {
         self.sought.as_ref().map(|_| GateStatus {
@@ -219,6 +229,10 @@ impl Fleet {
             let fits = slot.gate.sought == self.spec.singleton && stands;
             let here = !self.removed && index.0 < size && !room.intent.holds(&self.name, index);
             let starts = match slot.state {
+                _ if self.spec.cron.is_some() => {
+                    let cron = self.body.cron.as_ref();
+                    cron.is_some_and(|cron| cron.needs_gate())
+                }
                 State::Vacant => stance == Stance::Keep,
                 State::BackingOff { .. } => !matches!(stance, Stance::Drain | Stance::Kill),
                 // It failed: somebody else may do better, until it is tried again.

@@ -18,7 +18,10 @@
 //!                 Done       ◀─────────────────────── the policy says no ◀────────────────────────────────────────────┘
 //! ```
 
+pub mod book;
+mod bookkeeping;
 pub mod command;
+mod cron;
 pub mod effect;
 mod ending;
 pub mod event;
@@ -26,6 +29,7 @@ mod fleet;
 pub mod gate;
 pub mod intent;
 mod jitter;
+mod job;
 pub mod lease;
 mod operate;
 mod picture;
@@ -36,7 +40,9 @@ mod slot;
 mod spawn;
 pub mod status;
 pub mod supervisor;
+mod ticks;
 mod vitals;
+mod words;
 
 pub use command::{Command, Denial, Reply};
 pub use effect::{Effect, Effects, Transition};

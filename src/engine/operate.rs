@@ -55,6 +55,7 @@ impl Supervisor {
             Command::Scale { fleet, workers, by } => self.scale(request, fleet, workers, by, out),
             Command::Restart { names } => self.restart(&names, now, out).map(Some),
             Command::Signal { names, signal } => self.signal(&names, signal, now, out).map(Some),
+            Command::Run { name, by } => self.run(request, &name, &by, now, out),
             Command::Reload => self.reload(request, out),
             Command::Plan => {
                 out.list.push(Effect::ReadConfig(Purpose::Plan(request)));
@@ -66,7 +67,7 @@ impl Supervisor {
         }
     }
 
-    fn selected(&self, names: &[String]) -> Result<Vec<Selected>, Denial> {
+    pub(super) fn selected(&self, names: &[String]) -> Result<Vec<Selected>, Denial> {
         let fleets: Vec<(FleetName, Vec<u32>)> = self
             .fleets
             .values()
@@ -87,7 +88,7 @@ impl Supervisor {
         select(names, &fleets)
     }
 
-    fn not_stopping(&self) -> Result<(), Denial> {
+    pub(super) fn not_stopping(&self) -> Result<(), Denial> {
         match self.asked.stopping {
             Stopping::No => Ok(()),
             Stopping::Drain | Stopping::Kill => Err(Denial::new(
@@ -253,6 +254,10 @@ impl Supervisor {
     }
 
     fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {
+        if self.is_job(name) {
+            let why = format!("{name} is a job: it has one run at a time, and no size");
+            return Err(Denial::new(ExitCode::Conflict, why));
+        }
         let (Some(workers), Some(fleet)) = (workers, self.fleets.get(name)) else {
             return Ok(());
         };
@@ -379,6 +384,7 @@ impl Supervisor {
     ) -> Result<Reply, Denial> {
         self.not_stopping()?;
         let selected = self.selected(names)?;
+        let selected = self.without_jobs(names, selected)?;
         for one in &selected {
             let (fleet, held) = match one {
                 Selected::Fleet(name) => (name, self.intent.fleets.contains_key(name)),

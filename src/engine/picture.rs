@@ -36,10 +36,19 @@ impl Supervisor {
         let done = fleet.done();
         let standby = fleet.standby();
         let held = self.intent.fleets.get(&fleet.name);
+        let is_held = self.intent.holds(&fleet.name, SlotIndex(0));
+        let cron = fleet.cron_status(is_held);
         let waits = self.stance(&fleet.name) == Stance::Wait && fleet.live() == 0;
         let state = match () {
             () if fleet.removed || self.asked.stopping != Stopping::No => "draining",
             () if held.is_some() => "held",
+            () if let Some(job) = &cron => match &job.run {
+                Some(run) if run.pausing => "retrying",
+                Some(_) => "running",
+                None if job.waiting > 0 => "waiting",
+                None if is_held => "held",
+                None => "idle",
+            },
             () if done > 0 && ready + done >= desired && ready == 0 => "done",
             () if ready + done >= desired => "ok",
             () if standby > 0 && ready + done + standby >= desired => "standby",
@@ -80,6 +89,7 @@ impl Supervisor {
             round: fleet.body.round,
             revision: fleet.revision(),
             gated: fleet.spec.singleton.is_some(),
+            cron,
             workers: workers.collect(),
         }
     }

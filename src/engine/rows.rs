@@ -43,6 +43,7 @@ impl Supervisor {
                         fleet.body = decode::<FleetBody>(body)
                             .filter(|_| !recover)
                             .unwrap_or_default();
+                        fleet.fit_cron();
                     }
                 }
                 RowKey::Slot(worker) => {

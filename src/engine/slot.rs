@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::spec::{FleetSpec, ReadySpec},
     engine::{
+        cron::Occasion,
         effect::{Effect, Effects, Ending, Subject, What},
         gate::Gate,
         jitter::Jitter,
@@ -148,6 +149,8 @@ pub(super) struct Desk<'a> {
     pub(super) facts: &'a Facts,
     pub(super) jitter: &'a mut Jitter,
     pub(super) out: &'a mut Effects,
+    /// The run of a job that this is about.
+    pub(super) occasion: Option<Occasion>,
     /// Does the fleet's cap allow another restart for health's sake?
     pub(super) may_end_unwell: bool,
 }
@@ -176,7 +179,13 @@ impl Desk<'_> {
             body: Vec::new(),
             stop: spawn::stop_record(self.spec),
             deadline: Some(hook.timeout),
-            spec: Box::new(spawn::helper(&self.worker, self.spec, self.facts, hook)),
+            spec: Box::new(spawn::helper(
+                &self.worker,
+                self.spec,
+                self.facts,
+                self.occasion,
+                hook,
+            )),
         };
         self.out.keeper(op);
     }
@@ -267,6 +276,7 @@ impl Slot {
                 desk.spec,
                 desk.facts,
                 &self.gate,
+                desk.occasion,
                 extra,
             )),
         });
@@ -422,12 +432,15 @@ impl Slot {
             return;
         }
         let born = self.process.map_or(desk.now, |alive| alive.since);
-        desk.record(
-            self.generation,
-            What::Ready {
-                after: desk.now.since(born),
-            },
-        );
+        // A run of a job serves nobody.
+        if desk.spec.cron.is_none() {
+            desk.record(
+                self.generation,
+                What::Ready {
+                    after: desk.now.since(born),
+                },
+            );
+        }
         self.state = State::Running {
             ready: true,
             since: desk.now,

@@ -2,7 +2,7 @@
 
 use crate::{
     config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, SocketSpec},
-    engine::gate::Gate,
+    engine::{cron::Occasion, gate::Gate},
     id::{FleetName, WorkerId},
     time::Span,
     wire::{SpawnSpec, StopRecord},
@@ -56,12 +56,13 @@ pub(super) fn worker(
     spec: &FleetSpec,
     facts: &Facts,
     gate: &Gate,
+    occasion: Option<Occasion>,
     extra: Vec<(String, String)>,
 ) -> SpawnSpec {
     let fill = Fill::new(worker, spec, facts);
     let process = &spec.process;
     let (stdout, stderr) = log_pipes(worker, spec);
-    let mut env = environment(spec, &fill, extra);
+    let mut env = environment(spec, &fill, occasion, extra);
     if !facts.notify_socket.is_empty() {
         env.push(format!("NOTIFY_SOCKET={}", facts.notify_socket));
     }
@@ -105,6 +106,7 @@ pub(super) fn helper(
     worker: &WorkerId,
     spec: &FleetSpec,
     facts: &Facts,
+    occasion: Option<Occasion>,
     hook: &HookSpec,
 ) -> SpawnSpec {
     let fill = Fill::new(worker, spec, facts);
@@ -112,7 +114,7 @@ pub(super) fn helper(
     SpawnSpec {
         program: hook.program.clone(),
         argv: hook.argv.iter().map(|word| fill.put(word)).collect(),
-        env: environment(spec, &fill, Vec::new()),
+        env: environment(spec, &fill, occasion, Vec::new()),
         stdout,
         stderr,
         ..common(spec)
@@ -133,7 +135,12 @@ fn common(spec: &FleetSpec) -> SpawnSpec {
     }
 }
 
-fn environment(spec: &FleetSpec, fill: &Fill<'_>, extra: Vec<(String, String)>) -> Vec<String> {
+fn environment(
+    spec: &FleetSpec,
+    fill: &Fill<'_>,
+    occasion: Option<Occasion>,
+    extra: Vec<(String, String)>,
+) -> Vec<String> {
     let mut all: std::collections::BTreeMap<String, String> = spec
         .process
         .env
@@ -142,6 +149,11 @@ fn environment(spec: &FleetSpec, fill: &Fill<'_>, extra: Vec<(String, String)>) 
         .collect();
     all.extend(extra);
     all.insert("LEASEHOLD_NODE".to_owned(), fill.node.to_owned());
+    if let Some(occasion) = occasion {
+        let (scheduled, attempt) = (occasion.scheduled, occasion.attempt);
+        all.insert("LEASEHOLD_SCHEDULED".to_owned(), scheduled.to_string());
+        all.insert("LEASEHOLD_ATTEMPT".to_owned(), attempt.to_string());
+    }
     if !fill.port.is_empty() {
         all.insert("PORT".to_owned(), fill.port.clone());
     }

@@ -1,9 +1,14 @@
 //! The read-only picture: what people and programs see. Times are moments; the shells put the wall clock in.
 
 use crate::{
-    engine::{effect::Ending, gate::Pass},
+    config::spec::CronSpec,
+    engine::{
+        book::{Run, RunRecord},
+        effect::Ending,
+        gate::Pass,
+    },
     id::{FleetName, Generation, Revision, WorkerId},
-    time::{Moment, Span},
+    time::{Moment, Span, Stamp},
     wire::{Containment, ExitStatus, Stopping},
 };
 
@@ -27,7 +32,8 @@ pub struct Status {
 pub struct FleetStatus {
     /// Its name.
     pub name: FleetName,
-    /// In one word: `ok`, `done`, `starting`, `degraded`, `held`, `draining`, `waiting`, `standby`.
+    /// In one word: `ok`, `done`, `starting`, `degraded`, `held`, `draining`, `waiting`, `standby`; of a job:
+    /// `idle`, `waiting`, `running`, `retrying`, `held`, `draining`.
     pub state: &'static str,
     /// How many it should have.
     pub desired: u32,
@@ -47,8 +53,34 @@ pub struct FleetStatus {
     pub revision: Revision,
     /// Does it need a lock?
     pub gated: bool,
+    /// Of a job.
+    pub cron: Option<CronStatus>,
     /// Its slots.
     pub workers: Vec<WorkerStatus>,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CronStatus {
+    /// When it runs.
+    pub spec: CronSpec,
+    /// Its next tick; none while it is held.
+    pub next: Option<Stamp>,
+    /// So many runs wait to begin.
+    pub waiting: usize,
+    /// The one that is under way.
+    pub run: Option<RunStatus>,
+    /// What became of runs and ticks, oldest first.
+    pub history: Vec<RunRecord>,
+}
+
+/// A run that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunStatus {
+    /// Which.
+    pub run: Run,
+    /// It failed, and its next attempt begins in a while.
+    pub pausing: bool,
 }
 
 /// One slot.

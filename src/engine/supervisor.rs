@@ -8,6 +8,7 @@ use crate::{
     config::{Config, spec::FleetSpec},
     engine::{
         command::Command,
+        cron::Clock,
         effect::{Effect, Effects, Subject, What},
         event::{Event, Purpose},
         fleet::{Fleet, Room, Stance},
@@ -20,8 +21,8 @@ use crate::{
         spawn::Facts,
     },
     exit::ExitCode,
-    id::{FleetName, Generation, RequestId, WorkerId},
-    time::Moment,
+    id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
+    time::{Moment, Stamp},
     wire::{Asked, ExitStatus, Header, Op, Process, RowKey, Stopping, TaskKind},
 };
 
@@ -52,6 +53,8 @@ pub struct Origin {
     pub rows: Vec<(RowKey, Header, Vec<u8>)>,
     /// The locks that the keeper holds: open, or lost.
     pub gates: BTreeMap<WorkerId, Kept>,
+    /// What the wall clock shows.
+    pub shown: Stamp,
     /// Do not read row bodies.
     pub recover: bool,
     /// Seed of the jitter.
@@ -67,6 +70,9 @@ pub struct Supervisor {
     pub(super) asked: Asked,
     pub(super) intent: Intent,
     pub(super) facts: Facts,
+    pub(super) clock: Clock,
+    /// When it asked to hear of the wall clock.
+    wake: Option<Stamp>,
     pub(super) jitter: Jitter,
     /// Bodies as the keeper has them.
     pub(super) stored: BTreeMap<RowKey, Vec<u8>>,
@@ -90,6 +96,7 @@ impl Supervisor {
             asked,
             rows,
             gates,
+            shown,
             recover,
             seed,
         } = origin;
@@ -120,6 +127,8 @@ impl Supervisor {
             asked,
             intent,
             facts,
+            clock: Clock { shown, at: now },
+            wake: None,
             jitter: Jitter::new(seed),
             stored: BTreeMap::new(),
             touched: BTreeSet::new(),
@@ -181,6 +190,19 @@ impl Supervisor {
             Event::Command { request, command } => self.command(request, command, now, out),
             Event::ConfigRead { purpose, result } => self.config_read(purpose, result, now, out),
             Event::IntentSaved { result } => self.intent_saved(result, now, out),
+            Event::Wall { shown } => self.clock = Clock { shown, at: now },
+            Event::BookRead { fleet, result } => {
+                let stance = self.stance(&fleet);
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.book_read(stance, result, room);
+                });
+            }
+            Event::BookKept { fleet, result } => {
+                let stance = self.stance(&fleet);
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.book_kept(stance, result, room);
+                });
+            }
             Event::Tick => {}
         }
         self.finish_step(now, out);
@@ -241,10 +263,24 @@ impl Supervisor {
             }
         }
         self.follow_rollbacks(out);
-        self.drop_removed(out);
+        self.drop_removed(now, out);
         self.send_rows(out);
-        self.say_goodbye(out);
+        self.ask_to_be_woken(out);
+        self.say_goodbye(now, out);
         self.check_invariants();
+    }
+
+    /// The wall clock is somebody else's to look at.
+    fn ask_to_be_woken(&mut self, out: &mut Effects) {
+        let wakes = self.fleets.values().filter_map(|fleet| {
+            let held = self.intent.holds(&fleet.name, SlotIndex(0));
+            fleet.wake(held)
+        });
+        let wake = wakes.min().filter(|_| self.asked.stopping == Stopping::No);
+        if wake != self.wake {
+            self.wake = wake;
+            out.list.push(Effect::WakeAt(wake));
+        }
     }
 
     /// What the daemon as a whole wants of this fleet now.
@@ -302,6 +338,7 @@ impl Supervisor {
     ) -> Option<R> {
         let mut room = Room {
             now,
+            clock: self.clock,
             facts: &self.facts,
             jitter: &mut self.jitter,
             out,
@@ -404,11 +441,11 @@ impl Supervisor {
     }
 
     /// Fleets that are not configured and have nothing left go, with everything they had.
-    fn drop_removed(&mut self, out: &mut Effects) {
+    fn drop_removed(&mut self, now: Moment, out: &mut Effects) {
         let gone: Vec<FleetName> = self
             .fleets
             .values()
-            .filter(|fleet| fleet.removed && fleet.live() == 0)
+            .filter(|fleet| fleet.removed && fleet.live() == 0 && !fleet.is_writing(now))
             .map(|fleet| fleet.name.clone())
             .collect();
         for name in gone {
@@ -431,8 +468,9 @@ impl Supervisor {
         }
     }
 
-    fn say_goodbye(&mut self, out: &mut Effects) {
-        let idle = self.fleets.values().all(|fleet| fleet.live() == 0);
+    fn say_goodbye(&mut self, now: Moment, out: &mut Effects) {
+        let is_idle = |fleet: &Fleet| fleet.live() == 0 && !fleet.is_writing(now);
+        let idle = self.fleets.values().all(is_idle);
         if self.asked.stopping != Stopping::No && idle && !self.exited {
             self.exited = true;
             let code = if self.asked.stopping == Stopping::Kill {

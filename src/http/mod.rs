@@ -5,8 +5,10 @@
 //! | --- | --- |
 //! | `route` | method and path become a `Route`; pure |
 //! | `view` | a `Status` becomes JSON, health documents, readiness; pure |
+//! | `crons` | jobs become JSON; pure |
 //! | `server` | connections |
 
+pub mod crons;
 mod page;
 pub mod route;
 mod server;

@@ -40,6 +40,9 @@ pub(super) fn page(status: &StatusView) -> String {
 }
 
 fn fleet(fleet: &FleetView) -> String {
+    if fleet.kind == "cron" {
+        return job(fleet);
+    }
     let class = if fleet.state == "ok" { "ok" } else { "bad" };
     let rows: String = fleet.workers.iter().map(worker).collect();
     format!(
@@ -49,6 +52,27 @@ fn fleet(fleet: &FleetView) -> String {
         ready = fleet.ready,
         desired = fleet.desired,
         state = escape(&fleet.state),
+    )
+}
+
+fn job(job: &FleetView) -> String {
+    let (class, last) = match &job.last {
+        Some(last) if last.outcome == "succeeded" => ("ok", escape(&last.reason)),
+        Some(last) => ("bad", escape(&last.reason)),
+        None => ("dim", "none".to_owned()),
+    };
+    let rows: String = job.workers.iter().map(worker).collect();
+    let run = match rows.as_str() {
+        "" => String::new(),
+        rows => format!(
+            "<table><tr><th>run<th>state<th>pid<th>up<th>restarts<th>last exit</tr>{rows}</table>"
+        ),
+    };
+    format!(
+        "<h2>{name} <small class=dim>job, {state}</small></h2><p>next {next}; last run: <span class={class}>{last}</span></p>{run}",
+        name = escape(&job.name),
+        state = escape(&job.state),
+        next = escape(job.next.as_deref().unwrap_or("never")),
     )
 }
 

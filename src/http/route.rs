@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 use crate::{config::units, engine::Command, engine::command::By};
 
+/// Most ticks of a job that are told at once.
+pub const TICKS_MAX: usize = 1_000;
+
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
@@ -41,6 +44,13 @@ pub enum Route {
     Events {
         /// Keep the connection and send what happens (`?follow`, or an `Accept: text/event-stream`).
         follow: bool,
+    },
+    /// `/v1/crons`, `/v1/crons/NAME`
+    Crons {
+        /// This one alone.
+        name: Option<String>,
+        /// So many ticks to come of each (`?next=N`).
+        next: usize,
     },
     /// `/v1/config`
     Config,
@@ -167,9 +177,23 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
                 follow: stream || flag(asked.query, "follow"),
             })
         }
+        ["v1", "crons"] => crons(asked, None),
+        ["v1", "crons", name] if !name.is_empty() => crons(asked, Some((*name).to_owned())),
         ["v1", "config"] => Ok(Route::Config),
         _ => Err(Refusal::new(404, format!("there is no {}", asked.path))),
     }
+}
+
+fn crons(asked: &Asked<'_>, name: Option<String>) -> Result<Route, Refusal> {
+    let next = match parameter(asked.query, "next") {
+        None => 1,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|n| *n <= TICKS_MAX)
+            .ok_or_else(|| Refusal::new(400, format!("next must be a number up to {TICKS_MAX}")))?,
+    };
+    Ok(Route::Crons { name, next })
 }
 
 fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
@@ -184,6 +208,11 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             body.names = vec![(*name).to_owned()];
             *verb
         }
+        ["v1", "crons", name, "run"] if !name.is_empty() => {
+            body.names = vec![(*name).to_owned()];
+            "run"
+        }
+        ["v1", "run"] => return Err(Refusal::new(404, "there is no /v1/run")),
         ["v1", verb] => *verb,
         ["v1", "config", "reload"] => "reload",
         ["v1", "config", "plan"] => "plan",
@@ -191,6 +220,10 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
     };
     let (names, by) = (body.names, asked.by.clone());
     let command = match verb {
+        "run" => Command::Run {
+            name: names.into_iter().next().unwrap_or_default(),
+            by,
+        },
         "start" => Command::Start { names, by },
         "stop" => Command::Stop { names, by },
         "restart" => Command::Restart { names },
@@ -280,6 +313,30 @@ mod tests {
             assert_eq!(ask(door, "GET", "/nothing", ""), Err(404));
             assert_eq!(ask(door, "DELETE", "/livez", ""), Err(405));
         }
+        let crons = |name: Option<&str>, next| {
+            let name = name.map(str::to_owned);
+            Ok(Route::Crons { name, next })
+        };
+        assert_eq!(ask(Door::Tcp, "GET", "/v1/crons", ""), crons(None, 1));
+        let one = ask(Door::Tcp, "GET", "/v1/crons/report?next=9", "");
+        assert_eq!(one, crons(Some("report"), 9));
+        for target in [
+            "/v1/crons?next=-1",
+            "/v1/crons?next=1001",
+            "/v1/crons?next=",
+        ] {
+            assert_eq!(ask(Door::Tcp, "GET", target, ""), Err(400), "{target}");
+        }
+        let run = Command::Run {
+            name: "report".to_owned(),
+            by: By::default(),
+        };
+        assert_eq!(
+            ask(Door::Unix, "POST", "/v1/crons/report/run", ""),
+            Ok(Route::Command(run))
+        );
+        assert_eq!(ask(Door::Tcp, "POST", "/v1/crons/report/run", ""), Err(403));
+        assert_eq!(ask(Door::Unix, "POST", "/v1/run", ""), Err(404));
         let reload = Ok(Route::Command(Command::Reload));
         assert_eq!(ask(Door::Unix, "POST", "/v1/config/reload", ""), reload);
         assert_eq!(ask(Door::Tcp, "POST", "/v1/config/reload", ""), Err(403));

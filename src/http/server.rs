@@ -20,7 +20,7 @@ use crate::{
     engine::{Command, command::By, status::Status},
     exit::ExitCode,
     http::{
-        EngineError, EventRow, Surface, page,
+        EngineError, EventRow, Surface, crons, page,
         route::{self, Asked, Door, Refusal, Route},
         view::{self, Here},
     },
@@ -240,6 +240,21 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
             Ok(config) => json(200, &view::config(&config)),
             Err(response) => response,
         },
+        Route::Crons { name, next } => {
+            let now = clock::wall().into();
+            with_status(hall, |status, _| {
+                let found = crons::crons(status, name.as_deref(), next, now);
+                match (name, found.as_slice()) {
+                    (Some(name), []) => refuse(&Refusal {
+                        status: 404,
+                        why: format!("there is no job {name}"),
+                    }),
+                    (Some(_), [job, ..]) => json(200, job),
+                    (None, all) => json(200, &all),
+                }
+            })
+            .await
+        }
         Route::Status { after } => {
             wait_for_event(hall, after).await;
             with_status(hall, |status, here| json(200, &view::status(status, here))).await

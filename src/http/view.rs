@@ -11,7 +11,10 @@ use crate::{
         effect::ExitWords,
         status::{ExitView, FleetStatus, Status, WorkerStatus},
     },
-    http::{Directories, Surface},
+    http::{
+        Directories, Surface,
+        crons::{self, RunView},
+    },
     time::Moment,
     wire::{ExitStatus, Stopping},
 };
@@ -77,9 +80,10 @@ pub struct ConfigView {
 pub struct FleetView {
     /// Its name.
     pub name: String,
-    /// `fleet` or `singleton`.
+    /// `fleet`, `singleton` or `cron`.
     pub kind: String,
-    /// `ok`, `done`, `starting`, `degraded`, `held`, `waiting`, `draining`, `standby`.
+    /// `ok`, `done`, `starting`, `degraded`, `held`, `waiting`, `draining`, `standby`; jobs are `idle`, `waiting`, `running`,
+    /// `retrying`, `held` or `draining`.
     pub state: String,
     /// How many it should have.
     pub desired: u32,
@@ -102,6 +106,12 @@ pub struct FleetView {
     pub round: u64,
     /// What its workers should be.
     pub revision: String,
+    /// Jobs only: the next tick, RFC 3339; none while it is held.
+    #[serde(default)]
+    pub next: Option<String>,
+    /// Jobs only: what became of the last run or tick.
+    #[serde(default)]
+    pub last: Option<RunView>,
     /// Its workers; an empty slot is absent unless backing off, failed or held.
     pub workers: Vec<WorkerView>,
 }
@@ -226,7 +236,11 @@ pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
 }
 
 fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
-    let kind = if fleet.gated { "singleton" } else { "fleet" };
+    let kind = match (&fleet.cron, fleet.gated) {
+        (Some(_), _) => "cron",
+        (None, true) => "singleton",
+        (None, false) => "fleet",
+    };
     FleetView {
         name: fleet.name.to_string(),
         kind: kind.to_owned(),
@@ -234,7 +248,10 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         desired: fleet.desired,
         ready: fleet.ready,
         done: fleet.done,
-        min: fleet.configured,
+        next: fleet.cron.as_ref().and_then(crons::next),
+        last: fleet.cron.as_ref().and_then(crons::last),
+        // A job has nobody between its runs.
+        min: fleet.cron.as_ref().map_or(fleet.configured, |_| 0),
         max: fleet.configured,
         gate: fleet.gated.then(|| gate_view(fleet, here, node)),
         held: fleet.held.clone(),
@@ -333,10 +350,13 @@ pub fn checks(status: &Status) -> Vec<Check> {
     all.extend(status.fleets.iter().map(|fleet| Check {
         name: format!("fleet:{}", fleet.name),
         pass: is_ready(fleet),
-        detail: format!(
-            "{} of {} ready, {}",
-            fleet.ready, fleet.desired, fleet.state
-        ),
+        detail: match &fleet.cron {
+            Some(_) => fleet.state.to_owned(),
+            None => format!(
+                "{} of {} ready, {}",
+                fleet.ready, fleet.desired, fleet.state
+            ),
+        },
     }));
     all
 }

@@ -3,6 +3,7 @@
 //! | module | noun |
 //! | --- | --- |
 //! | `clock` | now, on CLOCK_BOOTTIME; the wall clock for people |
+//! | `timer` | the wall clock's bell, for jobs |
 //! | `spawn` | an order becomes a process, or a step and an errno |
 //! | `clone` | the system call that makes a child |
 //! | `child` | a pidfd: signal it, look at its end, reap it |
@@ -40,3 +41,4 @@ pub mod sd;
 pub mod seats;
 pub mod spawn;
 pub mod surroundings;
+pub mod timer;

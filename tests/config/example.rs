@@ -105,12 +105,19 @@ fn the_example_mentions_every_key() {
     accepted(&[], &mut keys);
     // Those of [defaults] are a fleet's.
     keys.retain(|key| key[0] != "defaults");
+    let all = keys.clone();
+    // What a job says as a fleet does is told of fleets.
+    keys.retain(|key| {
+        let as_fleet = [&["fleet".to_owned()], &key[1..]].concat();
+        key[0] != "cron" || !all.contains(&as_fleet)
+    });
     assert!(keys.len() > 60, "the walk finds only {keys:?}");
     for known in [
         "http.listen",
         "fleet.zzzz.socket.zzzz.backlog",
         "fleet.zzzz.hooks.pre_stop.run",
         "fleet.zzzz.ready",
+        "cron.zzzz.retry.attempts",
     ] {
         let path: Vec<String> = known.split('.').map(str::to_owned).collect();
         assert!(
@@ -132,7 +139,7 @@ fn the_example_mentions_every_key() {
         .iter()
         .filter(|path| {
             let read = |key: &Vec<String>| is_about(path, key) || is_above(path, key);
-            !keys.iter().any(read)
+            !all.iter().any(read)
         })
         .map(|path| path.join("."))
         .collect();

@@ -128,6 +128,11 @@ fn check_accepted(accepted: &Config, machine: &FakeMachine) {
         assert!(spec.stop.timeout <= spec.stop.extend_max && !spec.stop.timeout.is_forever());
         assert!(spec.rollout.max_surge + spec.rollout.max_unavailable > 0);
         assert!(spec.log.max_size / 2 >= spec.log.rotate_size);
+        if let Some(cron) = &spec.cron {
+            // The engine has no way to say that a schedule means nothing.
+            assert!(config::calendar::Calendar::of(cron).is_some(), "{cron:?}");
+            assert!(cron.retry.attempts > 0 && spec.workers == 1);
+        }
         for other in spec.after.keys() {
             assert!(
                 accepted.fleets[other].rank < spec.rank,

@@ -57,6 +57,10 @@ pub(crate) fn settled(host: &Host, status: &Status, held: &[String]) {
             );
             continue;
         }
+        // Whether a run is under way is the calendar's to say.
+        if fleet.cron.is_some() {
+            continue;
+        }
         // What waits for somebody who is not wanted waits, and its rollout with it.
         let db_wanted = status
             .fleets

@@ -6,8 +6,9 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            AfterState, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec, ProbeKind,
-            ProbeSpec, ReadySpec, RestartPolicy, SingletonSpec, Sink,
+            AfterState, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
+            Overlap, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy, RetrySpec, SingletonSpec,
+            Sink,
         },
     },
     id::{FleetName, Revision},
@@ -45,6 +46,13 @@ fn seal(mut spec: FleetSpec) -> FleetSpec {
     spec
 }
 
+fn lock(of: &str) -> SingletonSpec {
+    SingletonSpec {
+        lock: name(of),
+        ..SingletonSpec::default()
+    }
+}
+
 fn hook(program: &str) -> HookSpec {
     HookSpec {
         program: program.to_owned(),
@@ -62,6 +70,60 @@ pub(crate) fn lease() -> LeaseSpec {
         grace: Span::secs(3),
         kill_margin: Span::secs(1),
     }
+}
+
+/// A job for every minute.
+fn job(overlap: Overlap, attempts: u32, catch_up: u64) -> FleetSpec {
+    let mut spec = base("job", 1);
+    spec.cron = Some(CronSpec {
+        schedule: "* * * * *".to_owned(),
+        timezone: "Europe/Berlin".to_owned(),
+        overlap,
+        catch_up: Span::secs(catch_up),
+        timeout: Span::FOREVER,
+        retry: RetrySpec {
+            attempts,
+            backoff_min: Span::secs(2),
+            backoff_max: Span::secs(30),
+        },
+        jitter: Span::ZERO,
+        history: 20,
+    });
+    spec
+}
+
+/// Jobs of every kind. Nobody edits them away.
+fn jobs() -> [(&'static str, FleetSpec); 5] {
+    let skips = job(Overlap::Skip, 1, 0);
+    let mut queues = job(Overlap::Queue, 3, 600);
+    let mut replaces = job(Overlap::Replace, 2, 300);
+    let mut short = job(Overlap::Skip, 2, 120);
+    let mut sole = job(Overlap::Forbid, 3, 120);
+    sole.singleton = Some(lock("sole"));
+    let change = |spec: &mut FleetSpec, change: fn(&mut CronSpec)| {
+        spec.cron.as_mut().map(change).expect("a job");
+    };
+    change(&mut queues, |cron| cron.jitter = Span::secs(20));
+    change(&mut replaces, |cron| {
+        cron.schedule = "*/2 * * * *".to_owned()
+    });
+    change(&mut short, |cron| cron.timeout = Span::secs(10));
+    short.process.pre_start = Some(hook("fetch"));
+    queues.process.env_files = vec![EnvFile {
+        path: "/etc/job.env".to_owned(),
+        optional: false,
+    }];
+    [
+        ("skips", skips),
+        ("queues", queues),
+        ("replaces", replaces),
+        ("short", short),
+        ("sole", sole),
+    ]
+}
+
+pub(crate) fn is_job(name: &FleetName) -> bool {
+    jobs().iter().any(|(job, _)| name.as_str() == *job)
 }
 
 /// The configuration that a story begins with.
@@ -95,21 +157,14 @@ pub(crate) fn first() -> Config {
     once.start.parallel = 1;
     let mut lone = base("lone", 1);
     lone.ready = ReadySpec::Notify;
-    lone.singleton = Some(SingletonSpec {
-        lock: name("lone"),
-        flock: None,
-        slots: 1,
-        allow_network_fs: false,
-        lease: None,
-    });
+    lone.singleton = Some(lock("lone"));
     let mut timed = base("timed", 1);
     timed.ready = ReadySpec::Notify;
     timed.stop.deregister_delay = Span::secs(1);
     timed.process.pre_stop = Some(hook("say-goodbye"));
     timed.singleton = Some(SingletonSpec {
-        lock: name("timed"),
         lease: Some(lease()),
-        ..SingletonSpec::default()
+        ..lock("timed")
     });
     let fleets = [
         ("db", db),
@@ -118,7 +173,9 @@ pub(crate) fn first() -> Config {
         ("once", once),
         ("lone", lone),
         ("timed", timed),
-    ];
+    ]
+    .into_iter()
+    .chain(jobs());
     config(
         fleets
             .into_iter()
@@ -151,7 +208,7 @@ pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
         let names: Vec<FleetName> = fleets.keys().cloned().collect();
         let which = rng.pick(&names).clone();
         match rng.below(6) {
-            0 if matches!(which.as_str(), "lone" | "timed") => continue,
+            0 if matches!(which.as_str(), "lone" | "timed") || is_job(&which) => continue,
             0 => fleets
                 .entry(which)
                 .and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),
@@ -162,7 +219,7 @@ pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
             3 => fleets
                 .entry(which)
                 .and_modify(|spec| spec.stop.timeout = Span::secs(3 + rng.below(10))),
-            4 if which.as_str() != "db" => {
+            4 if which.as_str() != "db" && !is_job(&which) => {
                 fleets.remove(&which);
                 continue;
             }

@@ -10,7 +10,7 @@ use leasehold::{
     wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
-use crate::rng::Rng;
+use crate::{jobs::Jobs, rng::Rng};
 
 /// What a process will do of its own accord, or when told.
 #[derive(Clone, Debug)]
@@ -72,6 +72,8 @@ pub(crate) struct Host {
     pub(crate) terms: Vec<(RowKey, Generation)>,
     /// The deadline of the one worker that has one.
     pub(crate) seat: Option<Seat>,
+    pub(crate) jobs: Jobs,
+    pub(crate) keeper_deaths: u64,
     next_pid: i32,
 }
 
@@ -88,6 +90,8 @@ impl Host {
             reaped: BTreeSet::new(),
             terms: Vec::new(),
             seat: None,
+            jobs: Jobs::default(),
+            keeper_deaths: 0,
             next_pid: 100,
         }
     }
@@ -142,6 +146,10 @@ impl Host {
             "/bin/once" => Some((
                 self.rng.span(500, 30_000),
                 i32::from(bad && self.rng.chance(40)),
+            )),
+            "/bin/job" => Some((
+                self.rng.span(100, 100_000),
+                i32::from(bad && self.rng.chance(30)),
             )),
             "/bin/flaky" if bad => Some((self.rng.span(0, 9_000), 1)),
             _ if bad && self.rng.chance(15) => Some((self.rng.span(0, 120_000), 1)),
@@ -233,6 +241,7 @@ impl Kernel for Host {
                 });
             }
         }
+        self.jobs.started(key, spec, self.keeper_deaths);
         if self.tempers && self.rng.chance(3) {
             return Err(ExitStatus::SpawnFailed {
                 step: SpawnStep::Exec,

@@ -24,9 +24,10 @@ pub(crate) enum Owner {
 /// A start that was on its way when the file was replaced has arrived by then: removing lock files by hand is safe but for that.
 const LOOKS: Span = Span::millis(10);
 
-/// The lock of `lone/0`.
-#[derive(Debug, Default)]
+/// The lock of one worker.
+#[derive(Debug)]
 pub(crate) struct Lock {
+    worker: WorkerId,
     owners: BTreeSet<Owner>,
     pub(crate) fence: u64,
     /// Somebody of this supervisor's looks for it.
@@ -42,11 +43,26 @@ pub(crate) struct Lock {
     pub(crate) taken: u64,
 }
 
-pub(crate) fn worker() -> WorkerId {
-    WorkerId::new(fleets::name("lone"), 0)
+/// Who needs one: a singleton, and a job that forbids every other run.
+pub(crate) fn workers() -> [WorkerId; 2] {
+    ["lone", "sole"].map(|fleet| WorkerId::new(fleets::name(fleet), 0))
 }
 
 impl Lock {
+    pub(crate) fn new(worker: WorkerId) -> Self {
+        Self {
+            worker,
+            owners: BTreeSet::new(),
+            fence: 0,
+            sought: false,
+            settling: false,
+            rival_runs: false,
+            replaced: false,
+            rival_from: Moment(0),
+            taken: 0,
+        }
+    }
+
     pub(crate) fn try_take(&mut self, who: Owner) -> bool {
         let free = self.owners.is_empty();
         if free {
@@ -106,12 +122,15 @@ impl Lock {
 
     /// The rival's turn: it lets go, or tries; it starts its worker only when nothing is left of ours.
     pub(crate) fn rival(&mut self, host: &Host, quiet: bool) {
-        if self.owners.contains(&Owner::Rival) && lives(host) {
+        if self.owners.contains(&Owner::Rival) && self.lives(host) {
             // It has a file that was put in our lock's place, and waits until our worker is gone.
         } else if self.owners.remove(&Owner::Rival) {
             self.rival_runs = false;
         } else if !quiet && self.try_take(Owner::Rival) {
-            assert!(!lives(host), "the lock was free while our worker lives");
+            assert!(
+                !self.lives(host),
+                "the lock was free while our worker lives"
+            );
             self.fence += 1;
             self.rival_runs = true;
         }
@@ -131,7 +150,7 @@ impl Lock {
 
     /// Seen from outside: at most one of the two, and ours never without the lock, a moment after a replacement aside.
     pub(crate) fn check(&mut self, host: &Host, now: Moment) {
-        let ours = lives(host);
+        let ours = self.lives(host);
         assert!(
             !(ours && self.rival_runs),
             "two workers under one lock: {self:?}"
@@ -144,8 +163,8 @@ impl Lock {
             "a worker without its lock"
         );
     }
-}
 
-fn lives(host: &Host) -> bool {
-    host.by_key.contains_key(&RowKey::Slot(worker()))
+    fn lives(&self, host: &Host) -> bool {
+        host.by_key.contains_key(&RowKey::Slot(self.worker.clone()))
+    }
 }

@@ -6,6 +6,7 @@
 mod checks;
 mod fleets;
 mod host;
+mod jobs;
 mod lease;
 mod lock;
 mod rng;
@@ -42,7 +43,7 @@ fn sweep(name: &str, faults: Faults) {
     // A sweep in which nothing happened would prove nothing.
     if one.is_none() {
         assert!(
-            totals.spawns > count && totals.steps > 100 * count,
+            totals.spawns > count && totals.steps > 100 * count && totals.runs > 20 * count,
             "{totals:?}"
         );
     }

@@ -6,12 +6,13 @@ use leasehold::{
     config::{Config, spec::FleetSpec},
     engine::{
         Command, Effect, Effects, Event, Facts, Intent, Supervisor,
+        book::{Book, Run},
         command::By,
         gate::{GateNews, Kept},
         lease::LeaseNews,
         supervisor::Origin,
     },
-    id::{FleetName, Generation, RequestId, WorkerId},
+    id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
     keeper::core::{Core, Kernel, Request},
     time::{Clocks, Moment, Span},
     wire::{Asked, News, Op, RowKey, SeatState},
@@ -20,6 +21,7 @@ use leasehold::{
 use crate::{
     checks, fleets,
     host::{Act, Change, Host, Seat},
+    jobs,
     lease::{self, Lease},
     lock::{self, Lock, Owner},
     rng::Rng,
@@ -46,6 +48,7 @@ pub(crate) struct Totals {
     pub(crate) commands: u64,
     pub(crate) freezes: u64,
     pub(crate) deadlines: u64,
+    pub(crate) runs: u64,
 }
 
 impl Totals {
@@ -58,6 +61,7 @@ impl Totals {
         self.commands += other.commands;
         self.freezes += other.freezes;
         self.deadlines += other.deadlines;
+        self.runs += other.runs;
     }
 }
 
@@ -69,14 +73,16 @@ enum Item {
     ToSupervisor(u64, Vec<News>),
     Answer(u64, Box<Event>),
     Saved(u64, Box<Intent>),
+    Keep(u64, FleetName, Box<Book>, Option<Run>),
+    ClockSet,
     SupervisorStarts,
     SupervisorDies,
     KeeperDies,
     KeeperStarts,
     Operator,
     Signal(Request),
-    TryLock(u64),
-    Settled(u64),
+    TryLock(u64, WorkerId),
+    Settled(u64, WorkerId),
     Rival,
     Replaced,
     LeaseOpens(u64),
@@ -101,8 +107,9 @@ impl Item {
                 | Self::Answer(..)
                 | Self::Saved(..)
                 | Self::Operator
-                | Self::TryLock(_)
-                | Self::Settled(_)
+                | Self::Keep(..)
+                | Self::TryLock(..)
+                | Self::Settled(..)
                 | Self::Replaced
                 | Self::LeaseOpens(_)
                 | Self::Renew(..)
@@ -121,6 +128,8 @@ impl Item {
                 | Self::Disarm(_)
                 | Self::DeadlineComes
                 | Self::Changed(_)
+                // Removing lock files by hand is safe but for starts that are on their way, and a stopped keeper keeps those.
+                | Self::Replaced
         )
     }
 }
@@ -174,7 +183,7 @@ pub(crate) struct World {
     last_to_keeper: Moment,
     last_to_supervisor: Moment,
     requests: u64,
-    lock: Lock,
+    locks: BTreeMap<WorkerId, Lock>,
     lease: Lease,
     supervisor_hangs_until: Moment,
     keeper_stops_until: Moment,
@@ -210,7 +219,9 @@ impl World {
             last_to_keeper: Moment(0),
             last_to_supervisor: Moment(0),
             requests: 0,
-            lock: Lock::default(),
+            locks: lock::workers()
+                .map(|worker| (worker.clone(), Lock::new(worker)))
+                .into(),
             lease,
             supervisor_hangs_until: Moment(0),
             keeper_stops_until: Moment(0),
@@ -222,6 +233,15 @@ impl World {
         let begin = self.now;
         self.quiet_from = begin.after(STORY);
         self.at(Span::ZERO, Item::KeeperStarts);
+        for (name, spec) in &self.file.fleets {
+            if let Some(cron) = &spec.cron {
+                self.host.jobs.add(name.clone(), cron);
+            }
+        }
+        for _ in 0..self.rng.below(6) {
+            let when = self.rng.span(20_000, STORY.as_millis());
+            self.at(when, Item::ClockSet);
+        }
         for _ in 0..self.faults.supervisor_deaths {
             let when = self.rng.span(0, STORY.as_millis());
             self.at(when, Item::SupervisorDies);
@@ -263,7 +283,9 @@ impl World {
         }
         self.play_until(self.quiet_from);
         self.host.tempers = false;
-        self.lock.rival(&self.host, true);
+        for lock in self.locks.values_mut() {
+            lock.rival(&self.host, true);
+        }
         self.play_until(self.quiet_from.after(SETTLE));
         let status = self
             .engine
@@ -275,6 +297,14 @@ impl World {
             eprintln!("held {held:?}");
         }
         checks::settled(&self.host, &status, &held);
+        for fleet in &status.fleets {
+            // Ticks pass a job that is held; that is said when it is not any more.
+            let is_held = self.disk.holds(&fleet.name, SlotIndex(0));
+            if let Some(job) = fleet.cron.as_ref().filter(|_| !is_held) {
+                self.host.jobs.check(&fleet.name, job.waiting, self.now);
+            }
+        }
+        self.totals.runs = self.host.jobs.count();
         self.at(Span::ZERO, Item::Signal(Request::Drain));
         self.play_until(self.quiet_from.after(SETTLE).after(Span::secs(120)));
         assert_eq!(
@@ -316,7 +346,10 @@ impl World {
             let engine = engine.map(|at| at.max(self.supervisor_hangs_until));
             let keeper = self.core.as_ref().and_then(Core::deadline);
             let keeper = keeper.map(|at| at.max(self.keeper_stops_until));
-            let Some(next) = [queued, engine, keeper].into_iter().flatten().min() else {
+            let there = self.engine.as_ref();
+            let alarm = there.and_then(|_| self.host.jobs.rings(self.now));
+            let alarm = alarm.map(|at| at.max(self.supervisor_hangs_until));
+            let Some(next) = [queued, engine, keeper, alarm].into_iter().flatten().min() else {
                 break;
             };
             if next > end {
@@ -324,6 +357,7 @@ impl World {
             }
             self.now = self.now.max(next);
             self.host.now = self.now;
+            self.host.jobs.follow(self.now);
             if keeper.is_some_and(|at| at <= self.now) {
                 if let Some(core) = &mut self.core {
                     core.tick(self.now, &mut self.host);
@@ -332,11 +366,15 @@ impl World {
             } else if queued.is_some_and(|at| at <= self.now) {
                 let due = self.queue.pop().expect("peeked");
                 self.happen(due.2);
+            } else if alarm.is_some_and(|at| at <= self.now) {
+                self.look_at_the_clock();
             } else {
                 self.step(Event::Tick);
             }
             checks::no_drain_is_endless(&self.host, self.now);
-            self.lock.check(&self.host, self.now);
+            for lock in self.locks.values_mut() {
+                lock.check(&self.host, self.now);
+            }
             self.lease.check(&self.host, self.now);
         }
         if self.exit.is_none() {
@@ -412,6 +450,19 @@ impl World {
                     self.step(Event::IntentSaved { result: Ok(()) });
                 }
             }
+            Item::Keep(incarnation, fleet, book, claim) => {
+                let result = self.keep(&fleet, *book, claim.as_ref());
+                if incarnation == self.incarnation {
+                    self.step(Event::BookKept { fleet, result });
+                }
+            }
+            Item::ClockSet => {
+                let by = jobs::jump(&mut self.rng);
+                self.host.jobs.set(by, self.now);
+                let shown = self.host.jobs.shown(self.now);
+                self.say(|| format!("-- the clock is set by {by} ms to {shown}"));
+                self.look_at_the_clock();
+            }
             Item::ToSupervisor(..) | Item::Answer(..) => {}
             Item::SupervisorStarts => self.start_supervisor(),
             Item::SupervisorDies => self.supervisor_dies(),
@@ -428,14 +479,26 @@ impl World {
                 }
                 self.after_keeper();
             }
-            Item::TryLock(incarnation) if incarnation == self.incarnation => self.try_lock(),
-            Item::Settled(incarnation) if incarnation == self.incarnation => self.settled(),
-            Item::TryLock(_) | Item::Settled(_) => {}
-            Item::Rival => self.lock.rival(&self.host, self.now >= self.quiet_from),
+            Item::TryLock(incarnation, worker) if incarnation == self.incarnation => {
+                self.try_lock(worker);
+            }
+            Item::Settled(incarnation, worker) if incarnation == self.incarnation => {
+                self.settled(worker);
+            }
+            Item::TryLock(..) | Item::Settled(..) => {}
+            Item::Rival => {
+                let quiet = self.now >= self.quiet_from;
+                for lock in self.locks.values_mut() {
+                    lock.rival(&self.host, quiet);
+                }
+            }
             Item::Replaced => {
-                if self.now < self.quiet_from && self.lock.replace(self.now) {
-                    self.say(|| "-- the lock file is replaced".to_owned());
-                    self.gate(GateNews::Lost("replaced".to_owned()));
+                for worker in lock::workers() {
+                    let now = self.now;
+                    if now < self.quiet_from && self.lock(&worker).1.replace(now) {
+                        self.say(|| format!("-- the lock file of {worker} is replaced"));
+                        self.gate(worker, GateNews::Lost("replaced".to_owned()));
+                    }
                 }
             }
         }
@@ -568,38 +631,77 @@ impl World {
         self.report_seat();
     }
 
-    fn gate(&mut self, news: GateNews) {
-        let worker = lock::worker();
+    fn look_at_the_clock(&mut self) {
+        let shown = self.host.jobs.shown(self.now);
+        self.step(Event::Wall { shown });
+    }
+
+    /// A book goes to disk, unless that is full. It takes what is not a claim: a clock that is set back, a full disk and the end of the
+    /// keeper, all three within a minute, may cost the word about a tick.
+    fn keep(&mut self, fleet: &FleetName, book: Book, claim: Option<&Run>) -> Result<(), String> {
+        if self.host.tempers && claim.is_some() && self.rng.chance(6) {
+            return Err("no space".to_owned());
+        }
+        let keeper = self.totals.keeper_deaths;
+        self.host.jobs.keep(keeper, fleet, book, claim)
+    }
+
+    /// Whoever was writing dies: what it wrote is there as a whole, or not at all.
+    fn cut_off_books(&mut self) {
+        let mut rest = BinaryHeap::new();
+        for due in std::mem::take(&mut self.queue) {
+            match due.2 {
+                Item::Keep(_, fleet, book, claim) => {
+                    if self.rng.chance(50) {
+                        let _ = self.keep(&fleet, *book, claim.as_ref());
+                    }
+                }
+                _ => rest.push(due),
+            }
+        }
+        self.queue = rest;
+    }
+
+    fn gate(&mut self, worker: WorkerId, news: GateNews) {
         self.step(Event::Gate { worker, news });
     }
 
-    fn try_lock(&mut self) {
-        if !self.lock.sought || self.lock.settling {
+    /// The lock of a worker, and who we are to it.
+    fn lock(&mut self, worker: &WorkerId) -> (Owner, &mut Lock) {
+        let me = Owner::Supervisor(self.incarnation);
+        let lock = self.locks.get_mut(worker);
+        (me, lock.expect("a worker that needs one"))
+    }
+
+    fn try_lock(&mut self, worker: WorkerId) {
+        let (me, lock) = self.lock(&worker);
+        if !lock.sought || lock.settling {
             return;
         }
-        if self.lock.try_take(Owner::Supervisor(self.incarnation)) {
-            self.lock.settling = true;
+        if lock.try_take(me) {
+            lock.settling = true;
             let long = self.rng.chance(10);
             let after = self.rng.span(0, if long { 3_000 } else { 20 });
-            self.at(after, Item::Settled(self.incarnation));
+            self.at(after, Item::Settled(self.incarnation, worker));
         } else {
             let after = self.rng.span(1, 1_000);
-            self.at(after, Item::TryLock(self.incarnation));
-            self.gate(GateNews::Waits("the rival has it".to_owned()));
+            self.at(after, Item::TryLock(self.incarnation, worker.clone()));
+            self.gate(worker, GateNews::Waits("the rival has it".to_owned()));
         }
     }
 
-    fn settled(&mut self) {
-        self.lock.settling = false;
-        if !self.lock.sought {
-            return self.lock.remove(Owner::Supervisor(self.incarnation));
+    fn settled(&mut self, worker: WorkerId) {
+        let (me, lock) = self.lock(&worker);
+        lock.settling = false;
+        if !lock.sought {
+            return lock.remove(me);
         }
-        self.lock.sought = false;
-        let pass = self.lock.open();
-        self.lock.add(Owner::Packet);
-        let name = leasehold::engine::lock_name(&lock::worker());
+        lock.sought = false;
+        let pass = lock.open();
+        lock.add(Owner::Packet);
+        let name = leasehold::engine::lock_name(&worker);
         self.send(vec![Op::Hold { name }]);
-        self.gate(GateNews::Opened(pass));
+        self.gate(worker, GateNews::Opened(pass));
     }
 
     fn process(&mut self, pid: i32, act: &Act) {
@@ -652,6 +754,21 @@ impl World {
         self.after_keeper();
     }
 
+    fn lock_named(&mut self, name: &str) -> Option<&mut Lock> {
+        let named = |worker: &WorkerId| leasehold::engine::lock_name(worker) == name;
+        let found = self.locks.iter_mut().find(|(worker, _)| named(worker));
+        found.map(|(_, lock)| lock)
+    }
+
+    /// Is this a start under a lock that excludes nobody any more?
+    fn is_replaced(&self, key: &RowKey) -> Option<WorkerId> {
+        let RowKey::Slot(worker) = key else {
+            return None;
+        };
+        let lock = self.locks.get(worker);
+        lock.filter(|lock| lock.replaced).map(|_| worker.clone())
+    }
+
     /// Carries out one packet, and schedules what follows on the machine.
     fn deliver(&mut self, ops: Vec<Op>) {
         for op in ops {
@@ -659,12 +776,16 @@ impl World {
                 Op::Exit { code } => self.exit = Some(code),
                 Op::Hold { name } if name.ends_with("timed/0") => self.lease.kept = true,
                 Op::Release { name } if name == "lock/timed/0" => self.lease.kept = false,
-                Op::Hold { .. } => {
-                    self.lock.remove(Owner::Packet);
-                    self.lock.add(Owner::Keeper);
+                Op::Hold { name } => {
+                    if let Some(lock) = self.lock_named(&name) {
+                        lock.remove(Owner::Packet);
+                        lock.add(Owner::Keeper);
+                    }
                 }
                 Op::Release { name } if name.starts_with("lock/") => {
-                    self.lock.remove(Owner::Keeper);
+                    if let Some(lock) = self.lock_named(&name) {
+                        lock.remove(Owner::Keeper);
+                    }
                 }
                 Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } | Op::Echo { .. } => {}
                 op => {
@@ -742,9 +863,8 @@ impl World {
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Spawn { key, after, .. })
-                    if self.lock.replaced && key == RowKey::Slot(lock::worker()) =>
+                    if let Some(worker) = self.is_replaced(&key) =>
                 {
-                    let worker = lock::worker();
                     let news = GateNews::Lost("replaced".to_owned());
                     self.answer(0, 1, Event::Gate { worker, news });
                     self.answer(1, 2, Event::Refused { key, after });
@@ -806,15 +926,16 @@ impl World {
                     self.host.kill(&RowKey::Slot(worker));
                     self.after_keeper();
                 }
-                Effect::SeekGate { .. } => {
-                    self.lock.sought = true;
+                Effect::SeekGate { worker, .. } => {
+                    self.lock(&worker).1.sought = true;
                     let after = self.rng.span(0, 5);
-                    self.at(after, Item::TryLock(self.incarnation));
+                    self.at(after, Item::TryLock(self.incarnation, worker));
                 }
                 Effect::ShutGate(worker) => {
-                    self.lock.sought = false;
-                    if !self.lock.settling {
-                        self.lock.remove(Owner::Supervisor(self.incarnation));
+                    let (me, lock) = self.lock(&worker);
+                    lock.sought = false;
+                    if !lock.settling {
+                        lock.remove(me);
                         let name = leasehold::engine::lock_name(&worker);
                         ops.push(Op::Release { name });
                     }
@@ -823,7 +944,18 @@ impl World {
                     let after = self.rng.span(1, 20);
                     self.at(after, Item::Saved(self.incarnation, Box::new(intent)));
                 }
+                Effect::WakeAt(wake) => self.host.jobs.wake = wake,
+                Effect::ReadBook(fleet) => {
+                    let book = self.host.jobs.books.get(&fleet);
+                    let result = Ok(book.map(|(_, book)| Box::new(book.clone())));
+                    self.answer(0, 20, Event::BookRead { fleet, result });
+                }
+                Effect::KeepBook { fleet, book, claim } => {
+                    let after = self.rng.span(1, 40);
+                    self.at(after, Item::Keep(self.incarnation, fleet, book, claim));
+                }
                 Effect::Record(transition) => {
+                    self.host.jobs.reported(&transition);
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
@@ -896,16 +1028,18 @@ impl World {
             asked: core.asked(),
             rows: rows.collect(),
             gates: self.found_gates(),
+            shown: self.host.jobs.shown(self.now),
             recover: false,
             seed: self.seed,
         }
     }
 
     fn found_gates(&self) -> BTreeMap<WorkerId, Kept> {
-        let lone = self.lock.kept().map(|kept| (lock::worker(), kept));
+        let locks = self.locks.iter();
+        let kept = locks.filter_map(|(worker, lock)| Some((worker.clone(), lock.kept()?)));
         let timed = self.lease.found(&self.host);
         let timed = timed.map(|kept| (lease::worker(), kept));
-        lone.into_iter().chain(timed).collect()
+        kept.chain(timed).collect()
     }
 
     fn start_supervisor(&mut self) {
@@ -915,11 +1049,15 @@ impl World {
         self.incarnation += 1;
         let origin = self.origin(&mut core);
         self.core = Some(core);
-        let (lone, timed) = (lock::worker(), lease::worker());
-        self.lease.open = origin.gates.contains_key(&timed);
-        if origin.gates.contains_key(&lone) && !self.lock.replaced {
-            self.lock.add(Owner::Supervisor(self.incarnation));
+        self.lease.open = origin.gates.contains_key(&lease::worker());
+        let me = Owner::Supervisor(self.incarnation);
+        for lock in origin.gates.keys() {
+            let lock = self.locks.get_mut(lock);
+            if let Some(lock) = lock.filter(|lock| !lock.replaced) {
+                lock.add(me);
+            }
         }
+        self.host.jobs.wake = None;
         let mut effects = Effects::default();
         self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
         self.perform(effects);
@@ -965,7 +1103,8 @@ impl World {
                 self.deliver(ops);
             }
         }
-        self.lock.supervisor_died();
+        self.locks.values_mut().for_each(Lock::supervisor_died);
+        self.cut_off_books();
         self.lease.sought = false;
         // One that hung has not yet done what was due.
         let hung = std::mem::take(&mut self.supervisor_hangs_until) > Moment(0);
@@ -998,7 +1137,9 @@ impl World {
             .collect();
         let asked: Asked = origin.asked;
         self.core = Some(core);
+        let shown = self.host.jobs.shown(self.now);
         let mut ignored = Effects::default();
+        old.step(Event::Wall { shown }, self.now, &mut ignored);
         old.step(Event::Rows(rows), self.now, &mut ignored);
         old.step(Event::Asked(asked), self.now, &mut ignored);
         if let Some(event) = self.seat_news() {
@@ -1015,12 +1156,14 @@ impl World {
         if self.core.take().is_none() {
             return;
         }
+        self.cut_off_books();
         self.totals.keeper_deaths += 1;
+        self.host.keeper_deaths += 1;
         self.say(|| "-- keeper dies".to_owned());
         self.engine = None;
         self.incarnation += 1;
         self.host.wipe();
-        self.lock.keeper_died();
+        self.locks.values_mut().for_each(Lock::keeper_died);
         self.lease.keeper_died();
         (self.supervisor_hangs_until, self.keeper_stops_until) = (self.now, self.now);
         let keep = |item: &Item| {
@@ -1047,11 +1190,19 @@ impl World {
         self.requests += 1;
         self.totals.commands += 1;
         let fleet = (*self.rng.pick(&[
-            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "timed", "*",
+            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "timed", "*", "skips",
+            "queues", "replaces", "short/0", "sole",
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
-        let command = match self.rng.below(8) {
+        let command = match self.rng.below(9) {
+            8 => Command::Run {
+                name: (*self
+                    .rng
+                    .pick(&["skips", "queues", "replaces", "short", "sole", "db"]))
+                .to_owned(),
+                by,
+            },
             0 => Command::Stop { names, by },
             1 | 2 => Command::Start { names, by },
             3 => Command::Restart { names },

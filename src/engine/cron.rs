@@ -1,0 +1,605 @@
+//! A job: when a run of it starts, and what becomes of it. The calendar names ticks; the one slot of the job's fleet does the rest. A
+//! tick is claimed in the job's book, on disk, before its run starts.
+//!
+//! ```text
+//!   Opening ──its book was read──▶ Idle ──a run is due──▶ Seeking ──has its lock──▶ Claiming ──on disk──▶ Running ◀─────────┐
+//!                                   ▲                        │ has not: skipped         │ is not: missed     │         a pause
+//!                                   ├◀───────────────────────┴──────────────────────────┘                    │              │
+//!                                   ├◀──────────────────────────── its end ──────────────────────────────────┤              │
+//!                                   └◀──────────────────── nobody tries it again ────────────────────────────┼────────── Pausing
+//!                                                                                                            └─ it failed ─▶┘
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{
+        calendar::Calendar,
+        spec::{CronSpec, Overlap},
+    },
+    engine::{
+        book::{Book, Miss, Outcome, Run, RunRecord, Skip},
+        bookkeeping::{DISK_PATIENCE, Disk},
+        effect::{Effect, Effects, Ending, Subject, What},
+        fleet::Stance,
+        jitter::Jitter,
+        slot::LastExit,
+    },
+    id::{FleetName, RequestId},
+    time::{Moment, Span, Stamp},
+    wire::ExitStatus,
+};
+
+/// Whoever had the lock a moment ago, our own last run included, may be letting it go.
+const LOCK_PATIENCE: Span = Span::millis(1_500);
+
+/// The wall clock as it was shown last: what it shows now follows from the time that has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Clock {
+    /// What it showed.
+    pub(super) shown: Stamp,
+    /// When.
+    pub(super) at: Moment,
+}
+
+impl Clock {
+    pub(super) fn at(self, now: Moment) -> Stamp {
+        self.shown.after(now.since(self.at))
+    }
+}
+
+/// What a worker of a job is told of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Occasion {
+    /// Its tick.
+    pub(super) scheduled: Stamp,
+    /// From 1.
+    pub(super) attempt: u32,
+}
+
+/// Where a job is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// Its book is being read.
+    #[default]
+    Opening,
+    /// No run.
+    Idle,
+    /// Its lock is wanted.
+    Seeking {
+        run: Run,
+        /// No longer than this.
+        until: Moment,
+    },
+    /// Its claim is on its way to disk.
+    Claiming {
+        run: Run,
+        /// No longer than this.
+        until: Moment,
+    },
+    /// Its slot has it.
+    Running {
+        run: Run,
+        /// Why we end it, if we do.
+        ending: Option<Ending>,
+    },
+    /// It failed, and is tried again.
+    Pausing {
+        run: Run,
+        /// Then.
+        until: Moment,
+        /// How it failed.
+        failed: Outcome,
+    },
+}
+
+/// A run that is to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub(super) scheduled: Stamp,
+    pub(super) manual: bool,
+    pub(super) not_before: Moment,
+}
+
+/// One job's memory; what is not skipped is in its fleet's row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cron {
+    pub(super) phase: Phase,
+    pub(super) pending: VecDeque<Pending>,
+    pub(super) book: Book,
+    /// An operator held it when it was looked at last.
+    pub(super) was_held: bool,
+    #[serde(skip)]
+    pub(super) calendar: Option<Calendar>,
+    /// The first tick that has not been decided upon.
+    #[serde(skip)]
+    pub(super) next: Option<Stamp>,
+    /// Who waits to hear what became of a run that they asked for.
+    #[serde(skip)]
+    pub(super) clients: BTreeMap<Stamp, RequestId>,
+    #[serde(skip)]
+    pub(super) disk: Disk,
+}
+
+/// What the machine sees of its slot.
+pub(super) struct Seen {
+    pub(super) live: bool,
+    /// Its process began then.
+    pub(super) since: Option<Moment>,
+    pub(super) ending: Option<Ending>,
+    pub(super) last_exit: Option<LastExit>,
+    /// Its gate is open.
+    pub(super) open: bool,
+    /// Why it is not.
+    pub(super) waits: Option<String>,
+}
+
+/// What it works with during one turn.
+pub(super) struct JobDesk<'a> {
+    pub(super) now: Moment,
+    pub(super) clock: Clock,
+    pub(super) name: &'a FleetName,
+    pub(super) spec: &'a CronSpec,
+    pub(super) success: &'a [i32],
+    pub(super) gated: bool,
+    pub(super) stance: Stance,
+    /// An operator holds it.
+    pub(super) held: bool,
+    /// It is not configured any more.
+    pub(super) removed: bool,
+    pub(super) jitter: &'a mut Jitter,
+    pub(super) out: &'a mut Effects,
+}
+
+impl JobDesk<'_> {
+    pub(super) fn record(&mut self, what: What) {
+        let subject = Subject::Fleet(self.name.clone());
+        self.out.record(self.now, subject, what);
+    }
+
+    pub(super) fn shown(&self) -> Stamp {
+        self.clock.at(self.now)
+    }
+
+    /// Are ticks and requests listened to?
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stance, Stance::Keep | Stance::Wait) && !self.held && !self.removed
+    }
+}
+
+/// What the slot is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    Rest,
+    /// Look again: something was decided.
+    Again,
+    /// Ask for the lock.
+    Seek,
+    Start,
+    Stop(Ending),
+    /// Its run has ended: the slot is empty.
+    Clear,
+}
+
+impl Cron {
+    /// Its schedule is this.
+    pub(super) fn follow(&mut self, spec: &CronSpec) {
+        self.calendar = Calendar::of(spec);
+        self.find_next();
+    }
+
+    /// What its worker is told, while there is a run.
+    pub(super) fn occasion(&self) -> Option<Occasion> {
+        self.run().map(|run| Occasion {
+            scheduled: run.scheduled,
+            attempt: run.attempt,
+        })
+    }
+
+    pub(super) fn run(&self) -> Option<&Run> {
+        match &self.phase {
+            Phase::Opening | Phase::Idle => None,
+            Phase::Seeking { run, .. }
+            | Phase::Claiming { run, .. }
+            | Phase::Running { run, .. }
+            | Phase::Pausing { run, .. } => Some(run),
+        }
+    }
+
+    /// The run that is under way, for people.
+    pub(super) fn running(&self) -> Option<&Run> {
+        self.run()
+            .filter(|_| matches!(self.phase, Phase::Running { .. } | Phase::Pausing { .. }))
+    }
+
+    pub(super) fn is_pausing(&self) -> bool {
+        matches!(self.phase, Phase::Pausing { .. })
+    }
+
+    /// So many wait to start.
+    pub(super) fn waiting(&self) -> usize {
+        let begins = matches!(self.phase, Phase::Seeking { .. } | Phase::Claiming { .. });
+        self.pending.len() + usize::from(begins)
+    }
+
+    /// Does it need its lock?
+    pub(super) fn needs_gate(&self) -> bool {
+        self.run().is_some()
+    }
+
+    /// The first tick that will be decided upon; none while it is held.
+    pub(super) fn next(&self, held: bool) -> Option<Stamp> {
+        self.next
+            .filter(|_| !held && !matches!(self.phase, Phase::Opening))
+    }
+
+    /// The next moment at which [`Cron::turn`] has something to do, the wall clock aside. `since`: its process began then, and is not
+    /// being ended. `looked`: what was ripe by then has been seen.
+    pub(super) fn deadline(
+        &self,
+        spec: &CronSpec,
+        since: Option<Moment>,
+        looked: Moment,
+    ) -> Option<Moment> {
+        let own = match &self.phase {
+            Phase::Opening => None,
+            Phase::Idle => self.pending.front().map(|front| front.not_before),
+            Phase::Seeking { until, .. }
+            | Phase::Claiming { until, .. }
+            | Phase::Pausing { until, .. } => Some(*until),
+            Phase::Running { .. } => since
+                .filter(|_| !spec.timeout.is_forever())
+                .map(|since| since.after(spec.timeout)),
+        };
+        let writing = self.disk.writing.as_ref();
+        let stuck = writing.map(|(_, since)| since.after(DISK_PATIENCE));
+        // What waits for something else than time waits for its event.
+        [own, stuck, self.disk.again]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > looked)
+            .min()
+    }
+
+    /// One decision. Called until it rests.
+    pub(super) fn turn(&mut self, seen: &Seen, desk: &mut JobDesk<'_>) -> Move {
+        if matches!(self.phase, Phase::Opening) {
+            if !std::mem::replace(&mut self.disk.is_read, true) {
+                desk.out.list.push(Effect::ReadBook(desk.name.clone()));
+            }
+            return Move::Rest;
+        }
+        self.mind_clock(desk);
+        self.mind_hold(desk);
+        if desk.is_open() {
+            self.follow_calendar(desk);
+        } else {
+            self.give_up_pending(desk);
+        }
+        let next = self.move_on(seen, desk);
+        self.keep(desk);
+        next
+    }
+
+    fn move_on(&mut self, seen: &Seen, desk: &mut JobDesk<'_>) -> Move {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Opening => Move::Rest,
+            Phase::Idle => self.begin(seen, desk),
+            Phase::Seeking { run, .. } if desk.held || desk.removed => {
+                self.skip(run, Skip::Held, desk)
+            }
+            Phase::Seeking { run, .. } if !desk.is_open() => {
+                // At a shutdown nothing was decided: it waits again.
+                self.pending.push_front(Pending {
+                    scheduled: run.scheduled,
+                    manual: run.manual,
+                    not_before: desk.now,
+                });
+                Move::Again
+            }
+            Phase::Seeking { run, .. } if seen.open => self.claim(run, desk),
+            Phase::Seeking { run, until } if until > desk.now => {
+                self.phase = Phase::Seeking { run, until };
+                Move::Rest
+            }
+            Phase::Seeking { run, .. } => {
+                let why = seen.waits.clone();
+                self.refuse(
+                    run.scheduled,
+                    || {
+                        let holder =
+                            why.unwrap_or_else(|| "nobody said whether it is free".to_owned());
+                        format!("its lock is taken: {holder}")
+                    },
+                    desk,
+                );
+                self.skip(run, Skip::Locked, desk)
+            }
+            Phase::Claiming { run, until } => match self.disk.claim.take() {
+                Some(Ok(())) => self.run_claimed(run, seen, desk),
+                Some(Err(why)) => self.miss_claim(run, why, desk),
+                None if until <= desk.now => {
+                    let why = format!("the disk did not answer in {DISK_PATIENCE}");
+                    self.miss_claim(run, why, desk)
+                }
+                None => {
+                    self.phase = Phase::Claiming { run, until };
+                    Move::Rest
+                }
+            },
+            Phase::Running { run, ending } => self.mind_run(run, ending, seen, desk),
+            Phase::Pausing { run, until, failed } => {
+                let replaced = desk.spec.overlap == Overlap::Replace && !self.pending.is_empty();
+                if !desk.is_open() || replaced {
+                    return self.close(run, failed, desk);
+                }
+                if until > desk.now || desk.stance != Stance::Keep {
+                    self.phase = Phase::Pausing { run, until, failed };
+                    return Move::Rest;
+                }
+                if desk.gated && !seen.open {
+                    // Only a lost run begins its next attempt without the lock.
+                    if seen.waits.is_some() {
+                        return self.close(run, failed, desk);
+                    }
+                    let until = desk.now.after(LOCK_PATIENCE);
+                    self.phase = Phase::Pausing { run, until, failed };
+                    return Move::Seek;
+                }
+                let run = Run {
+                    attempt: run.attempt.saturating_add(1),
+                    ..run
+                };
+                self.start(run, desk)
+            }
+        }
+    }
+
+    /// The next run, if its time has come.
+    fn begin(&mut self, seen: &Seen, desk: &mut JobDesk<'_>) -> Move {
+        let ripe = |front: &Pending| front.not_before <= desk.now;
+        if seen.live || desk.stance != Stance::Keep || !self.pending.front().is_some_and(ripe) {
+            return Move::Rest;
+        }
+        let Some(front) = self.pending.pop_front() else {
+            return Move::Rest;
+        };
+        let run = Run {
+            scheduled: front.scheduled,
+            manual: front.manual,
+            attempt: 1,
+            started: desk.shown(),
+        };
+        if !desk.gated {
+            return self.claim(run, desk);
+        }
+        let until = desk.now.after(LOCK_PATIENCE);
+        self.phase = Phase::Seeking { run, until };
+        Move::Seek
+    }
+
+    fn claim(&mut self, run: Run, desk: &JobDesk<'_>) -> Move {
+        self.book.open = Some(run.clone());
+        self.disk.claim = None;
+        let until = desk.now.after(DISK_PATIENCE);
+        self.phase = Phase::Claiming { run, until };
+        Move::Again
+    }
+
+    fn run_claimed(&mut self, run: Run, seen: &Seen, desk: &mut JobDesk<'_>) -> Move {
+        if !desk.is_open() || (desk.gated && !seen.open) {
+            let why = "it was called off".to_owned();
+            self.refuse(run.scheduled, || why, desk);
+            return self.close(run, Outcome::CalledOff, desk);
+        }
+        if seen.live {
+            // Half of what our predecessor sent arrived: it is there already.
+            let ending = None;
+            self.phase = Phase::Running { run, ending };
+            return Move::Again;
+        }
+        self.start(run, desk)
+    }
+
+    fn miss_claim(&mut self, run: Run, why: String, desk: &mut JobDesk<'_>) -> Move {
+        self.refuse(
+            run.scheduled,
+            || format!("it could not be claimed, so it was not started: {why}"),
+            desk,
+        );
+        desk.record(What::RunUnclaimed {
+            scheduled: run.scheduled,
+            why,
+        });
+        self.book.open = None;
+        // What is still being written is nobody's claim.
+        self.disk.has_claim = false;
+        self.note(&run, Outcome::Missed(Miss::Unclaimed), desk);
+        Move::Again
+    }
+
+    fn start(&mut self, run: Run, desk: &mut JobDesk<'_>) -> Move {
+        desk.record(What::RunBegan {
+            scheduled: run.scheduled,
+            attempt: run.attempt,
+            late: desk.shown().since(run.scheduled),
+        });
+        self.answer(run.scheduled, false, desk);
+        self.book.open = Some(run.clone());
+        let ending = None;
+        self.phase = Phase::Running { run, ending };
+        Move::Start
+    }
+
+    fn mind_run(
+        &mut self,
+        run: Run,
+        mut ending: Option<Ending>,
+        seen: &Seen,
+        desk: &mut JobDesk<'_>,
+    ) -> Move {
+        if !seen.live {
+            return self.run_ended(run, ending, seen, desk);
+        }
+        let over = seen
+            .since
+            .is_some_and(|since| since.after(desk.spec.timeout) <= desk.now);
+        let replaced = desk.spec.overlap == Overlap::Replace && !self.pending.is_empty();
+        let wanted = match () {
+            () if seen.ending.is_some() || ending.is_some() => None,
+            () if replaced => Some(Ending::Replaced),
+            () if over && !desk.spec.timeout.is_forever() => Some(Ending::Timeout),
+            () => None,
+        };
+        ending = ending.or(wanted);
+        self.phase = Phase::Running { run, ending };
+        wanted.map_or(Move::Rest, Move::Stop)
+    }
+
+    fn run_ended(
+        &mut self,
+        run: Run,
+        ending: Option<Ending>,
+        seen: &Seen,
+        desk: &mut JobDesk<'_>,
+    ) -> Move {
+        let ending = seen.last_exit.map_or(ending, |exit| exit.ending);
+        let outcome = match (ending, seen.last_exit.map(|exit| exit.status)) {
+            (Some(Ending::Timeout), _) => Outcome::TimedOut,
+            (Some(ending), _) => Outcome::Stopped(ending),
+            (None, Some(ExitStatus::Code(code))) if desk.success.contains(&code) => {
+                Outcome::Succeeded
+            }
+            (None, Some(status)) => Outcome::Failed(status),
+            (None, None) => Outcome::CalledOff,
+        };
+        let failed = matches!(outcome, Outcome::Failed(_) | Outcome::TimedOut);
+        if failed && run.attempt < desk.spec.retry.attempts && desk.is_open() {
+            let retry = &desk.spec.retry;
+            let doubled = 1_u64.checked_shl(run.attempt - 1).unwrap_or(u64::MAX);
+            let pause = retry.backoff_min.as_nanos().saturating_mul(doubled);
+            let pause = Span::nanos(pause).min(retry.backoff_max);
+            desk.record(What::RunRetries {
+                scheduled: run.scheduled,
+                attempt: run.attempt,
+                of: retry.attempts,
+                outcome,
+                pause,
+            });
+            self.phase = Phase::Pausing {
+                run,
+                until: desk.now.after(pause),
+                failed: outcome,
+            };
+        } else {
+            self.close(run, outcome, desk);
+        }
+        Move::Clear
+    }
+
+    /// A run is over.
+    pub(super) fn close(&mut self, run: Run, outcome: Outcome, desk: &mut JobDesk<'_>) -> Move {
+        desk.record(What::RunEnded {
+            scheduled: run.scheduled,
+            attempts: run.attempt,
+            outcome,
+        });
+        self.book.open = None;
+        self.phase = Phase::Idle;
+        let record = RunRecord {
+            scheduled: run.scheduled,
+            manual: run.manual,
+            attempts: run.attempt,
+            started: Some(run.started),
+            ended: desk.shown(),
+            outcome,
+            count: 1,
+        };
+        self.book.note(record, desk.spec.history);
+        Move::Again
+    }
+
+    pub(super) fn skip(&mut self, run: Run, why: Skip, desk: &mut JobDesk<'_>) -> Move {
+        self.refuse(run.scheduled, || why.reason().to_owned(), desk);
+        desk.record(What::RunSkipped {
+            scheduled: run.scheduled,
+            why,
+        });
+        self.note(&run, Outcome::Skipped(why), desk);
+        Move::Again
+    }
+
+    /// A run that never was.
+    pub(super) fn note(&mut self, run: &Run, outcome: Outcome, desk: &JobDesk<'_>) {
+        let record = RunRecord {
+            scheduled: run.scheduled,
+            manual: run.manual,
+            attempts: 0,
+            started: None,
+            ended: desk.shown(),
+            outcome,
+            count: 1,
+        };
+        self.book.note(record, desk.spec.history);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{fleet::FleetBody, ticks::QUEUE_MAX},
+        wire::BODY_MAX,
+    };
+
+    /// The longest history that a configuration allows, a full queue, and every number as long as it gets.
+    #[test]
+    fn the_fullest_row_fits() {
+        let far = Stamp(253_402_207_200_000);
+        let run = Run {
+            scheduled: far,
+            manual: true,
+            attempt: 100,
+            started: far,
+        };
+        let mut cron = Cron::default();
+        for _ in 0..QUEUE_MAX {
+            cron.pending.push_back(Pending {
+                scheduled: far,
+                manual: true,
+                not_before: Moment(u64::MAX),
+            });
+        }
+        for n in 0..64 {
+            let record = RunRecord {
+                scheduled: far,
+                manual: true,
+                attempts: 100,
+                started: Some(far),
+                ended: far,
+                outcome: Outcome::Failed(ExitStatus::Code(i32::MAX - n)),
+                count: u32::MAX,
+            };
+            cron.book.note(record, 64);
+        }
+        for n in 0..30 {
+            let from = far.before(Span::secs(100 * n));
+            cron.book.had.add(from, from.after(Span::secs(50)));
+        }
+        cron.book.cursor = Some(far);
+        cron.book.open = Some(run.clone());
+        cron.phase = Phase::Pausing {
+            run,
+            until: Moment(u64::MAX),
+            failed: Outcome::TimedOut,
+        };
+        let mut body = FleetBody::default();
+        body.cron = Some(Box::new(cron));
+        let bytes = postcard::to_stdvec(&body).unwrap();
+        assert!(bytes.len() + 1 < BODY_MAX, "{} bytes", bytes.len());
+        let read: FleetBody = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read, body);
+    }
+}
