@@ -14,8 +14,12 @@ mod client;
 mod clock;
 #[path = "process/cron.rs"]
 mod cron;
+#[path = "process/deadlines.rs"]
+mod deadlines;
 #[path = "process/death.rs"]
 mod death;
+#[path = "process/hang.rs"]
+mod hang;
 #[path = "process/health.rs"]
 mod health;
 #[path = "process/holds.rs"]

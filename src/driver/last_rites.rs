@@ -43,7 +43,7 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
             carrier.kill();
         }
         // Whoever dropped the cookie is still of a leader's group or session.
-        let kin = family::search(&heads, &welcome.cookie, me).members;
+        let kin = family::search(&heads, &welcome.cookie, None).members;
         for member in &kin {
             family::kill(member, &heads);
         }
@@ -66,8 +66,9 @@ pub(super) fn kill_once(welcome: &Welcome, key: &RowKey, header: &Header) {
         let _ = leaf.kill();
     }
     let heads: Vec<family::Head> = head(key, header).into_iter().collect();
-    let me = std::process::id() as i32;
-    for member in &family::search(&heads, &welcome.cookie, me).members {
+    heads.iter().for_each(family::kill_leader);
+    let found = family::search(&heads, &welcome.cookie, Some(welcome.keeper));
+    for member in &found.members {
         family::kill(member, &heads);
     }
 }

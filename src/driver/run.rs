@@ -489,8 +489,9 @@ impl Driver {
         let quiet = !self.link.is_blocked();
         tokio::select! {
             biased;
-            packets = self.link.receive() => Next::Keeper(packets),
+            // Before the news of an end, why it came.
             news = self.deadlines.receive(), if self.deadlines.is_open() => Next::Deadlines(news),
+            packets = self.link.receive() => Next::Keeper(packets),
             () = self.link.writable(), if !quiet => Next::Writable,
             // Notes are consumed only after the keeper holds what they changed.
             ready = self.notify.readable(), if quiet && !matches!(self.echo, Echo::Asked(_)) => {

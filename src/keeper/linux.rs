@@ -352,7 +352,7 @@ impl Linux {
             return;
         }
         let me = std::process::id() as i32;
-        self.reap_zombies(&family::search(&[], &self.cookie, me).zombies);
+        self.reap_zombies(&family::search(&[], &self.cookie, Some(me)).zombies);
     }
 
     /// Reaps those of our dead children that are orphans; true if there was one.
@@ -392,7 +392,7 @@ impl Linux {
             return Vec::new();
         }
         let me = std::process::id() as i32;
-        let mut found = family::search(&heads, &self.cookie, me);
+        let mut found = family::search(&heads, &self.cookie, Some(me));
         let mut churn = self.reap_zombies(&found.zombies) || found.unread;
         for _ in 0..PASSES_MAX {
             if found.members.is_empty() && !churn {
@@ -401,7 +401,7 @@ impl Linux {
             for member in &found.members {
                 family::kill(member, &heads);
             }
-            found = family::search(&heads, &self.cookie, me);
+            found = family::search(&heads, &self.cookie, Some(me));
             churn = self.reap_zombies(&found.zombies) || found.unread;
         }
         // The search costs what the machine has processes: leave half of the time to everything else.

@@ -133,8 +133,7 @@ fn end_family(record: &Record) -> Option<String> {
         }
         if !is_reused {
             let heads = [head];
-            let me = std::process::id() as i32;
-            for member in family::search(&heads, &record.cookie, me).members {
+            for member in family::search(&heads, &record.cookie, None).members {
                 family::kill(&member, &heads);
                 left.push(member.pid);
             }

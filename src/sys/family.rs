@@ -102,6 +102,11 @@ pub fn kill(member: &Member, heads: &[Head]) {
     });
 }
 
+/// SIGKILL to a leader and its whole group at once, before anybody looks for the rest.
+pub fn kill_leader(head: &Head) {
+    child::kill_proven(head.pid, true, || is_still(head.pid, head.start_ticks));
+}
+
 /// A process that carries a run's cookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carrier {
@@ -139,8 +144,9 @@ pub struct Found {
     pub unread: bool,
 }
 
-/// Looks for the families of `heads`. `cookie` is this run's `LEASEHOLD_RUN`; `parent` is the keeper.
-pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
+/// Looks for the families of `heads`. `cookie` is this run's `LEASEHOLD_RUN`; `parent` is the keeper, if it lives: all that it ever started
+/// descends from it, since orphans come to it (PR_SET_CHILD_SUBREAPER).
+pub fn search(heads: &[Head], cookie: &str, parent: Option<i32>) -> Found {
     let by_leader: BTreeMap<i32, usize> = heads
         .iter()
         .enumerate()
@@ -157,7 +163,7 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
     let mut belongs: BTreeMap<i32, usize> = BTreeMap::new();
     for (&pid, stat) in &table {
         if stat.is_dead() {
-            if stat.ppid == parent && !by_leader.contains_key(&pid) {
+            if parent == Some(stat.ppid) && !by_leader.contains_key(&pid) {
                 found.zombies.push(pid);
             }
             continue;
@@ -171,7 +177,7 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
                 return None;
             }
             if stat.may_block_us() {
-                found.unread = true;
+                found.unread |= parent.is_none_or(|top| may_descend(&table, pid, top));
                 return None;
             }
             let head = by_environment(pid, cookie, &marks);
@@ -201,6 +207,21 @@ pub fn search(heads: &[Head], cookie: &str, parent: i32) -> Found {
         })
         .collect();
     found
+}
+
+/// Might it descend from `top`? What hangs in the kernel elsewhere on the machine is nobody's business here.
+fn may_descend(table: &BTreeMap<i32, Stat>, pid: i32, top: i32) -> bool {
+    let mut at = pid;
+    for _ in 0..table.len() {
+        match table.get(&at) {
+            _ if at == top => return true,
+            Some(stat) if stat.ppid == 0 => return false,
+            Some(stat) => at = stat.ppid,
+            // Its parent was gone when the pass came there: it has another one now.
+            None => return true,
+        }
+    }
+    true
 }
 
 /// Living processes, other than us and `spare`, that carry this cookie: provable leftovers of an earlier run.
@@ -340,6 +361,37 @@ mod tests {
             }
         );
         assert_eq!(Stat::parse(b"77 (x"), None);
+    }
+
+    #[test]
+    fn whoever_hangs_elsewhere_is_nobodys() {
+        let stat = |ppid| Stat {
+            state: b'D',
+            ppid,
+            group: 9,
+            session: 9,
+            start_ticks: 1,
+            memory: 1,
+        };
+        // 1 ─ 10 (the keeper) ─ 20 ─ 30, and 1 ─ 11 ─ 21; 41's parent has gone.
+        let tree = [
+            (1, 0),
+            (2, 0),
+            (10, 1),
+            (20, 10),
+            (30, 20),
+            (11, 1),
+            (21, 11),
+            (41, 40),
+        ];
+        let table = tree.map(|(pid, ppid)| (pid, stat(ppid))).into();
+        let ours = |pid| may_descend(&table, pid, 10);
+        assert_eq!([20, 30, 41].map(ours), [true; 3]);
+        assert_eq!([2, 11, 21].map(ours), [false; 3]);
+        assert!(
+            may_descend(&table, 21, 1),
+            "the keeper of a container is its init"
+        );
     }
 
     #[test]

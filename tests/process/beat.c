@@ -1,5 +1,6 @@
 /* A worker that says "NAME FENCE PID" to one file, again and again: whoever has its lines between another one's runs beside it.
- * With "-g" it has a grandchild in a session of its own that closes every descriptor and goes on saying it. */
+ * "-g": it has a grandchild in a session of its own that closes every descriptor and goes on saying it. "-c": it closes every descriptor
+ * itself. An "i" behind that: it ignores SIGTERM. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,13 +25,15 @@ static void beat(const char *path, const char *who, int leader) {
 int main(int argc, char **argv) {
     if (argc < 3) return 2;
     int leader = getpid();
-    if (argc > 3 && strcmp(argv[3], "-g") == 0 && fork() == 0) {
+    const char *how = argc > 3 ? argv[3] : "";
+    if (strchr(how, 'i')) signal(SIGTERM, SIG_IGN);
+    if (strchr(how, 'g') && fork() == 0) {
         setsid();
         signal(SIGTERM, SIG_IGN);
         for (int n = 0; n < 256; n++) close(n);
         beat(argv[1], argv[2], leader);
     }
-    if (argc > 3 && strcmp(argv[3], "-c") == 0)
+    if (strchr(how, 'c'))
         for (int n = 3; n < 256; n++) close(n);
     beat(argv[1], argv[2], leader);
 }

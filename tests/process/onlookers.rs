@@ -12,12 +12,52 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::rig::{
-    Mode, Rig, both_ways, free_port, identities, lives, pause, send, skip, state_of, ticks, until,
-    until_true,
+use crate::{
+    hang::Hang,
+    rig::{
+        Mode, Rig, both_ways, free_port, identities, lives, pause, send, skip, state_of, ticks,
+        until, until_true,
+    },
 };
 
-both_ways!(a_traced_worker_is_restarted_and_stopped);
+both_ways!(
+    a_traced_worker_is_restarted_and_stopped,
+    a_stranger_that_hangs_in_the_kernel_holds_nobody_up,
+);
+
+/// Its environment cannot be read. It is nobody's whom we look for, since it does not descend from us.
+fn a_stranger_that_hangs_in_the_kernel_holds_nobody_up(mut rig: Rig) {
+    let Some(hang) = Hang::new(&rig) else {
+        return;
+    };
+    rig.configure(
+        r#"
+        [fleet.web]
+        command = [{worker}, "sleep"]
+        restart = { backoff = "1ms..5ms" }
+    "#,
+    );
+    let before = rig.start_settled().worker("web/0").unwrap();
+    let [program, place] = hang.words();
+    let script = format!("until [ -e {place}/../hung ]; do :; done; exec cat {place}/file");
+    let mut stranger = Command::new(program)
+        .args([&place, "/bin/sh", "-c", &script])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    hang.begin();
+    let pid = stranger.id() as i32;
+    until_true("it hangs", 3_000, || state_of(pid) == Some('D'));
+    send(before.pid, Signal::KILL);
+    rig.wait("the worker is back", 3_000, |status| {
+        let worker = status.worker("web/0").unwrap();
+        worker.generation == 2 && worker.ready
+    });
+    rig.drain(5_000);
+    assert_eq!(state_of(pid), Some('D'), "it went on");
+    hang.end();
+    assert_eq!(stranger.wait().unwrap().code(), Some(1));
+}
 
 /// A tracer that is ended with its test.
 struct Tracer(Child);

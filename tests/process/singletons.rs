@@ -80,6 +80,17 @@ impl Pair {
 
 /// Nobody speaks again after somebody else did, and fences never fall; how many spoke.
 pub(crate) fn one_at_a_time(beats: &[Beat], context: impl Fn() -> String) -> usize {
+    let seen = speaks_never_again(beats, context);
+    for two in seen.windows(2) {
+        let (last, beat) = (&two[0], &two[1]);
+        let grows = beat.fence > last.fence || (beat.fence == last.fence && beat.node == last.node);
+        assert!(grows, "{beat:?} came after {last:?}");
+    }
+    seen.len()
+}
+
+/// Nobody speaks again after somebody else did; who spoke.
+pub(crate) fn speaks_never_again(beats: &[Beat], context: impl Fn() -> String) -> Vec<Beat> {
     let mut seen: Vec<Beat> = Vec::new();
     for (line, beat) in beats.iter().enumerate() {
         if seen.last() == Some(beat) {
@@ -91,20 +102,15 @@ pub(crate) fn one_at_a_time(beats: &[Beat], context: impl Fn() -> String) -> usi
             seen.last(),
             context()
         );
-        if let Some(last) = seen.last() {
-            let grows =
-                beat.fence > last.fence || (beat.fence == last.fence && beat.node == last.node);
-            assert!(grows, "{beat:?} came after {last:?}");
-        }
         seen.push(beat.clone());
     }
-    seen.len()
+    seen
 }
 
 /// One line of the oracle's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Beat {
-    node: String,
+    pub(crate) node: String,
     fence: u64,
     pub(crate) leader: i32,
 }

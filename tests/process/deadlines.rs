@@ -1,0 +1,584 @@
+//! Leases of gated workers, and their deadlines: whoever is killed, frozen or busy, nothing of the worker is there when the lease may be
+//! somebody else's. The authority is a file that names who may hold, `nobody` among them.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::fd::AsFd,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use leasehold::{
+    sys::clock,
+    time::{Moment, Span},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open},
+};
+
+use crate::{
+    hang::Hang,
+    pages::{Readers, page_of},
+    rig::{Mode, Rig, both_ways, lives, pause, send, skip, state_of, until, until_true},
+    singletons::{Beat, Dice, rounds, speaks_never_again},
+};
+
+both_ways!(
+    it_ends_when_it_is_not_renewed,
+    nothing_takes_a_renewed_lease_away,
+    it_ends_though_the_supervisor_is_frozen,
+    it_ends_though_supervisors_are_killed_again_and_again,
+    it_ends_though_the_keeper_is_frozen,
+    with_both_frozen_the_page_says_so,
+    it_ends_among_busy_loops,
+    it_ends_though_the_keeper_hangs_in_a_spawn,
+    it_ends_though_the_keepers_main_thread_is_frozen,
+    one_holder_at_a_time_from_lease_to_lease,
+);
+
+/// What the lease of the worker under test is made of.
+const LONG: &str = r#"ttl = "5s", grace = "500ms", kill_margin = "500ms""#;
+/// After its deadline nothing of it may be there.
+const KILL_MARGIN: Span = Span::millis(500);
+/// From one renewal to the next.
+const RENEWED: u64 = 1_000;
+
+/// A daemon with one worker on a lease.
+struct Leased {
+    rig: Rig,
+    node: &'static str,
+    authority: PathBuf,
+}
+
+impl Leased {
+    /// None if there is no C compiler. It has a grandchild where that is contained for certain.
+    fn new(rig: Rig, lease: &str) -> Option<Self> {
+        let dir = rig.path("").display().to_string();
+        Self::with(rig, "a", Path::new(&dir), lease, "")
+    }
+
+    fn with(
+        mut rig: Rig,
+        node: &'static str,
+        shared: &Path,
+        lease: &str,
+        more: &str,
+    ) -> Option<Self> {
+        let program = rig.compile("beat", include_str!("beat.c"), &[])?;
+        let authority = shared.join("authority");
+        let how = match rig.mode {
+            Mode::Cgroup => "-gi",
+            Mode::Group => "-i",
+        };
+        rig.configure(&format!(
+            r#"
+            [node]
+            name = "{node}"
+            [fleet.job]
+            command = ["{}", "{}", "{node}", "{how}"]
+            singleton = {{ scope = "test", flock = "{{dir}}/lock", authority = "{}", {lease} }}
+            restart = {{ backoff = "1ms..5ms", burst = 100000 }}
+            stop.timeout = "1s"
+            {more}
+            "#,
+            program.display(),
+            shared.join("beats").display(),
+            authority.display(),
+        ));
+        rig.wrapper
+            .extend(["/usr/bin/env", "LEASEHOLD_TEST_GATE=1"].map(str::to_owned));
+        Some(Self {
+            rig,
+            node,
+            authority,
+        })
+    }
+
+    fn owner(&self, name: &str) {
+        // As a whole: nobody may read half a name.
+        let new = self.authority.with_extension("new");
+        fs::write(&new, name).unwrap();
+        fs::rename(new, &self.authority).unwrap();
+    }
+
+    fn start(&mut self) -> Holder {
+        self.owner(self.node);
+        self.rig.start();
+        self.holder()
+    }
+
+    /// Whoever runs now.
+    fn holder(&self) -> Holder {
+        let status = self.rig.wait("it holds", 10_000, |status| {
+            let worker = status.worker("job/0");
+            worker.is_some_and(|w| w.state == "running" && w.pid > 0)
+        });
+        Holder::new(status.worker("job/0").unwrap().pid)
+    }
+
+    /// No renewal counts any more: the deadline that stands, when the last one was answered.
+    fn abandon(&self, holder: &Holder) -> Moment {
+        self.owner("nobody");
+        // A renewal that was on its way is through by the next one.
+        let mut last = (holder.until(), clock::now());
+        until("no renewal comes", 5_000, || {
+            let (until, now) = (holder.until(), clock::now());
+            if until != last.0 {
+                last = (until, now);
+            }
+            let quiet = last.1.until(now) > Span::millis(RENEWED / 5);
+            quiet.then_some(()).ok_or_else(String::new)
+        });
+        last.0
+    }
+
+    /// Nothing of it is there, neither before nor long after its deadline.
+    fn ends_at(&self, holder: &Holder, deadline: Moment) {
+        let end = holder.end(deadline);
+        assert!(
+            deadline <= end && end <= deadline.after(KILL_MARGIN),
+            "its deadline was {deadline:?}, its end {end:?}"
+        );
+        let beats = self.authority.with_file_name("beats");
+        let length = || fs::metadata(&beats).unwrap().len();
+        let before = length();
+        pause(20);
+        assert_eq!(before, length(), "something of it speaks on");
+    }
+
+    /// The authority comes to its mind: the worker is there again, and not the same.
+    fn comes_back(&self, before: &Holder) {
+        self.owner(self.node);
+        let after = self.holder();
+        assert_ne!(after.pid, before.pid);
+        assert!(after.word(4) > before.fence, "its fence did not grow");
+    }
+}
+
+/// A worker, its end and its page, seen from outside.
+struct Holder {
+    pid: i32,
+    fence: u64,
+    pidfd: std::os::fd::OwnedFd,
+    page: fs::File,
+}
+
+impl Holder {
+    fn new(pid: i32) -> Self {
+        let raw = Pid::from_raw(pid).unwrap();
+        let page = page_of(pid);
+        let mut holder = Self {
+            pid,
+            fence: 0,
+            pidfd: pidfd_open(raw, PidfdFlags::empty()).unwrap(),
+            page,
+        };
+        holder.fence = holder.word(4);
+        holder
+    }
+
+    /// A word of its page. Words are aligned, so none is torn.
+    fn word(&self, number: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.page.read_exact_at(&mut bytes, number * 8).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+
+    fn until(&self) -> Moment {
+        Moment(self.word(2))
+    }
+
+    fn lives(&self) -> bool {
+        lives(self.pid)
+    }
+
+    /// When it ended; waits for that.
+    fn end(&self, deadline: Moment) -> Moment {
+        let bound = clock::now().until(deadline.after(Span::secs(10)));
+        let bound = rustix::event::Timespec {
+            tv_sec: (bound.as_millis() / 1_000) as i64,
+            tv_nsec: 0,
+        };
+        let mut ready = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        let ready = poll(&mut ready, Some(&bound)).unwrap();
+        assert_eq!(ready, 1, "it lives 10 s after its deadline");
+        clock::now()
+    }
+}
+
+/// Stops threads in a way of which nobody hears: a tracer has them.
+struct Freeze(Child);
+
+impl Freeze {
+    fn new(rig: &Rig, how: &str, pid: i32) -> Option<Self> {
+        let tracer = rig.path("tracer");
+        let program = match tracer.exists() {
+            true => tracer,
+            false => rig.compile("tracer", include_str!("tracer.c"), &[])?,
+        };
+        let mut child = Command::new(program)
+            .args([how, &pid.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let freeze = Self(child);
+        if line.is_empty() {
+            skip("nobody may trace here (ptrace)");
+            return None;
+        }
+        Some(freeze)
+    }
+}
+
+impl Drop for Freeze {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Everybody is well, and the authority answers no more: SIGTERM a grace before the deadline, SIGKILL at it.
+fn it_ends_when_it_is_not_renewed(rig: Rig) {
+    let readers = Readers::new(&rig);
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let said = readers.ask(&holder.page);
+    assert!(
+        said.iter().all(|(_, said)| said.starts_with("yes")),
+        "{said:?}"
+    );
+    let deadline = leased.abandon(&holder);
+    leased.ends_at(&holder, deadline);
+    until("its page is over", 2_000, || {
+        let said = readers.ask(&holder.page);
+        let over = said.iter().all(|(_, said)| said == "no");
+        over.then_some(()).ok_or(format!("{said:?}"))
+    });
+    until("it is said why", 2_000, || {
+        let said = leased.rig.stderr();
+        let all = ["was not renewed in time", "killed by the keeper", "SIGTERM"];
+        let all = all.iter().all(|words| said.contains(words));
+        all.then_some(()).ok_or(said)
+    });
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// Supervisors die and hang; the lease is renewed by whoever is there, and its worker stays.
+fn nothing_takes_a_renewed_lease_away(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let mut dice = Dice::new();
+    for _ in 0..rounds() / 2 {
+        let supervisor = leased.rig.status().supervisor();
+        let frozen = match dice.below(3) {
+            0 => Freeze::new(&leased.rig, "freeze", supervisor),
+            1 => {
+                send(supervisor, Signal::STOP);
+                None
+            }
+            _ => {
+                send(supervisor, Signal::KILL);
+                None
+            }
+        };
+        pause(dice.below(300));
+        drop(frozen);
+        let before = holder.until();
+        until("it is renewed again", 5_000, || {
+            let until = holder.until();
+            (until > before)
+                .then_some(())
+                .ok_or_else(|| leased.rig.stderr())
+        });
+    }
+    assert!(holder.lives());
+    let status = leased.rig.status();
+    let left = status.fleet("job")["gate"]["deadline_in_ms"]
+        .as_u64()
+        .unwrap();
+    assert!((1..=3_750).contains(&left), "{left} ms are left");
+    leased.rig.drain(5_000);
+}
+
+fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    let supervisor = leased.rig.status().supervisor();
+    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+        return;
+    };
+    leased.ends_at(&holder, deadline);
+    drop(frozen);
+    leased.comes_back(&holder);
+    assert!(leased.rig.stderr().contains("killed by the keeper"));
+    leased.rig.drain(5_000);
+}
+
+fn it_ends_though_supervisors_are_killed_again_and_again(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    while clock::now() < deadline {
+        if let Ok(status) = leased.rig.try_status() {
+            send(status.supervisor(), Signal::KILL);
+        }
+        pause(30);
+    }
+    leased.ends_at(&holder, deadline);
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// It could be continued at any moment, and knows nothing; its supervisor kills instead.
+fn it_ends_though_the_keeper_is_frozen(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    leased.rig.signal(Signal::STOP);
+    leased.ends_at(&holder, deadline);
+    leased.rig.signal(Signal::CONT);
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// Nobody can kill it then but the machine's watchdog. A worker that looks at its page knows; and whoever wakes up kills it.
+fn with_both_frozen_the_page_says_so(rig: Rig) {
+    let readers = Readers::new(&rig);
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    let supervisor = leased.rig.status().supervisor();
+    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+        return;
+    };
+    leased.rig.signal(Signal::STOP);
+    until_true("the deadline comes", 8_000, || clock::now() > deadline);
+    for (language, said) in readers.ask(&holder.page) {
+        assert_eq!(said, "no", "{language}");
+    }
+    assert!(holder.lives());
+    leased.rig.signal(Signal::CONT);
+    until_true("whoever wakes up kills it", 2_000, || !holder.lives());
+    drop(frozen);
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// Processes that do nothing but that, and take all the time that they get.
+struct BusyLoops(Vec<Child>);
+
+impl BusyLoops {
+    fn start(count: usize) -> Self {
+        let one = |_| {
+            Command::new("sh")
+                .args(["-c", "while :; do :; done"])
+                .spawn()
+                .unwrap()
+        };
+        Self((0..count).map(one).collect())
+    }
+}
+
+impl Drop for BusyLoops {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+        }
+        for child in &mut self.0 {
+            let _ = child.wait();
+        }
+    }
+}
+
+fn it_ends_among_busy_loops(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    let supervisor = leased.rig.status().supervisor();
+    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+        return;
+    };
+    let busy = BusyLoops::start(64);
+    leased.ends_at(&holder, deadline);
+    drop(busy);
+    drop(frozen);
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// Another fleet's directory is on a file system that does not answer: whoever starts a worker there waits.
+fn it_ends_though_the_keeper_hangs_in_a_spawn(mut rig: Rig) {
+    const STUCK: &str = r#"
+        [fleet.stuck]
+        command = [{worker}, "sleep"]
+        cwd = "{dir}/place"
+        restart = { backoff = "1ms..5ms", burst = 100000 }
+    "#;
+    let Some(hang) = Hang::new(&rig) else {
+        return;
+    };
+    rig.wrapper.extend(hang.words());
+    let shared = rig.path("");
+    let Some(mut leased) = Leased::with(rig, "a", &shared, LONG, STUCK) else {
+        return;
+    };
+    let holder = leased.start();
+    let status = leased.rig.settle(5_000);
+    let stuck = status.worker("stuck/0").unwrap().pid;
+    let deadline = leased.abandon(&holder);
+    hang.begin();
+    send(stuck, Signal::KILL);
+    // Its successor has been forked and gets no further.
+    let keeper = leased.rig.keeper();
+    let waits = || state_of(keeper) == Some('D');
+    until_true("the keeper waits for its child", 2_000, waits);
+    let Some(frozen) = Freeze::new(&leased.rig, "freeze", status.supervisor()) else {
+        return;
+    };
+    leased.ends_at(&holder, deadline);
+    assert!(waits(), "it went on");
+    drop(frozen);
+    hang.end();
+    leased.comes_back(&holder);
+    leased.rig.ok(&["stop", "stuck"]);
+    leased.rig.drain(5_000);
+}
+
+/// Wherever the keeper's main thread is, its second one goes on.
+fn it_ends_though_the_keepers_main_thread_is_frozen(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let deadline = leased.abandon(&holder);
+    let supervisor = leased.rig.status().supervisor();
+    let Some(one) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+        return;
+    };
+    let other = Freeze::new(&leased.rig, "freeze-one", leased.rig.keeper()).unwrap();
+    leased.ends_at(&holder, deadline);
+    drop(other);
+    drop(one);
+    leased.comes_back(&holder);
+    leased.rig.drain(5_000);
+}
+
+/// The lease goes from one daemon to the other, as soon as the authority's clock allows; faults come at any moment. Neither knows of
+/// the other: nothing but the deadline keeps them apart.
+fn one_holder_at_a_time_from_lease_to_lease(rig: Rig) {
+    const SHORT: &str = r#"ttl = "2s", grace = "200ms", kill_margin = "200ms""#;
+    const TTL: Span = Span::secs(2);
+    let Some(other) = Rig::new(rig.mode) else {
+        return;
+    };
+    let shared = rig.path("");
+    let nodes =
+        [(rig, "a"), (other, "b")].map(|(rig, node)| Leased::with(rig, node, &shared, SHORT, ""));
+    let [Some(a), Some(b)] = nodes else {
+        return;
+    };
+    let mut nodes = [a, b];
+    nodes[0].owner("nobody");
+    for node in &mut nodes {
+        node.rig.start();
+    }
+    let beats = || -> Vec<Beat> {
+        let text = fs::read_to_string(shared.join("beats")).unwrap_or_default();
+        text.lines().filter_map(Beat::read).collect()
+    };
+    let mut dice = Dice::new();
+    for round in 0..rounds() as usize / 2 {
+        let which = round % 2;
+        let node = &mut nodes[which];
+        node.owner(node.node);
+        let before = beats().len();
+        until("it runs", 10_000, || {
+            let all = beats();
+            let new = all[before..].iter().any(|beat| beat.node == node.node);
+            new.then_some(()).ok_or_else(|| node.rig.stderr())
+        });
+        let frozen = trouble(node, &mut dice, || beats().last().map(|beat| beat.leader));
+        node.owner("nobody");
+        // What was renewed just now is over, in the authority's eyes.
+        let over = clock::now().after(TTL);
+        until_true("the lease is over", 3_000, || clock::now() >= over);
+        let length = beats().len();
+        let other = nodes[1 - which].node;
+        nodes[1 - which].owner(other);
+        drop(frozen);
+        nodes[which].rig.signal(Signal::CONT);
+        let late = beats()[length..]
+            .iter()
+            .filter(|beat| beat.node != other)
+            .count();
+        assert_eq!(late, 0, "it spoke when its lease was over");
+    }
+    speaks_never_again(&beats(), || {
+        format!("a: {}\nb: {}", nodes[0].rig.stderr(), nodes[1].rig.stderr())
+    });
+    for node in &mut nodes {
+        node.rig.drain(5_000);
+    }
+}
+
+/// Keeper or supervisor freeze until the end of the round, or whatever else: never both of them, since then nobody is there to kill.
+fn trouble(node: &mut Leased, dice: &mut Dice, leader: impl Fn() -> Option<i32>) -> Option<Freeze> {
+    let kill_leader = || leader().into_iter().for_each(|pid| send(pid, Signal::KILL));
+    let mut frozen = None;
+    match dice.below(4) {
+        0 => {
+            let supervisor = node.rig.status().supervisor();
+            frozen = Freeze::new(&node.rig, "freeze", supervisor);
+            pause(dice.below(200));
+            if dice.below(2) == 0 {
+                kill_leader();
+            }
+        }
+        1 => {
+            node.rig.signal(Signal::STOP);
+            pause(dice.below(200));
+            if dice.below(2) == 0 {
+                kill_leader();
+            }
+        }
+        _ => {
+            for _ in 0..dice.below(4) {
+                match dice.below(4) {
+                    0 => kill_leader(),
+                    1 => {
+                        node.rig.kill_keeper();
+                        node.rig.start();
+                    }
+                    fault => {
+                        let how = [Signal::KILL, Signal::STOP][fault as usize - 2];
+                        send(node.rig.status().supervisor(), how);
+                    }
+                }
+                pause(dice.below(200));
+            }
+        }
+    }
+    frozen
+}
