@@ -29,6 +29,11 @@ def duration(ns: float) -> str:
     return f"{ns / 1000:.0f} µs"
 
 
+def nanoseconds(ns: float) -> str:
+    """Of something that is over before a microsecond is."""
+    return f"{ns:,.0f} ns"
+
+
 def megabytes(size: float) -> str:
     return f"{size / 1e6:.2f} MB"
 
@@ -67,6 +72,12 @@ def ratio_at_most(limit: float, only_at: int | None = None):
 def ratio_at_least(limit: float):
     """Of the baseline's figure."""
     return lambda _workers, _value, ratio: (f"≥ {limit:g} ×", None if ratio is None else ratio >= limit)
+
+
+def page_check(_workers: int, value: float | None, ratio: float | None) -> Judgement:
+    """Both: in nanoseconds, and beside a round trip."""
+    met = None if value is None or ratio is None else value <= 100 and ratio <= 1 / 47
+    return "≤ 100 ns, ≤ 1/47 ×", met
 
 
 def at_most(limit: Callable[[int], float], text: Callable[[float], str]):
@@ -126,6 +137,13 @@ FIGURES = (
     Figure("kill_back", "supervisor killed: until `status` is right, median", duration, untargeted),
     Figure("kill_back", "supervisor killed: until `status` is right, worst", duration,
            at_most(lambda _: 100 * MS, duration), max),
+    Figure("page", "lease page: one look; baseline: a round trip over loopback TCP", nanoseconds, page_check),
+    *(
+        Figure(f"deadline_{figure}_{load}", f"deadline to {what}, {text}, {name}", duration, untargeted, summary)
+        for load, text in (("quiet", "quiet machine"), ("busy", "64 busy loops"))
+        for figure, what in (("kill", "the kill"), ("end", "the worker's end"))
+        for name, summary in (("p50", P50), ("p99", P99), ("worst", max))
+    ),
     Figure("grandchildren", "left of 6 grandchildren after the stop", count, zero, max),
 )  # fmt: skip
 

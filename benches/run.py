@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the sources
 
+import leases
 import report
 import rows
 import world
@@ -94,6 +95,13 @@ class Session:
         if "grandchildren" in chosen:
             for subject in subjects:
                 self.attempt(f"{subject.name}, grandchildren", rows.measure_grandchildren, subject)
+        if "page" in chosen:
+            for subject in subjects:
+                if isinstance(subject, Leasehold):  # the round trip beside it is what it is compared with
+                    self.attempt(f"{subject.name}, looks at a lease page", leases.measure_page, subject)
+        for load in leases.LOADS if "deadline" in chosen else ():
+            for subject in subjects:
+                self.attempt(f"{subject.name}, deadlines, {load}", leases.measure_deadlines, subject, load)
         if "kill" in chosen:
             for subject in subjects:
                 if isinstance(subject, Leasehold):  # the baseline has nothing that could go on without it

@@ -41,7 +41,8 @@ class Workspace:
         """Compiles the C programs; the worker without shared libraries where the system can do that."""
         self.worker = self._compile("worker", "-static") or self._compile("worker")
         self.baseline = self._compile("baseline")
-        if self.worker is None or self.baseline is None:
+        self.leased = self._compile("leased")
+        if None in (self.worker, self.baseline, self.leased):
             raise BenchError("the C programs do not compile")
 
     def _compile(self, name: str, *flags: str) -> Path | None:

@@ -108,32 +108,41 @@ impl Deadlines {
         !self.closed
     }
 
+    /// May there be news?
+    pub(super) fn is_used(&self) -> bool {
+        self.is_open() && !self.workers.is_empty()
+    }
+
     /// Waits for news. An error means that nothing can be armed any more.
     pub(super) async fn receive(&self) -> io::Result<Vec<DeadlineNews>> {
         loop {
             let mut guard = self.socket.readable().await?;
-            let mut news = Vec::new();
-            while news.len() < 64 {
-                let mut packet = [0; SMALL_MAX];
-                let got = recv(self.socket.get_ref(), &mut packet[..], RecvFlags::DONTWAIT);
-                match got {
-                    Ok((0, _)) => return Err(io::Error::other("the deadline thread hung up")),
-                    Ok((length, _)) => {
-                        let one = wire::decode_small(&packet[..length]);
-                        news.push(one.map_err(io::Error::other)?);
-                    }
-                    Err(rustix::io::Errno::AGAIN) => {
-                        guard.clear_ready();
-                        break;
-                    }
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
+            let news = self.there()?;
             if !news.is_empty() {
                 return Ok(news);
             }
+            guard.clear_ready();
         }
+    }
+
+    /// News that are there. Whoever hears of an end looks here before: this is why it came.
+    pub(super) fn there(&self) -> io::Result<Vec<DeadlineNews>> {
+        let mut news = Vec::new();
+        while news.len() < 64 {
+            let mut packet = [0; SMALL_MAX];
+            let got = recv(self.socket.get_ref(), &mut packet[..], RecvFlags::DONTWAIT);
+            match got {
+                Ok((0, _)) => return Err(io::Error::other("the deadline thread hung up")),
+                Ok((length, _)) => {
+                    let one = wire::decode_small(&packet[..length]);
+                    news.push(one.map_err(io::Error::other)?);
+                }
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(news)
     }
 
     fn send(&self, op: &DeadlineOp) {

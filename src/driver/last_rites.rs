@@ -1,7 +1,13 @@
 //! The keeper is dead, and with it the only parent of every worker: everything ends. Where systemd or PID 1 does it too,
 //! we are merely first.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::task::spawn_blocking;
 
 use crate::{
     sys::{
@@ -59,17 +65,54 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
     }
 }
 
-/// Kills one worker without waiting for its end: for when the keeper, which would do it, may be frozen.
-pub(super) fn kill_once(welcome: &Welcome, key: &RowKey, header: &Header) {
-    if let Some(base) = &welcome.cgroup {
-        let leaf = Leaf::at(Path::new(base).join(leaf_name(key, header.generation)));
-        let _ = leaf.kill();
+/// Kills single workers without the keeper, which would do it but may be frozen.
+#[derive(Clone, Default)]
+pub(super) struct ByHand {
+    /// Whose families are still to be looked for; none while nobody looks.
+    wanted: Arc<Mutex<Option<Vec<family::Head>>>>,
+}
+
+impl ByHand {
+    /// At once what can be named: the cgroup, or else the leader with its group. The rest of a family takes a look at every process
+    /// of the machine, which a thread does for all of them together.
+    pub(super) fn kill(&self, welcome: &Welcome, key: &RowKey, header: &Header) {
+        if let Some(base) = &welcome.cgroup {
+            let leaf = Leaf::at(Path::new(base).join(leaf_name(key, header.generation)));
+            let _ = leaf.kill();
+            return;
+        }
+        let Some(head) = head(key, header) else {
+            return;
+        };
+        family::kill_leader(&head);
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *wanted {
+            Some(heads) => heads.push(head),
+            None => {
+                *wanted = Some(vec![head]);
+                let (me, cookie, keeper) = (self.clone(), welcome.cookie.clone(), welcome.keeper);
+                spawn_blocking(move || me.look(&cookie, keeper));
+            }
+        }
     }
-    let heads: Vec<family::Head> = head(key, header).into_iter().collect();
-    heads.iter().for_each(family::kill_leader);
-    let found = family::search(&heads, &welcome.cookie, Some(welcome.keeper));
-    for member in &found.members {
-        family::kill(member, &heads);
+
+    fn look(&self, cookie: &str, keeper: i32) {
+        while let Some(heads) = self.take() {
+            for member in &family::search(&heads, cookie, Some(keeper)).members {
+                family::kill(member, &heads);
+            }
+        }
+    }
+
+    /// Whom to look for; with none, nobody looks any more.
+    fn take(&self) -> Option<Vec<family::Head>> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let heads = wanted.as_mut().map(std::mem::take).unwrap_or_default();
+        if heads.is_empty() {
+            *wanted = None;
+            return None;
+        }
+        Some(heads)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
         books,
         boot::{self, Accepted, Request},
         inbox::Inbox,
-        last_rites, probe,
+        probe,
         run::{Driver, author, worker_of},
         state,
     },
@@ -74,7 +74,7 @@ impl Driver {
                 Effect::KillByHand(worker) => {
                     let key = RowKey::Slot(worker);
                     if let Some(header) = self.known.headers.get(&key) {
-                        last_rites::kill_once(&self.welcome, &key, header);
+                        self.by_hand.kill(&self.welcome, &key, header);
                     }
                 }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),

@@ -25,7 +25,7 @@ use crate::{
         inbox::Inbox,
         inputs::{self, Known, Sender},
         journal::Journal,
-        last_rites,
+        last_rites::{self, ByHand},
         link::{self, Link},
         state,
     },
@@ -66,6 +66,7 @@ pub(super) struct Driver {
     pub(super) leaving: Option<u8>,
     pub(super) gates: Gates,
     pub(super) deadlines: Deadlines,
+    pub(super) by_hand: ByHand,
     pub(super) alarm: Alarm,
     bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
@@ -308,6 +309,7 @@ impl Begin {
             leaving: None,
             gates,
             deadlines,
+            by_hand: ByHand::default(),
             alarm,
             bell,
             known,
@@ -436,20 +438,14 @@ impl Driver {
                             Err(error) => self.console.say(format!("leasehold: failed to {error}")),
                         }
                     }
+                    // Before the news of an end, why it came.
+                    if self.deadlines.is_used() {
+                        self.take_deadlines(self.deadlines.there());
+                    }
                     self.take_news(news);
                 }
                 Next::Keeper(Err(error)) => return self.cut_off(&error),
-                Next::Deadlines(Ok(news)) => {
-                    for one in news {
-                        if let DeadlineNews::Seat(report) = one
-                            && let Some(event) = self.deadlines.event(report)
-                        {
-                            self.step(event);
-                        }
-                    }
-                }
-                // If the keeper is dead the wire says so; if not, leases run out where they stand.
-                Next::Deadlines(Err(_)) => self.deadlines.close(),
+                Next::Deadlines(news) => self.take_deadlines(news),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
                 Next::Writable | Next::Alarm => {}
@@ -466,6 +462,20 @@ impl Driver {
                 }
             }
             self.report_progress();
+        }
+    }
+
+    fn take_deadlines(&mut self, news: std::io::Result<Vec<DeadlineNews>>) {
+        // If the keeper is dead the wire says so; if not, leases run out where they stand.
+        let Ok(news) = news else {
+            return self.deadlines.close();
+        };
+        for one in news {
+            if let DeadlineNews::Seat(report) = one
+                && let Some(event) = self.deadlines.event(report)
+            {
+                self.step(event);
+            }
         }
     }
 
@@ -489,9 +499,8 @@ impl Driver {
         let quiet = !self.link.is_blocked();
         tokio::select! {
             biased;
-            // Before the news of an end, why it came.
-            news = self.deadlines.receive(), if self.deadlines.is_open() => Next::Deadlines(news),
             packets = self.link.receive() => Next::Keeper(packets),
+            news = self.deadlines.receive(), if self.deadlines.is_open() => Next::Deadlines(news),
             () = self.link.writable(), if !quiet => Next::Writable,
             // Notes are consumed only after the keeper holds what they changed.
             ready = self.notify.readable(), if quiet && !matches!(self.echo, Echo::Asked(_)) => {

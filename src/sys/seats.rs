@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!   FREE ──arm──▶ ARMED ◀──extend── TOUCHED
-//!                   │ deadline
+//!                   │ deadline: signals
 //!                   ▼
-//!                KILLING ──▶ FIRED ──disarm──▶ FREE
+//!                KILLING ──cgroup.kill──▶ FIRED ──disarm──▶ FREE
 //! ```
 //!
 //! Only the deadline thread changes a seat's state. The main thread publishes descriptors in it before a process is made, and takes
@@ -61,7 +61,7 @@ pub struct Seat {
     leaf: AtomicI32,
     /// Its leader; written by the kernel while that is made.
     pidfd: AtomicI32,
-    /// Its process group, where there is no leaf; written by the leader itself.
+    /// Its process group; written by the leader itself.
     group: AtomicI32,
     page: AtomicPtr<Words>,
 }
@@ -158,18 +158,15 @@ impl Seat {
         self.state.store(ARMED, SeqCst);
     }
 
-    fn kill(&self, now: Clocks) {
-        let (until, boottime) = (self.until(), now.boottime);
+    /// SIGKILL to the leader and its group. Its cgroup is for [`Seat::finish`]: that write waits for whoever changes any cgroup.
+    fn strike(&self, now: Clocks) {
+        let until = self.until();
         self.state.store(KILLING, SeqCst);
-        let leaf = self.leaf.load(SeqCst);
         let pidfd = self.pidfd.load(SeqCst);
         let group = self.group.load(SeqCst);
-        // SAFETY: three system calls that touch no memory of ours but the constant. The numbers are those of this seat's process: the main
-        // thread takes them out and waits until the state is not KILLING before it closes a descriptor or reaps the leader.
+        // SAFETY: two system calls that touch no memory. The numbers are those of this seat's process: the main thread takes them out
+        // and waits until the state is not KILLING before it closes the descriptor or reaps the leader.
         unsafe {
-            if leaf != NONE {
-                libc::write(leaf, c"1".as_ptr().cast(), 1);
-            }
             if pidfd != NONE {
                 libc::syscall(
                     libc::SYS_pidfd_send_signal,
@@ -183,9 +180,18 @@ impl Seat {
                 libc::kill(-group, libc::SIGKILL);
             }
         }
-        let by_boottime = boottime.since(until.boottime);
+        let by_boottime = now.boottime.since(until.boottime);
         let late = by_boottime.max(now.raw.since(until.raw));
         self.late.store(late.as_nanos(), SeqCst);
+    }
+
+    /// SIGKILL to everything else of it.
+    fn finish(&self) {
+        let leaf = self.leaf.load(SeqCst);
+        if leaf != NONE {
+            // SAFETY: the constant is valid for the call; as for the number, see above.
+            unsafe { libc::write(leaf, c"1".as_ptr().cast(), 1) };
+        }
         self.state.store(FIRED, SeqCst);
     }
 }
@@ -252,7 +258,12 @@ impl Seats {
     pub fn fire(&self, now: Clocks, mut told: impl FnMut(SeatReport)) {
         for seat in &self.0 {
             if seat.state.load(Acquire) == ARMED && now.has_passed(seat.until()) {
-                seat.kill(now);
+                seat.strike(now);
+            }
+        }
+        for seat in &self.0 {
+            if seat.state.load(Acquire) == KILLING {
+                seat.finish();
                 told(seat.report());
             }
         }

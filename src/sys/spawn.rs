@@ -411,7 +411,7 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     } else {
         sys!(libc::SYS_setpgid, 0, 0).map_err(at(SpawnStep::Group))?;
     }
-    if let Some(seat) = order.seat.filter(|_| order.cgroup.is_none()) {
+    if let Some(seat) = order.seat {
         let pid = sys!(libc::SYS_getpid).map_err(at(SpawnStep::Group))?;
         seat.set_group(pid as i32);
     }

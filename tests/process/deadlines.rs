@@ -22,7 +22,9 @@ use rustix::{
 use crate::{
     hang::Hang,
     pages::{Readers, page_of},
-    rig::{Mode, Rig, both_ways, lives, pause, send, skip, state_of, until, until_true},
+    rig::{
+        Mode, Rig, both_ways, identities, lives, pause, send, skip, state_of, until, until_true,
+    },
     singletons::{Beat, Dice, rounds, speaks_never_again},
 };
 
@@ -37,6 +39,7 @@ both_ways!(
     it_ends_though_the_keeper_hangs_in_a_spawn,
     it_ends_though_the_keepers_main_thread_is_frozen,
     one_holder_at_a_time_from_lease_to_lease,
+    many_leases_at_once,
 );
 
 /// What the lease of the worker under test is made of.
@@ -382,6 +385,61 @@ fn with_both_frozen_the_page_says_so(rig: Rig) {
     drop(frozen);
     leased.comes_back(&holder);
     leased.rig.drain(5_000);
+}
+
+/// A new supervisor hears of all deadlines, all of them are renewed, and all of them come at once.
+fn many_leases_at_once(mut rig: Rig) {
+    const MANY: usize = 40;
+    let authority = rig.path("authority");
+    let fleets: String = (0..MANY)
+        .map(|n| {
+            format!(
+                r#"
+                [fleet.job{n}]
+                command = ["/bin/sleep", "1000"]
+                singleton = {{ scope = "test", flock = "{{dir}}/lock{n}", authority = "{}", {LONG} }}
+                "#,
+                authority.display()
+            )
+        })
+        .collect();
+    rig.configure(&format!("[node]\nname = \"a\"\n{fleets}"));
+    rig.wrapper
+        .extend(["/usr/bin/env", "LEASEHOLD_TEST_GATE=1"].map(str::to_owned));
+    fs::write(&authority, "a").unwrap();
+    let before = rig.start_settled();
+    let holders: Vec<Holder> = before
+        .workers()
+        .iter()
+        .map(|worker| Holder::new(worker.pid))
+        .collect();
+    send(before.supervisor(), Signal::KILL);
+    rig.wait("a new supervisor", 3_000, |status| {
+        status.0["supervisor"]["incarnation"] == 2
+    });
+    let deadlines: Vec<Moment> = holders.iter().map(Holder::until).collect();
+    until("all are renewed again", 3_000, || {
+        let behind = holders.iter().zip(&deadlines);
+        let behind = behind.filter(|(holder, before)| holder.until() <= **before);
+        match behind.count() {
+            0 => Ok(()),
+            n => Err(format!("{n} are not")),
+        }
+    });
+    let after = rig.status();
+    assert_eq!(identities(&before.workers()), identities(&after.workers()));
+    let Some(frozen) = Freeze::new(&rig, "freeze", after.supervisor()) else {
+        return;
+    };
+    until_true("all have ended", 8_000, || {
+        !holders.iter().any(Holder::lives)
+    });
+    drop(frozen);
+    until("all deadlines are told of", 5_000, || {
+        let said = rig.stderr().matches("killed by the keeper").count();
+        (said == MANY).then_some(()).ok_or(format!("{said} were"))
+    });
+    rig.drain(5_000);
 }
 
 /// Processes that do nothing but that, and take all the time that they get.
