@@ -460,7 +460,7 @@ impl Driver {
                 }
                 Next::Time => {
                     if self.gates.deadline().is_some_and(|at| at <= self.now()) {
-                        self.gates.look(false);
+                        self.gates.look();
                     }
                     self.step(Event::Tick);
                 }
