@@ -137,6 +137,17 @@ FIGURES = (
     Figure("kill_back", "supervisor killed: until `status` is right, median", duration, untargeted),
     Figure("kill_back", "supervisor killed: until `status` is right, worst", duration,
            at_most(lambda _: 100 * MS, duration), max),
+    *(
+        figure
+        for how, text in (("stop", "holder stopped in order"), ("kill", "holder's keeper killed"), ("flock", "flock(1) ended"))
+        for figure in (
+            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's report, p50", duration,
+                   at_most(lambda _: MS, duration), P50),
+            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's report, p99", duration,
+                   at_most(lambda _: 5 * MS, duration), P99),
+        )
+    ),
+    Figure("lock", "`lock NAME -- CMD`, nobody else there, whole process", duration, untargeted),
     Figure("page", "lease page: one look; baseline: a round trip over loopback TCP", nanoseconds, page_check),
     *(
         Figure(f"deadline_{figure}_{load}", f"deadline to {what}, {text}, {name}", duration, untargeted, summary)

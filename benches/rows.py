@@ -16,7 +16,7 @@ from subjects import HEALTHY_S, Baseline, Fleet, Instance, Leasehold, Workspace
 from world import SECOND, BenchError
 
 FLEET_ROWS = ("up", "memory", "idle", "status", "crash", "stop")  # measured on one fleet, in this order
-ROWS = (*FLEET_ROWS, "log", "grandchildren", "kill", "page", "deadline")
+ROWS = (*FLEET_ROWS, "log", "grandchildren", "kill", "takeover", "lock", "page", "deadline")
 LINE_BYTES = 100
 WRITE_SIZES = (64 * 1024, 4 * 1024)
 LOG_RUNS = 3  # a repetition: who runs on which core makes single runs differ by a factor of two
@@ -27,6 +27,9 @@ CRASH_SAMPLES = 200
 CRASHES_PER_WORKER = 5
 SUPERVISOR_KILLS = 3
 KILL_GAP_S = 1.5
+TAKEOVERS = ("stop", "kill", "flock")  # how the holder ends
+TAKEOVER_SAMPLES = 20
+LOCK_SAMPLES = 50
 FLOODS = 2
 FLOOD_RATE = 25_000_000  # bytes per second and worker while the supervisor is being killed
 
@@ -323,3 +326,106 @@ def wait_for_status(instance: Instance, workers: int) -> None:
         return status is not None and is_right(status, instance.workspace, {})
 
     world.wait_until(right, 30, f"status with {workers} running workers", pause_s=0.02)
+
+
+# --- takeover of a lock ------------------------------------------------------------------------------------------
+
+
+class Watcher:
+    """A process that knows when a lock file was closed for the last time, without being asked at that instant."""
+
+    def __init__(self, workspace: Workspace, lock):
+        self.reports = workspace.reports
+        self.reports.forget()
+        command = [str(workspace.worker), "-i", "watch/0", "watch", str(lock)]
+        self.pid = world.spawn(command, "/dev/null", workspace.environment())
+        self.reports.read_until(lambda: "watch/0" in self.reports.starts, 10, "the watcher of the lock file")
+
+    def closes(self) -> list[int]:
+        """When it was closed, since this was last asked."""
+        self.reports.closes, self.reports.told = [], False
+        os.kill(self.pid, signal.SIGUSR1)
+        self.reports.read_until(lambda: self.reports.told, 10, "closes of the lock file")
+        return self.reports.closes
+
+    def end(self) -> None:
+        world.end({self.pid})
+
+
+def measure_takeover(workspace: Workspace, subject: Baseline | Leasehold, how: str, results: Results) -> None:
+    """A holder ends while another waits: ns from the last close of the lock file to the successor's own clock reading."""
+    lock = workspace.new_lock()
+    watcher = Watcher(workspace, lock)
+    jitter = random.Random(how)
+    with contextlib.ExitStack() as stack:
+        holder = None
+        for _ in range(TAKEOVER_SAMPLES):
+            if holder is None:
+                holder = start_holder(workspace, subject, how, lock)
+                stack.enter_context(holder)
+                holder.wait_for_workers(1)
+            successor = stack.enter_context(start_successor(subject, lock))
+            time.sleep(jitter.uniform(0.2, 0.3))  # it waits, and in step with nobody's loop
+            wait_for_turn(subject, successor)
+            watcher.closes()
+            world.reap_orphans()  # as init would: whoever takes over looks at every process
+            end_holder(holder, how)
+            successor.wait_for_workers(1)
+            started_ns = workspace.reports.starts["bench/0"][-1].at_ns
+            ends_ns = [at_ns for at_ns in watcher.closes() if at_ns < started_ns]
+            if ends_ns:  # otherwise the successor was quicker than the watcher, on a machine that does something else
+                results.add(f"takeover_{how}", 1, subject.name, started_ns - ends_ns[-1])
+            holder = successor
+            if how == "flock" and isinstance(subject, Leasehold):
+                holder.kill(signal.SIGTERM)
+                holder = None
+        watcher.end()
+
+
+def start_holder(workspace: Workspace, subject: Baseline | Leasehold, how: str, lock) -> Instance:
+    """Whoever is to end first."""
+    if how == "flock" or isinstance(subject, Baseline):
+        return Baseline(workspace).start_locked(lock, "--no-fork")
+    return start_successor(subject, lock)
+
+
+def start_successor(subject: Baseline | Leasehold, lock) -> Instance:
+    """Whoever waits; of flock(1) too the worker takes its place, so that one process is all there is to end."""
+    if isinstance(subject, Baseline):
+        return subject.start_locked(lock, "--no-fork")
+    return subject.start(Fleet(1, ("pause",), lock=lock))
+
+
+def wait_for_turn(subject: Baseline | Leasehold, successor: Instance) -> None:
+    """Until it is known to wait."""
+    if isinstance(subject, Leasehold):
+
+        def waits() -> bool:
+            status = world.get_json(successor.control, "/v1/status")
+            return status is not None and status["fleets"][0]["state"] == "standby"
+
+        world.wait_until(waits, 10, "the successor waits")
+
+
+def end_holder(holder: Instance, how: str) -> None:
+    """In order, or not."""
+    holder.kill(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+
+
+# --- one command under a lock ------------------------------------------------------------------------------------
+
+
+def measure_lock(workspace: Workspace, subject: Baseline | Leasehold, results: Results) -> None:
+    """A command that does nothing, under a lock that is free: the whole process."""
+    if isinstance(subject, Baseline):
+        name, command, files = None, subject.lock_command(workspace.new_lock()), []
+    else:
+        name = f"bench-{os.getpid()}"
+        command, files = subject.lock_command(name), subject.lock_files(name)
+    try:
+        for _ in range(LOCK_SAMPLES):
+            results.add("lock", 1, subject.name, world.run_timed(command))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+    results.must_be_zero("left", 1, subject.name, len(workspace.processes()))

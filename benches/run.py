@@ -95,6 +95,12 @@ class Session:
         if "grandchildren" in chosen:
             for subject in subjects:
                 self.attempt(f"{subject.name}, grandchildren", rows.measure_grandchildren, subject)
+        for how in rows.TAKEOVERS if "takeover" in chosen else ():
+            for subject in subjects:
+                self.attempt(f"{subject.name}, takeover after {how}", rows.measure_takeover, subject, how)
+        if "lock" in chosen:
+            for subject in subjects:
+                self.attempt(f"{subject.name}, one command under a lock", rows.measure_lock, subject)
         if "page" in chosen:
             for subject in subjects:
                 if isinstance(subject, Leasehold):  # the round trip beside it is what it is compared with

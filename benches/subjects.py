@@ -21,12 +21,13 @@ STOP_PATIENCE_S = 60
 
 @dataclass(frozen=True)
 class Fleet:
-    """What to run: how many workers with which arguments, under which name; seconds of grace before SIGKILL."""
+    """What to run: how many workers with which arguments, under which name and lock; seconds of grace before SIGKILL."""
 
     workers: int
     arguments: tuple[str, ...]
     name: str = "bench"
     grace_s: int = 10
+    lock: Path | None = None
 
 
 class Workspace:
@@ -36,6 +37,7 @@ class Workspace:
         self.directory = Path(tempfile.mkdtemp(prefix="leasehold-bench-", dir=parent)).resolve()
         self.reports = world.Reports(self.directory / "reports")
         self.started = 0
+        self.memory = tempfile.mkdtemp(prefix="leasehold-bench-", dir="/dev/shm") if Path("/dev/shm").is_dir() else None
 
     def build(self) -> None:
         """Compiles the C programs; the worker without shared libraries where the system can do that."""
@@ -60,6 +62,13 @@ class Workspace:
         directory.mkdir()
         return directory
 
+    def new_lock(self) -> Path:
+        """An empty file to lock; in memory, as /run/lock is where a distribution sets that up."""
+        self.started += 1
+        lock = Path(self.memory or self.directory) / f"lock-{self.started}"
+        lock.touch()
+        return lock
+
     def environment(self) -> dict[str, str]:
         return {**os.environ, "BENCH_SOCKET": str(self.reports.path)}
 
@@ -74,7 +83,8 @@ class Workspace:
     def close(self) -> None:
         world.end(self.processes())
         self.reports.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in filter(None, (self.directory, self.memory)):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 class Instance:
@@ -144,6 +154,11 @@ class Instance:
             raise BenchError(f"stopped with exit code {code}; it said:\n{self.last_words()}")
         return took_ns
 
+    def kill(self, signal_number: int, pid: int | None = None) -> None:
+        """A signal to the started process, or to the one it waits for, and the end of the started one, however it comes."""
+        os.kill(pid or self.pid, signal_number)
+        self.gone = world.wait_for_exit(self.pid, STOP_PATIENCE_S) is not None
+
     def _end_by_force(self) -> None:
         """Two polite requests, then SIGKILL for everything, with the cgroups that only a dead keeper leaves behind."""
         for _ in range(2):
@@ -180,6 +195,14 @@ def own_cgroups(pid: int) -> set[Path]:
     return set()
 
 
+def flock_program() -> str:
+    """The path of flock(1)."""
+    program = shutil.which("flock")
+    if program is None:
+        raise BenchError("no flock(1) on this machine; it is in util-linux")
+    return program
+
+
 class Baseline:
     """The floor: the C program, which keeps processes up and does nothing else."""
 
@@ -202,6 +225,15 @@ class Baseline:
     def _run(self, directory: Path, mode: list[str], fleet: Fleet) -> Instance:
         command = [str(self.workspace.baseline), *mode, str(self.workspace.worker), *fleet.arguments]
         return Instance(self.workspace, directory, command)
+
+    def start_locked(self, lock: Path, *flags: str) -> Instance:
+        """flock(1) with a worker under that lock; `--no-fork`: the worker takes flock's place."""
+        words = [*flags, str(lock), str(self.workspace.worker), "-i", "bench/0", "pause"]
+        return Instance(self.workspace, self.workspace.new_directory("flock"), [flock_program(), *words])
+
+    def lock_command(self, lock: Path) -> list[str]:
+        """The least that a program can cost under a lock that is free."""
+        return [flock_program(), str(lock), str(self.workspace.worker), "exit"]
 
     def status_command(self, _instance: Instance) -> list[str]:
         """The floor of any command: a static program that exits at once."""
@@ -246,10 +278,22 @@ restart = {{ policy = "always", burst = 100000, window = "1s", healthy = "{HEALT
 stop = {{ signal = "SIGTERM", timeout = "{fleet.grace_s}s" }}
 log = {{ rotate_size = "{ROTATE_BYTES // MIB}MiB", max_size = "4GiB" }}
 """
+            if fleet.lock is not None:
+                text += f'singleton = {{ scope = "node", flock = "{fleet.lock}" }}\n'
         return text
 
     def status_command(self, instance: Instance) -> list[str]:
         return [str(self.binary), "status", "--json", "--socket", str(instance.control)]
+
+    def lock_command(self, name: str) -> list[str]:
+        """One command under a lock of that name."""
+        return [str(self.binary), "lock", name, "--", str(self.workspace.worker), "exit"]
+
+    def lock_files(self, name: str) -> list[Path]:
+        """What such a command leaves: lock files are never removed."""
+        command = [str(self.binary), "lock", "--print-path", name]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [Path(line) for line in result.stdout.splitlines()]
 
     def version(self) -> str:
         """What `--version` prints."""

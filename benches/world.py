@@ -177,10 +177,14 @@ class Reports:
     def forget(self) -> None:
         """Throws away everything said so far, unread datagrams included."""
         self.starts: dict[str, list[Start]] = collections.defaultdict(list)
+        self.closes: list[int] = []
+        self.told = False
         self.floods: dict[str, Flood] = {}
         self.read_all()
         self.starts.clear()
         self.floods.clear()
+        self.closes.clear()
+        self.told = False
 
     def read_all(self) -> None:
         """Reads what is there and does not wait."""
@@ -206,6 +210,10 @@ class Reports:
             self.starts[worker].append(Start(int(at_ns), int(pid)))
         elif word == "done":
             self.floods[worker] = Flood(int(rest[0]), int(at_ns), int(rest[1]))
+        elif word == "closed":
+            self.closes.append(int(at_ns))
+        elif word == "told":
+            self.told = True
 
     def pids(self) -> dict[str, int]:
         """The process each worker was last seen to be."""

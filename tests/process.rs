@@ -12,6 +12,8 @@ mod abuse;
 mod client;
 #[path = "process/clock.rs"]
 mod clock;
+#[path = "process/containers.rs"]
+mod containers;
 #[path = "process/cron.rs"]
 mod cron;
 #[path = "process/deadlines.rs"]

@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, TrySendError, sync_channel},
     },
 };
 
@@ -22,7 +23,7 @@ use crate::{
         lock_name,
     },
     id::WorkerId,
-    locks::{self, Bell, LockFault, LockFile, Patience, Proc, Record},
+    locks::{self, Bell, LockFault, LockFile, Next, Patience, Proc, Record},
     sys::{clock, host},
     time::{Moment, Span},
     wire::{Op, Welcome},
@@ -30,8 +31,11 @@ use crate::{
 
 /// A lock that gives no sign (LOCK_UN, another mount of the file) is looked at this often.
 const LOOK_EVERY: Span = Span::secs(1);
-/// After a sign the lock is free within microseconds; so many looks, each twice as far from the last.
-const LOOKS_AFTER_BELL: u32 = 12;
+/// After a sign the lock is free within microseconds, unless we have just taken the processor from whoever lets go of it: so many looks,
+/// between which he has it.
+const LOOKS_AFTER_BELL: u32 = 3;
+/// Then so soon again, and each time after twice as long.
+const LOOK_SOON: Span = Span::millis(1);
 /// What a dead holder left behind is killed by then, if nothing hangs.
 const LOOK_AFTER_BURIAL: Span = Span::millis(20);
 /// Whoever is left of the last holder is reported to people after this.
@@ -46,6 +50,9 @@ pub(super) struct Gates {
     authority: Authority,
     hand_in: mpsc::UnboundedSender<Inbox>,
     look_at: Option<Moment>,
+    /// How long after a look in vain the next one is.
+    pace: Span,
+    settler: Settler,
     tickets: u64,
     /// Why waiting would not help, as far as can be told: a daemon waits all the same, since people may mend it.
     refusal: Option<String>,
@@ -78,6 +85,10 @@ struct Seeker {
     buried: BTreeSet<String>,
     /// What is left of the last holder is being ended, by a thread that stops when this is set.
     settling: Option<Arc<AtomicBool>>,
+    /// Why the last look came to nothing, if not because somebody has it.
+    fault: Option<LockFault>,
+    /// A file that somebody may have held was replaced while it was waited for.
+    replaced: bool,
 }
 
 /// What a lock's taking came to.
@@ -104,6 +115,8 @@ impl Gates {
         hand_in: mpsc::UnboundedSender<Inbox>,
     ) -> std::io::Result<Self> {
         let start = crate::sys::family::Stat::read(welcome.keeper).map_or(0, |s| s.start_ticks);
+        // Read once, and not when a lock has just become free.
+        let _ = (host::boot_id(), host::pid_namespace());
         Ok(Self {
             bell: Bell::new()?,
             seekers: BTreeMap::new(),
@@ -120,6 +133,8 @@ impl Gates {
             },
             hand_in,
             look_at: None,
+            pace: LOOK_EVERY,
+            settler: Settler::default(),
             tickets: 0,
             refusal: None,
         })
@@ -183,6 +198,8 @@ impl Gates {
             files: BTreeMap::new(),
             buried: BTreeSet::new(),
             settling: None,
+            fault: None,
+            replaced: false,
         };
         let wrong = seeker.wrong_number();
         if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
@@ -190,9 +207,19 @@ impl Gates {
         }
         if let Some(why) = wrong {
             self.missed(worker, Missed::Wrong(why));
+            self.look_again(LOOK_EVERY);
             return;
         }
-        self.try_seeker(&worker);
+        match self.try_seeker(&worker) {
+            Look::Busy => {
+                // It will be had at any moment.
+                self.settler.be_ready();
+                self.report(worker);
+                self.look_again(LOOK_EVERY);
+            }
+            Look::Buries => self.look_again(LOOK_AFTER_BURIAL),
+            Look::Over => {}
+        }
     }
 
     /// Gives a lock back, or stops looking for it; what the keeper is to do.
@@ -209,31 +236,56 @@ impl Gates {
         Some((Op::Release { name }, None))
     }
 
-    /// Tries everybody who waits; after a bell a few times, since it rings before the lock is free.
-    pub(super) fn look(&mut self, rang: bool) {
-        let waiting: Vec<WorkerId> = self
+    /// Tries everybody who waits, as it is time to.
+    pub(super) fn look(&mut self) {
+        self.look_times(1);
+    }
+
+    fn look_times(&mut self, looks: u32) {
+        let mut waiting: Vec<WorkerId> = self
             .seekers
             .iter()
             .filter(|(_, seeker)| seeker.settling.is_none())
             .map(|(worker, _)| worker.clone())
             .collect();
-        for worker in waiting {
-            let looks = if rang { LOOKS_AFTER_BELL } else { 1 };
-            for look in 0..looks {
-                if self.try_seeker(&worker) {
-                    break;
-                }
-                (0..1_u32 << look).for_each(|_| std::hint::spin_loop());
+        self.look_at = None;
+        let mut buries = false;
+        for look in 0..looks {
+            if look > 0 && !waiting.is_empty() {
+                std::thread::yield_now();
             }
+            waiting.retain(|worker| {
+                let found = self.try_seeker(worker);
+                buries |= matches!(found, Look::Buries);
+                matches!(found, Look::Busy)
+            });
+        }
+        if buries {
+            self.look_again(LOOK_AFTER_BURIAL);
+        }
+        if !waiting.is_empty() {
+            let pace = self.pace;
+            self.pace = pace.plus(pace).min(LOOK_EVERY);
+            self.look_again(pace);
+        }
+        for worker in waiting {
+            self.report(worker);
         }
     }
 
-    /// Somebody did something to a lock's directory: takes all of it, and returns whom of ours it concerns.
+    fn look_again(&mut self, after: Span) {
+        let at = clock::now().after(after);
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Somebody did something to a lock's file: takes all of it, and returns whom of ours it concerns. The bell rings before the lock is
+    /// free.
     pub(super) fn rang(&mut self) -> Vec<Event> {
         if !self.bell.take() {
             return Vec::new();
         }
-        self.look(true);
+        self.pace = LOOK_SOON;
+        self.look_times(LOOKS_AFTER_BELL);
         self.check_names()
     }
 
@@ -283,7 +335,8 @@ impl Gates {
         );
         let taken = again.try_take().map_err(|e| e.to_string())? && again.is_named();
         let record = record.filter(|_| taken).ok_or(gone)?;
-        again.write(&record).map_err(|e| e.to_string())?;
+        let written = again.write(&record).and_then(|()| again.sync());
+        written.map_err(|e| e.to_string())?;
         let fd = again.duplicate().map_err(|e| e.to_string())?;
         let _ = self.bell.watch(&path);
         held.file = again;
@@ -311,6 +364,7 @@ impl Gates {
             Err(missed) => {
                 seeker.settling = None;
                 self.missed(worker, missed);
+                self.look_again(LOOK_EVERY);
                 return (None, None);
             }
         };
@@ -355,44 +409,44 @@ impl Gates {
         }
     }
 
-    /// True once there is nothing more to try now.
-    fn try_seeker(&mut self, worker: &WorkerId) -> bool {
+    fn try_seeker(&mut self, worker: &WorkerId) -> Look {
         let Some(seeker) = self
             .seekers
             .get_mut(worker)
             .filter(|s| s.settling.is_none())
         else {
-            return true;
+            return Look::Over;
         };
-        let mut missed = Missed::Busy(String::new());
+        seeker.fault = None;
         let mut buries = false;
         for path in paths(&seeker.spec) {
             match seeker.try_file(&path, &mut self.bell) {
                 Ok(true) => {
                     if let Some(file) = seeker.files.remove(&path) {
-                        seeker.settling = Some(self.me.settle(
-                            worker,
-                            seeker.ticket,
-                            file,
-                            &seeker.spec,
-                            &self.hand_in,
-                        ));
+                        let (off, work) = self.me.settle(worker, seeker, file, &self.hand_in);
+                        seeker.settling = Some(off);
+                        self.settler.give(work);
                     }
-                    return true;
+                    return Look::Over;
                 }
-                Ok(false) => {
-                    missed = seeker.holder(&path);
-                    buries |= seeker.bury_holder(&path);
-                }
-                Err(fault) => missed = fault.into(),
+                Ok(false) => buries |= seeker.bury_holder(&path),
+                Err(fault) => seeker.fault = Some(fault),
             }
         }
-        if buries {
-            self.look_at = Some(clock::now().after(LOOK_AFTER_BURIAL));
-            return true;
-        }
-        self.missed(worker.clone(), missed);
-        false
+        if buries { Look::Buries } else { Look::Busy }
+    }
+
+    /// Says who has what a seeker did not get.
+    fn report(&mut self, worker: WorkerId) {
+        let Some(seeker) = self.seekers.get_mut(&worker) else {
+            return;
+        };
+        let missed = match (seeker.fault.take(), paths(&seeker.spec).pop()) {
+            (Some(fault), _) => fault.into(),
+            (None, Some(path)) => seeker.holder(&path),
+            (None, None) => return,
+        };
+        self.missed(worker, missed);
     }
 
     /// Not this time.
@@ -405,7 +459,52 @@ impl Gates {
             }
         };
         let _ = self.hand_in.send(Inbox::Gate(waits(worker, why)));
-        self.look_at = Some(clock::now().after(LOOK_EVERY));
+    }
+}
+
+/// What a look at a lock came to.
+enum Look {
+    /// Somebody has it.
+    Busy,
+    /// Somebody has inherited it from a holder who is dead, and is being ended.
+    Buries,
+    /// There is nothing to look at: it was had, or is not sought.
+    Over,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Work that may block is done by a thread that waits for it while somebody waits for a lock: to start one then would take as long as
+/// everything else that is done on this side. Where that one has its hands full, one is started.
+#[derive(Default)]
+struct Settler {
+    hand_over: Option<SyncSender<Work>>,
+}
+
+impl Settler {
+    /// Has the thread wait.
+    fn be_ready(&mut self) {
+        if self.hand_over.is_some() {
+            return;
+        }
+        // Without room: what is given is taken at once or not at all.
+        let (hand_over, works) = sync_channel::<Work>(0);
+        let body = move || works.into_iter().for_each(|work| work());
+        let thread = std::thread::Builder::new().name("settle".to_owned());
+        if thread.spawn(body).is_ok() {
+            self.hand_over = Some(hand_over);
+        }
+    }
+
+    fn give(&self, work: Work) {
+        let left = match &self.hand_over {
+            Some(hand_over) => match hand_over.try_send(work) {
+                Ok(()) => return,
+                Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
+            },
+            None => work,
+        };
+        tokio::task::spawn_blocking(left);
     }
 }
 
@@ -421,7 +520,7 @@ impl Seeker {
         if self.files.get(path).is_none_or(|file| !file.is_named()) {
             let own = self.spec.flock.is_none();
             let file = LockFile::open(path, own, self.spec.allow_network_fs)?;
-            self.files.insert(path.to_owned(), file);
+            self.replaced |= self.files.insert(path.to_owned(), file).is_some();
         }
         let _ = bell.watch(path);
         match self.files.get(path) {
@@ -475,15 +574,14 @@ impl Seeker {
 }
 
 impl Me {
-    /// Ends what is left of the last holder and writes ourselves in, on a thread of its own.
+    /// To be done where it may block: ends what is left of the last holder, and writes ourselves in.
     fn settle(
         &self,
         worker: &WorkerId,
-        ticket: u64,
+        seeker: &Seeker,
         file: LockFile,
-        spec: &SingletonSpec,
         hand_in: &mpsc::UnboundedSender<Inbox>,
-    ) -> Arc<AtomicBool> {
+    ) -> (Arc<AtomicBool>, Work) {
         let off = Arc::new(AtomicBool::new(false));
         let (me, worker, hand_in, called_off) = (
             self.clone(),
@@ -492,8 +590,13 @@ impl Me {
             Arc::clone(&off),
         );
         // A file that was named by hand is a lock of one.
+        let spec = &seeker.spec;
         let slots = spec.flock.is_none().then_some(spec.slots);
-        tokio::task::spawn_blocking(move || {
+        let (ticket, replaced) = (seeker.ticket, seeker.replaced);
+        let work = move || {
+            if replaced {
+                locks::give_way();
+            }
             let taken = loop {
                 let before = match file.record() {
                     Ok(before) => before,
@@ -516,8 +619,8 @@ impl Me {
                 }
             };
             let _ = hand_in.send(Inbox::Locked(worker, ticket, taken));
-        });
-        off
+        };
+        (off, Box::new(work))
     }
 
     fn write(
@@ -527,12 +630,14 @@ impl Me {
         slots: Option<u32>,
         before: Option<&Record>,
     ) -> Taken {
+        let next = before.map_or_else(|| Next::after(last_fence(), 0), Record::next_fence);
         let record = Record {
             leasehold: 1,
-            fence: before.map_or_else(first_fence, |record| record.fence + 1),
+            fence: next.fence,
+            fences_kept: next.kept,
             held: true,
             path: file.path().to_owned(),
-            boot: host::boot_id(),
+            boot: host::boot_id().to_owned(),
             pid_namespace: host::pid_namespace(),
             cookie: self.cookie.clone(),
             uid: rustix::process::geteuid().as_raw(),
@@ -545,6 +650,9 @@ impl Me {
             slots,
         };
         file.write(&record)?;
+        if next.must_reach_disk {
+            file.sync()?;
+        }
         if let Some(slots) = slots
             && let Some(why) = locks::other_number(&file.path().with_extension("0"), slots)?
         {
@@ -566,10 +674,10 @@ fn waits(worker: WorkerId, why: String) -> Event {
     }
 }
 
-/// The fence of a file that nobody has held: later than any that was given before the file was lost, as every file on a tmpfs is at a
+/// The last fence of a file that nobody has held: later than any that was given before the file was lost, as every file on a tmpfs is at a
 /// reboot. Milliseconds since 1970, which leave room for a holder each.
-fn first_fence() -> u64 {
-    u64::try_from(clock::wall().as_millisecond()).unwrap_or(1)
+fn last_fence() -> u64 {
+    u64::try_from(clock::wall().as_millisecond()).unwrap_or(0)
 }
 
 /// Every file that would do.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags};
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     driver::boot::Request,
@@ -20,6 +20,9 @@ const LINK_FD: i32 = 3;
 /// The one to its deadline thread.
 const DEADLINES_FD: i32 = 4;
 
+/// A full socket that cannot be watched is tried again after this.
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// One packet to be sent.
 struct Outgoing {
     bytes: Vec<u8>,
@@ -27,6 +30,7 @@ struct Outgoing {
 }
 
 pub(super) struct Link {
+    /// Watched for what comes alone: that it takes more would be told after every packet that the keeper reads.
     socket: AsyncFd<OwnedFd>,
     outbox: VecDeque<Outgoing>,
 }
@@ -124,8 +128,13 @@ impl Link {
 
     /// Waits until the socket takes more.
     pub(super) async fn writable(&self) {
-        if let Ok(mut guard) = self.socket.writable().await {
-            guard.clear_ready();
+        let copy = self.socket.get_ref().try_clone();
+        match copy.and_then(|copy| watched_for(copy, Interest::WRITABLE)) {
+            Ok(copy) => {
+                let _ = copy.writable().await;
+            }
+            // Out of descriptors: it is tried again, as it is whenever anything else happens.
+            Err(_) => tokio::time::sleep(TRY_AGAIN).await,
         }
     }
 }
@@ -151,14 +160,18 @@ fn adopt(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// A descriptor that the runtime watches.
+/// A descriptor that the runtime watches for something to read.
+pub(super) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watched_for(fd, Interest::READABLE)
+}
+
 #[expect(
     unsafe_code,
     reason = "AsyncFd asks that the descriptor stays the same while it is registered"
 )]
-pub(super) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+fn watched_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd answers with the same open descriptor for as long as it lives, and AsyncFd owns it.
-    let watched = unsafe { AsyncFd::register(fd) };
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
     watched.map_err(|error| io::Error::other(error.to_string()))
 }
 

@@ -23,7 +23,11 @@ use crate::{
 impl Driver {
     /// Carries out what a step wants. Requests to the keeper that belong together travel together.
     pub(super) fn perform(&mut self, effects: Effects) {
-        let mut ops: Vec<Request> = Vec::new();
+        self.perform_after(Vec::new(), effects);
+    }
+
+    /// The same, behind what the keeper must have before.
+    pub(super) fn perform_after(&mut self, mut ops: Vec<Request>, effects: Effects) {
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Exit { code }) => self.leaving = Some(code),

@@ -456,7 +456,7 @@ impl Driver {
                 }
                 Next::Time => {
                     if self.gates.deadline().is_some_and(|at| at <= self.now()) {
-                        self.gates.look(false);
+                        self.gates.look();
                     }
                     self.step(Event::Tick);
                 }
@@ -518,9 +518,14 @@ impl Driver {
     }
 
     pub(super) fn step(&mut self, event: Event) {
+        self.step_after(Vec::new(), event);
+    }
+
+    /// The same, behind what the keeper must have before, and in one packet with that.
+    fn step_after(&mut self, ops: Vec<Request>, event: Event) {
         let mut effects = Effects::default();
         self.engine.step(event, self.now(), &mut effects);
-        self.perform(effects);
+        self.perform_after(ops, effects);
     }
 
     fn flush(&mut self) -> std::io::Result<bool> {
@@ -649,9 +654,10 @@ impl Driver {
             Inbox::Locked(worker, ticket, taken) => {
                 // Held by the keeper before anything that needs it can be asked of it.
                 let (request, event) = self.gates.settled(worker, ticket, taken);
-                self.link.push(request.into_iter().collect());
-                if let Some(event) = event {
-                    self.step(event);
+                let ops = request.into_iter().collect();
+                match event {
+                    Some(event) => self.step_after(ops, event),
+                    None => self.link.push(ops),
                 }
             }
             Inbox::Gate(event) => self.step(event),

@@ -80,7 +80,7 @@ pub(super) fn begin(
         end_cgroups(tree)?;
     }
     let run = RunFile {
-        boot_id: host::boot_id(),
+        boot_id: host::boot_id().to_owned(),
         cookie: cookie.to_owned(),
         keeper: std::process::id() as i32,
     };

@@ -285,6 +285,12 @@ impl Keeper {
                 if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
                     self.take_requests();
                 }
+                // Said again and again until it is closed, which its end will do: nothing more can come.
+                if flags.contains(EventFlags::HUP)
+                    && let Some(link) = &self.link
+                {
+                    let _ = self.linux.poll.remove(link);
+                }
             }
             SUPERVISOR => self.supervisor_ended(),
             seat => {

@@ -150,11 +150,17 @@ impl LockFile {
         }
     }
 
-    /// Writes who holds it, in one write(2), and has it on the disk where there is one: a fence that falls is worthless.
+    /// Writes who holds it, in one write(2). A power cut may take it back: of another boot only the fence means anything.
     pub fn write(&self, record: &Record) -> Result<(), LockFault> {
         self.file
             .write_all_at(&record.bytes(), 0)
-            .and_then(|()| self.file.sync_data())
+            .map_err(|e| fault("write", &self.path, e))
+    }
+
+    /// Has what was written on the disk, where there is one: a fence that falls is worthless.
+    pub fn sync(&self) -> Result<(), LockFault> {
+        self.file
+            .sync_data()
             .map_err(|e| fault("write", &self.path, e))
     }
 

@@ -10,7 +10,6 @@ use crate::{
         host, poll,
     },
     time::Span,
-    wire::RowKey,
 };
 
 /// What could not be looked at is given this long to end: its keeper is gone, and SIGKILL is on its way.
@@ -22,16 +21,33 @@ const GLANCE: Span = Span::millis(2);
 #[derive(Clone, Copy, Debug)]
 pub struct Patience(pub Span);
 
+/// The file that we waited for was replaced by this one: whoever ran under it hears that when we do, and ends what he sees of himself;
+/// what he had asked his keeper to start is there a moment later. Blocks.
+pub fn give_way() {
+    poll::pause(UNSEEN);
+}
+
 /// Ends what the record's holder left behind and returns when nothing of it is there, or says who is, for people. Blocks; call it again
 /// after an error.
 ///
 /// `path` is the lock's: with no record at all, the file is new, and whoever runs under its name runs under a file that was unlinked.
 pub fn settle(path: &Path, before: Option<&Record>, patience: Patience) -> Result<(), String> {
     let until = clock::now().after(patience.0);
+    if let Some(record) = before
+        && record.held
+        && record.is_of_this_boot()
+        && record.pid_namespace != host::pid_namespace()
+    {
+        // Its pids mean nothing here, and we need not see any of its processes. Its lock is free, so its keeper is gone, and
+        // whatever ends its workers then has begun to.
+        poll::pause(UNSEEN);
+    }
     loop {
         let left = match before {
             None => others_of(path),
             Some(record) if !record.held || !record.is_of_this_boot() => return Ok(()),
+            // What we do see, as a host sees its containers, is known by its environment.
+            Some(record) if record.pid_namespace != host::pid_namespace() => end_family(record),
             Some(record) => end(record),
         };
         match left {
@@ -76,11 +92,6 @@ pub fn bury(record: &Record) {
 
 /// Kills what is left of a holder; the text says who is left.
 fn end(record: &Record) -> Option<String> {
-    if record.pid_namespace != host::pid_namespace() {
-        // Its pids mean nothing here; its lock is free, so its keeper is gone, and with that every process of its namespace.
-        poll::pause(UNSEEN);
-        return None;
-    }
     let leaves = record
         .cgroups
         .as_deref()
@@ -109,49 +120,29 @@ fn end(record: &Record) -> Option<String> {
 
 /// The leader, its group and session, and whoever carries the worker's environment.
 fn end_family(record: &Record) -> Option<String> {
-    let mut left = Vec::new();
-    for carrier in family::of_worker(&record.cookie, &record.worker) {
-        carrier.kill();
-        left.extend(carrier.lives().then_some(carrier.pid));
-    }
-    if let Some(leader) = record.leader {
-        let head = family::Head {
-            key: RowKey::Slot(record.worker.clone()),
-            generation: crate::id::Generation::default(),
+    let is_elsewhere = record.pid_namespace != host::pid_namespace();
+    let leader = record.leader.filter(|_| !is_elsewhere);
+    let left = family::left_of(&family::Late {
+        cookie: &record.cookie,
+        worker: &record.worker,
+        leader: leader.map(|leader| family::Carrier {
             pid: leader.pid,
             start_ticks: leader.start,
-        };
-        let itself = family::Carrier {
-            pid: leader.pid,
-            start_ticks: leader.start,
-        };
-        // Its number is its group's and its session's for as long as either has a member.
-        let is_reused = Stat::read(leader.pid).is_some_and(|stat| stat.start_ticks != leader.start);
-        if itself.lives() {
-            itself.kill();
-            left.push(leader.pid);
-        }
-        if !is_reused {
-            let heads = [head];
-            for member in family::search(&heads, &record.cookie, None).members {
-                family::kill(&member, &heads);
-                left.push(member.pid);
-            }
-        }
+        }),
+        // Whoever has pids of his own may have a clock of his own, too.
+        since: if is_elsewhere { 0 } else { record.keeper.start },
+    });
+    for member in &left {
+        family::kill(member, &[]);
     }
-    left.sort_unstable();
-    left.dedup();
-    match left.as_slice() {
-        [] => None,
-        pids => Some(format!(
+    let pids: Vec<String> = left.iter().map(|member| member.pid.to_string()).collect();
+    (!pids.is_empty()).then(|| {
+        format!(
             "processes of {} are still there (pids {})",
             record.holder(),
-            pids.iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        )),
-    }
+            pids.join(", ")
+        )
+    })
 }
 
 /// Processes that run under this lock's name: their own daemon sees that its file is gone, and ends them.

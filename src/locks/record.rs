@@ -25,6 +25,9 @@ pub struct Record {
     pub leasehold: u32,
     /// Grows with every holder.
     pub fence: u64,
+    /// No fence up to this one is given again, whatever a power cut takes: it is on the disk before any of them is given.
+    #[serde(default)]
+    pub fences_kept: u64,
     /// Is it held? A holder that leaves in order says no once nothing of its worker is left.
     pub held: bool,
     /// The lock's file.
@@ -54,6 +57,37 @@ pub struct Record {
     pub slots: Option<u32>,
 }
 
+/// So many fences are put on the disk at once: to wait for a disk takes longer than all else in a takeover.
+const FENCES_AT_ONCE: u64 = 100;
+
+/// What a new holder writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// Its fence.
+    pub fence: u64,
+    /// `fences_kept`.
+    pub kept: u64,
+    /// Must it be on the disk before the fence is given to anybody?
+    pub must_reach_disk: bool,
+}
+
+impl Next {
+    /// The fence after this one, of which those up to `kept` are on the disk.
+    pub fn after(last: u64, kept: u64) -> Self {
+        let fence = last.saturating_add(1);
+        let must_reach_disk = fence > kept;
+        Self {
+            fence,
+            kept: if must_reach_disk {
+                fence.saturating_add(FENCES_AT_ONCE)
+            } else {
+                kept
+            },
+            must_reach_disk,
+        }
+    }
+}
+
 impl Record {
     /// Reads one; none if it is something else.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
@@ -75,6 +109,17 @@ impl Record {
         self.boot == host::boot_id()
     }
 
+    /// The fence of whoever comes after this holder.
+    pub fn next_fence(&self) -> Next {
+        // Of another boot, or another machine, the file may say what it said a while before the last holders.
+        let last = if self.is_of_this_boot() {
+            self.fence
+        } else {
+            self.fence.max(self.fences_kept)
+        };
+        Next::after(last, self.fences_kept)
+    }
+
     /// For people: who has it.
     pub fn holder(&self) -> String {
         format!(
@@ -93,9 +138,10 @@ pub(super) mod tests {
         Record {
             leasehold: 1,
             fence: 7,
+            fences_kept: 7,
             held: true,
             path: path.to_owned(),
-            boot: host::boot_id(),
+            boot: host::boot_id().to_owned(),
             pid_namespace: host::pid_namespace(),
             cookie: "0".repeat(32),
             uid: 0,
@@ -107,6 +153,42 @@ pub(super) mod tests {
             since: "today".to_owned(),
             slots: None,
         }
+    }
+
+    #[test]
+    fn fences_grow_and_reach_the_disk_before_they_are_given() {
+        let mut last = record("/x".as_ref());
+        let mut kept_on_disk = last.clone();
+        let mut writes = 0;
+        for holder in 0..5_000 {
+            let next = last.next_fence();
+            assert!(next.fence > last.fence, "{holder}");
+            last = Record {
+                fence: next.fence,
+                fences_kept: next.kept,
+                ..last
+            };
+            if next.must_reach_disk {
+                writes += 1;
+                kept_on_disk = last.clone();
+            }
+            assert!(kept_on_disk.fences_kept >= last.fence, "{holder}");
+        }
+        assert!(writes < 51, "{writes}");
+        // The power was cut: what was not on the disk is forgotten, and no fence comes again.
+        let found = Record {
+            boot: "another".to_owned(),
+            ..kept_on_disk
+        };
+        let next = found.next_fence();
+        assert!(next.fence > last.fence && next.must_reach_disk);
+        // A record of before there was anything kept.
+        let old = Record {
+            fences_kept: 0,
+            ..record("/x".as_ref())
+        };
+        let next = old.next_fence();
+        assert!(next.fence == 8 && next.must_reach_disk && next.kept >= 8);
     }
 
     #[test]

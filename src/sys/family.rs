@@ -3,11 +3,16 @@
 //!
 //! Not covered, and documented: a process that leaves the session *and* drops the environment *and* outlives its parent.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read,
+};
 
 use crate::{
     id::{Generation, WorkerId},
-    sys::child,
+    sys::{child, poll},
+    time::Span,
     wire::RowKey,
 };
 
@@ -44,7 +49,11 @@ pub struct Stat {
 impl Stat {
     /// Reads it; none if the process is gone.
     pub fn read(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        // One read(2) gets all of it, into a space that it cannot outgrow: 52 numbers and a name of at most 64 bytes.
+        let mut line = [0; 2048];
+        let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+        let length = file.read(&mut line).ok()?;
+        Self::parse(line.get(..length)?)
     }
 
     /// The command's name may hold anything, so fields are counted from the last `)`.
@@ -229,31 +238,138 @@ pub fn with_cookie(cookie: &str, spare: &[i32]) -> Vec<Carrier> {
     with_variables(&[format!("LEASEHOLD_RUN={cookie}")], spare)
 }
 
-/// Living processes of a worker of that run, whatever their generation.
-pub fn of_worker(cookie: &str, worker: &WorkerId) -> Vec<Carrier> {
-    let [fleet, slot, _] = marks_of(&RowKey::Slot(worker.clone()), Generation::default());
-    with_variables(&[format!("LEASEHOLD_RUN={cookie}"), fleet, slot], &[])
+/// A worker of a run that is over, as its record tells of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Late<'a> {
+    /// The run's `LEASEHOLD_RUN`.
+    pub cookie: &'a str,
+    /// The worker, whatever its generation.
+    pub worker: &'a WorkerId,
+    /// Who led it last, if that was noted and the number means anything here.
+    pub leader: Option<Carrier>,
+    /// When the run began, in clock ticks: nobody older belongs to it. Zero: unknown.
+    pub since: u64,
+}
+
+/// So many passes over `/proc` for one answer, at most: each after the first looks only at whoever came meanwhile, or was in the middle of
+/// an exec.
+const PASSES_MAX: usize = 8;
+/// An exec is through after this, but for those who have an empty environment and keep it.
+const EXEC: Span = Span::millis(1);
+
+/// Who is left of a worker of a run that is over: whoever carries its environment, its leader, and the leader's group, session and
+/// descendants. Where somebody ended during a pass over `/proc`, who may have had a child, whoever was not there in that pass is looked at, too.
+/// May block for some milliseconds.
+pub fn left_of(late: &Late<'_>) -> Vec<Member> {
+    let mut known = BTreeMap::new();
+    for _ in 0..PASSES_MAX {
+        let (left, doubt) = left_among(late, &mut known);
+        match doubt {
+            _ if !left.is_empty() => return left,
+            Doubt::None => return Vec::new(),
+            Doubt::Ended => {}
+            Doubt::Exec => poll::pause(EXEC),
+        }
+    }
+    Vec::new()
+}
+
+/// Why a pass that found nobody may have missed somebody.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    None,
+    /// Somebody ended, who may have had a child.
+    Ended,
+    /// Somebody had no environment, as in the middle of an exec.
+    Exec,
+}
+
+/// Those of them who are not `known` yet, as everybody is afterwards who could be told.
+fn left_among(late: &Late<'_>, known: &mut BTreeMap<i32, Stat>) -> (Vec<Member>, Doubt) {
+    let [fleet, slot, _] = marks_of(&RowKey::Slot(late.worker.clone()), Generation::default());
+    let wanted = [format!("LEASEHOLD_RUN={}", late.cookie), fleet, slot];
+    let mut pids = pids();
+    pids.retain(|pid| !known.contains_key(pid));
+    let table: BTreeMap<i32, Stat> = read_stats(&pids).collect();
+    let mut doubt = if table.len() < pids.len() {
+        Doubt::Ended
+    } else {
+        Doubt::None
+    };
+    known.extend(&table);
+    // Its number is its group's and its session's for as long as either has a member.
+    let leader = late.leader.filter(|leader| {
+        let now = known.get(&leader.pid);
+        now.is_none_or(|stat| stat.start_ticks == leader.start_ticks)
+    });
+    let leads = |pid: i32| leader.is_some_and(|leader| leader.pid == pid);
+    let mut belongs: BTreeMap<i32, usize> = BTreeMap::new();
+    let mut space = Vec::new();
+    for (&pid, stat) in table.iter().filter(|(_, s)| s.start_ticks >= late.since) {
+        if stat.is_dead() {
+            doubt = doubt.max(Doubt::Ended);
+            continue;
+        }
+        let of_leader = leads(pid) || leads(stat.group) || leads(stat.session);
+        let is_young = leader.is_none_or(|leader| stat.start_ticks >= leader.start_ticks);
+        let carries = if of_leader && is_young {
+            Some(true)
+        } else if stat.may_block_us() {
+            Some(false)
+        } else {
+            carries(pid, &wanted, &mut space)
+        };
+        if carries == Some(true) {
+            belongs.insert(pid, 0);
+        } else if Stat::read(pid).is_none_or(Stat::is_ending) {
+            doubt = doubt.max(Doubt::Ended);
+        } else if carries.is_none() && stat.memory > 0 {
+            known.remove(&pid);
+            doubt = Doubt::Exec;
+        }
+    }
+    let leaders = leader.iter().map(|leader| (leader.pid, 0)).collect();
+    add_descendants(known, &leaders, &mut belongs);
+    let members = belongs.into_iter().filter_map(|(pid, head)| {
+        let stat = known.get(&pid)?;
+        Some(Member {
+            head,
+            pid,
+            group: stat.group,
+            start_ticks: stat.start_ticks,
+        })
+    });
+    (members.collect(), doubt)
 }
 
 /// Living processes whose environment holds all of these, other than `spare`.
 pub fn with_variables(wanted: &[String], spare: &[i32]) -> Vec<Carrier> {
-    let carries = |pid: i32| {
-        environment(pid).is_some_and(|env| {
-            let has = |one: &String| env.split(|b| *b == 0).any(|v| v == one.as_bytes());
-            wanted.iter().all(has)
-        })
-    };
     let table = process_table();
     let readable = table
         .iter()
         .filter(|(pid, stat)| !stat.is_dead() && !stat.may_block_us() && !spare.contains(pid));
+    let mut space = Vec::new();
     readable
-        .filter(|(pid, _)| carries(**pid))
+        .filter(|(pid, _)| carries(**pid, wanted, &mut space) == Some(true))
         .map(|(pid, stat)| Carrier {
             pid: *pid,
             start_ticks: stat.start_ticks,
         })
         .collect()
+}
+
+/// Does its environment hold all of these? None if it has none. `space` is for the reading.
+fn carries(pid: i32, wanted: &[String], space: &mut Vec<u8>) -> Option<bool> {
+    space.clear();
+    let file = File::open(format!("/proc/{pid}/environ"));
+    let read = file.and_then(|mut file| file.read_to_end(space));
+    let has = |one: &String| space.split(|b| *b == 0).any(|v| v == one.as_bytes());
+    match read {
+        Ok(0) => None,
+        Ok(_) => Some(wanted.iter().all(has)),
+        // It hides it from us, and is not found by it.
+        Err(_) => Some(false),
+    }
 }
 
 /// The text by which a worker's environment is known: set last, in this order, by every spawn.
@@ -332,13 +448,19 @@ fn add_descendants(
 }
 
 fn process_table() -> BTreeMap<i32, Stat> {
-    let pids = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| Some((pid, Stat::read(pid)?)))
+    read_stats(&pids()).collect()
+}
+
+fn pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+fn read_stats(pids: &[i32]) -> impl Iterator<Item = (i32, Stat)> {
+    pids.iter()
+        .filter_map(|pid| Some((*pid, Stat::read(*pid)?)))
 }
 
 #[cfg(test)]

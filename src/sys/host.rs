@@ -1,6 +1,6 @@
 //! Facts about this machine and this process: name, users, limits, boot.
 
-use std::{ffi::CString, fs, io};
+use std::{ffi::CString, fs, io, sync::OnceLock};
 
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -18,15 +18,22 @@ pub fn hostname() -> String {
 }
 
 /// Identifies this boot: a pid of another boot proves nothing.
-pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|id| id.trim().to_owned())
+            .unwrap_or_default()
+    })
 }
 
-/// The inode of our pid namespace: a pid of another one proves nothing.
+/// The inode of our pid namespace: a pid of another one proves nothing. No process ever changes its own.
 pub fn pid_namespace() -> u64 {
-    fs::metadata("/proc/self/ns/pid").map_or(0, |meta| std::os::unix::fs::MetadataExt::ino(&meta))
+    static INODE: OnceLock<u64> = OnceLock::new();
+    *INODE.get_or_init(|| {
+        fs::metadata("/proc/self/ns/pid")
+            .map_or(0, |meta| std::os::unix::fs::MetadataExt::ino(&meta))
+    })
 }
 
 /// 128 random bits in hex: what `LEASEHOLD_RUN` is set to.

@@ -3,10 +3,15 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
+use leasehold::{
+    id::WorkerId,
+    sys::family::{self, Carrier, Late, Stat},
+};
 use rustix::process::Signal;
 
 use crate::rig::{Mode, Rig, both_ways, pause, send, until, until_true};
@@ -19,16 +24,16 @@ both_ways!(
 );
 
 /// Two daemons and their lock.
-struct Pair {
-    a: Rig,
-    b: Rig,
+pub(crate) struct Pair {
+    pub(crate) a: Rig,
+    pub(crate) b: Rig,
     beats: PathBuf,
     lock: PathBuf,
 }
 
 impl Pair {
     /// None if there is no C compiler.
-    fn new(a: Rig, how: &str) -> Option<Self> {
+    pub(crate) fn new(a: Rig, how: &str) -> Option<Self> {
         let b = Rig::new(a.mode)?;
         let program = a.compile("beat", include_str!("beat.c"), &[])?;
         let (beats, lock) = (a.path("beats"), a.path("lock.file"));
@@ -49,13 +54,13 @@ impl Pair {
         Some(Self { a, b, beats, lock })
     }
 
-    fn beats(&self) -> Vec<Beat> {
+    pub(crate) fn beats(&self) -> Vec<Beat> {
         let text = fs::read_to_string(&self.beats).unwrap_or_default();
         text.lines().filter_map(Beat::read).collect()
     }
 
     /// Somebody says something new.
-    fn goes_on(&self, bound_ms: u64) -> Beat {
+    pub(crate) fn goes_on(&self, bound_ms: u64) -> Beat {
         let before = self.beats().len();
         until("somebody runs", bound_ms, || {
             let beats = self.beats();
@@ -66,12 +71,12 @@ impl Pair {
         })
     }
 
-    fn rig(&mut self, which: usize) -> &mut Rig {
+    pub(crate) fn rig(&mut self, which: usize) -> &mut Rig {
         if which == 0 { &mut self.a } else { &mut self.b }
     }
 
     /// Never two, and fences never fall.
-    fn check(&self) -> usize {
+    pub(crate) fn check(&self) -> usize {
         one_at_a_time(&self.beats(), || {
             format!("a: {}\nb: {}", self.a.stderr(), self.b.stderr())
         })
@@ -322,7 +327,7 @@ fn flock_and_we_exclude_each_other(rig: Rig) {
 }
 
 /// A process that holds the lock and does nothing else.
-pub(crate) fn hold(path: &Path) -> std::process::Child {
+pub(crate) fn hold(path: &Path) -> Child {
     let mark = path.with_extension("held");
     let words = format!("touch {} && exec sleep 1000", mark.display());
     let child = Command::new("flock")
@@ -337,6 +342,83 @@ pub(crate) fn hold(path: &Path) -> std::process::Child {
 
 fn alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// A shell with a child in a session of its own, both of worker `web/0` of a run that nobody else has.
+fn shell_with_a_child(cookie: &str) -> (Child, i32) {
+    let mut shell = Command::new("sh")
+        .args(["-c", "setsid sleep 1000 & echo $!; wait"])
+        .env("LEASEHOLD_RUN", cookie)
+        .env("LEASEHOLD_FLEET", "web")
+        .env("LEASEHOLD_SLOT", "0")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let said = shell.stdout.take().unwrap();
+    BufReader::new(said).read_line(&mut line).unwrap();
+    (shell, line.trim().parse().unwrap())
+}
+
+#[test]
+fn whoever_is_left_of_a_run_is_found_and_nobody_else() {
+    let cookie = leasehold::sys::host::cookie().unwrap();
+    let worker = WorkerId::new("web".parse().unwrap(), 0);
+    let (mut shell, child) = shell_with_a_child(&cookie);
+    let leader = shell.id() as i32;
+    let start_ticks = Stat::read(leader).unwrap().start_ticks;
+    let late = Late {
+        cookie: &cookie,
+        worker: &worker,
+        leader: None,
+        since: start_ticks,
+    };
+    let found = |late: &Late<'_>| -> Vec<i32> {
+        let left = family::left_of(late);
+        left.iter().map(|member| member.pid).collect()
+    };
+    let both = |late: &Late<'_>| {
+        until_true("both are found", 5_000, || {
+            let found = found(late);
+            found.len() == 2 && found.contains(&leader) && found.contains(&child)
+        });
+    };
+    both(&late);
+    // By their environment alone, where the leader's number is somebody else's.
+    let elsewhere = Carrier {
+        pid: leader,
+        start_ticks: start_ticks + 1,
+    };
+    both(&Late {
+        leader: Some(elsewhere),
+        ..late
+    });
+    // Of another run, another worker, and older than the run.
+    let other = WorkerId::new("web".parse().unwrap(), 1);
+    let nobody = [
+        Late {
+            cookie: "0",
+            ..late
+        },
+        Late {
+            worker: &other,
+            ..late
+        },
+        Late {
+            since: start_ticks + 100_000,
+            ..late
+        },
+    ];
+    for late in nobody {
+        assert_eq!(found(&late), Vec::<i32>::new());
+    }
+    until_true("all are ended", 5_000, || {
+        for member in family::left_of(&late) {
+            family::kill(&member, &[]);
+        }
+        found(&late).is_empty()
+    });
+    shell.wait().unwrap();
 }
 
 /// Where no file is named the lock is where every daemon of this user looks, whatever its directories are.
