@@ -211,6 +211,8 @@ impl Gates {
 
     /// Tries everybody who waits; after a bell a few times, since it rings before the lock is free.
     pub(super) fn look(&mut self, rang: bool) {
+        // Whoever still waits says when he is to be looked after again.
+        self.look_at = None;
         let waiting: Vec<WorkerId> = self
             .seekers
             .iter()
@@ -388,7 +390,7 @@ impl Gates {
             }
         }
         if buries {
-            self.look_at = Some(clock::now().after(LOOK_AFTER_BURIAL));
+            self.look_after(LOOK_AFTER_BURIAL);
             return true;
         }
         self.missed(worker.clone(), missed);
@@ -405,7 +407,13 @@ impl Gates {
             }
         };
         let _ = self.hand_in.send(Inbox::Gate(waits(worker, why)));
-        self.look_at = Some(clock::now().after(LOOK_EVERY));
+        self.look_after(LOOK_EVERY);
+    }
+
+    /// Another look no later than that.
+    fn look_after(&mut self, pause: Span) {
+        let at = clock::now().after(pause);
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
     }
 }
 

@@ -15,6 +15,7 @@ both_ways!(
     one_holder_at_a_time_through_everything,
     the_lock_is_handed_over_in_order,
     a_replaced_lock_file_ends_its_holder,
+    a_lock_that_was_waited_for_costs_nothing_once_it_is_had,
     flock_and_we_exclude_each_other,
 );
 
@@ -242,6 +243,51 @@ fn the_lock_is_handed_over_in_order(rig: Rig) {
     pair.check();
     pair.a.drain(5_000);
     pair.b.drain(5_000);
+}
+
+/// How often the supervisor has gone to sleep so far.
+fn naps(rig: &Rig) -> u64 {
+    let path = format!("/proc/{}/status", rig.status().supervisor());
+    let text = fs::read_to_string(path).unwrap();
+    let count = text.lines().find_map(|line| {
+        let count = line.strip_prefix("voluntary_ctxt_switches:")?;
+        count.trim().parse().ok()
+    });
+    count.expect("proc(5)")
+}
+
+/// The looks that waiting takes end with it.
+fn a_lock_that_was_waited_for_costs_nothing_once_it_is_had(mut a: Rig) {
+    let Some(mut b) = Rig::new(a.mode) else {
+        return;
+    };
+    // In a directory of its own: whatever is closed beside a lock may be the lock, and is looked at.
+    let lock = a.path("notes/lock");
+    for rig in [&a, &b] {
+        rig.configure(&format!(
+            "[fleet.job]\ncommand = [\"/bin/sleep\", \"1000\"]\nsingleton = {{ scope = \"node\", flock = \"{}\" }}\n",
+            lock.display()
+        ));
+    }
+    a.start_settled();
+    b.start();
+    b.wait("the second one waits", 3_000, |status| {
+        status.0["fleets"][0]["state"] == "standby"
+    });
+    a.ok(&["stop", "job"]);
+    b.settle(3_000);
+    // A look would have been due within a second.
+    pause(1_100);
+    until("its supervisor sleeps", 3_000, || {
+        let before = naps(&b);
+        pause(300);
+        let more = naps(&b) - before;
+        (more < 60)
+            .then_some(())
+            .ok_or_else(|| format!("it woke up {more} times in 300 ms"))
+    });
+    a.drain(5_000);
+    b.drain(5_000);
 }
 
 /// A file that is unlinked can be locked a second time: the holder sees to it, or ends.
