@@ -208,13 +208,12 @@ fn show(name: &str, reach: &Reach) -> Outcome {
     let mut view = shown(&Client::new(reach)?, fleet)?;
     if let Some(slot) = slot {
         if !view.singleton.gates.iter().any(|gate| gate.slot == slot) {
-            let known: Vec<&str> = view
-                .singleton
-                .gates
-                .iter()
-                .map(|gate| gate.id.as_str())
-                .collect();
-            let why = format!("there is no {name}; there are {}", known.join(", "));
+            let gates = view.singleton.gates.iter();
+            let known: Vec<&str> = gates.map(|gate| gate.id.as_str()).collect();
+            let why = match known.as_slice() {
+                [one] => format!("{name} does not exist; there is {one}"),
+                all => format!("{name} does not exist; there are {}", all.join(", ")),
+            };
             return Err(Failure::new(ExitCode::UnknownName, why));
         }
         view.singleton.gates.retain(|gate| gate.slot == slot);
@@ -247,19 +246,17 @@ fn render(view: &ShownView, width: Option<usize>) -> String {
     );
     let mut text = format!("{}\n", table::cut(&head, width));
     for gate in &one.gates {
+        text.push('\n');
         let mut line = |key: &str, value: &str| {
             let line = format!("  {key:<9} {value}");
             text.push_str(&table::cut(&line, width));
             text.push('\n');
         };
-        line("", "");
         let age = gate
             .for_ms
             .map(|ms| format!(" for {}", Rough(Span::millis(ms))));
-        let since = gate
-            .since
-            .as_ref()
-            .map(|since| format!(" (since {})", seconds(since)));
+        let since = gate.since.as_deref().map(seconds);
+        let since = since.map(|since| format!(" (since {since})"));
         let state = format!(
             "{}{}{}",
             gate.state,
@@ -267,18 +264,17 @@ fn render(view: &ShownView, width: Option<usize>) -> String {
             since.unwrap_or_default()
         );
         line(&gate.id, &state);
-        line("holder", &holder(gate));
+        let key = match (gate.state.as_str(), &gate.holder) {
+            ("waiting", None) => "waits",
+            _ => "holder",
+        };
+        line(key, &holder(gate));
         if let Some(path) = &gate.path {
             line("file", path);
         }
         if let Some(ms) = gate.deadline_in_ms {
             let left = Rough(Span::millis(ms));
             line("deadline", &format!("in {left}, unless it is renewed"));
-        }
-        if gate.state == "waiting"
-            && let Some(why) = &gate.why
-        {
-            line("waits", why);
         }
     }
     text.push('\n');

@@ -154,6 +154,11 @@ impl Gate {
         self.sought.is_some() && self.pass.is_none()
     }
 
+    /// Why it is not to be had, until something else is heard.
+    pub(super) fn says(&mut self, why: &str) {
+        self.waits = Some(why.to_owned());
+    }
+
     /// Why it is not to be had, if that is known.
     pub(super) fn why_shut(&self) -> Option<&str> {
         self.waits.as_deref()

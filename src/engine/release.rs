@@ -103,7 +103,7 @@ impl Slot {
     }
 
     /// Has it said when somebody else takes what we gave back.
-    fn watch_given(&self, desk: &mut Desk<'_>) {
+    fn watch_given(&mut self, desk: &mut Desk<'_>) {
         if let (Some(Release::Yields { given, .. }), Some(spec)) =
             (&self.gate.release, self.gate.sought())
         {
@@ -112,6 +112,7 @@ impl Slot {
                 spec: spec.clone(),
                 given: given.clone(),
             });
+            self.gate.says("left to whoever waits for it");
         }
     }
 

@@ -355,6 +355,23 @@ mod tests {
         );
         assert_eq!(ask(Door::Tcp, "POST", "/v1/crons/report/run", ""), Err(403));
         assert_eq!(ask(Door::Unix, "POST", "/v1/run", ""), Err(404));
+        let all = ask(Door::Tcp, "GET", "/v1/singletons", "");
+        assert_eq!(all, Ok(Route::Singletons));
+        let one = ask(Door::Tcp, "GET", "/v1/singletons/billing", "");
+        assert_eq!(one, Ok(Route::Singleton("billing".to_owned())));
+        let release = |slot| {
+            let (name, by) = ("billing".to_owned(), By::default());
+            Ok(Route::Command(Command::Release { name, slot, by }))
+        };
+        let path = "/v1/singletons/billing/release";
+        assert_eq!(ask(Door::Unix, "POST", path, ""), release(None));
+        assert_eq!(
+            ask(Door::Unix, "POST", path, r#"{"slot":1}"#),
+            release(Some(1))
+        );
+        assert_eq!(ask(Door::Unix, "POST", path, r#"{"slot":-1}"#), Err(400));
+        assert_eq!(ask(Door::Tcp, "POST", path, ""), Err(403));
+        assert_eq!(ask(Door::Unix, "POST", "/v1/release", ""), Err(404));
         let reload = Ok(Route::Command(Command::Reload));
         assert_eq!(ask(Door::Unix, "POST", "/v1/config/reload", ""), reload);
         assert_eq!(ask(Door::Tcp, "POST", "/v1/config/reload", ""), Err(403));
