@@ -314,6 +314,15 @@ impl Gates {
         );
         let taken = again.try_take().map_err(|e| e.to_string())? && again.is_named();
         let record = record.filter(|_| taken).ok_or(gone)?;
+        // Free, but somebody has had it: his fence is later than ours, and must not be written over.
+        let since = again.record().map_err(|e| e.to_string())?;
+        if let Some(other) = since.filter(|since| since.fence != record.fence) {
+            return Err(format!(
+                "{} was replaced, and {} has had it since",
+                path.display(),
+                other.holder()
+            ));
+        }
         again.write(&record).map_err(|e| e.to_string())?;
         let fd = again.duplicate().map_err(|e| e.to_string())?;
         let _ = self.bell.watch(&path);

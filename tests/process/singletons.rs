@@ -15,6 +15,7 @@ both_ways!(
     one_holder_at_a_time_through_everything,
     the_lock_is_handed_over_in_order,
     a_replaced_lock_file_ends_its_holder,
+    a_replaced_lock_that_somebody_has_had_is_lost,
     a_lock_that_was_waited_for_costs_nothing_once_it_is_had,
     flock_and_we_exclude_each_other,
 );
@@ -243,6 +244,31 @@ fn the_lock_is_handed_over_in_order(rig: Rig) {
     pair.check();
     pair.a.drain(5_000);
     pair.b.drain(5_000);
+}
+
+/// It is free again, but whoever had it got a later fence, which must not be given a second time.
+fn a_replaced_lock_that_somebody_has_had_is_lost(rig: Rig) {
+    let Some(mut pair) = Pair::new(rig, "-c") else {
+        return;
+    };
+    pair.a.start();
+    let before = pair.goes_on(5_000);
+    let other = pair.a.path("other.file");
+    let text = fs::read_to_string(&pair.lock).unwrap();
+    let later = before.fence + 5_000;
+    let text = text
+        .replace(&before.fence.to_string(), &later.to_string())
+        .replace("\"held\":true", "\"held\":false");
+    fs::write(&other, text).unwrap();
+    fs::rename(&other, &pair.lock).unwrap();
+    until("another holder runs", 5_000, || {
+        let last = pair.beats().last().cloned();
+        last.filter(|beat| beat.fence > later && beat.leader != before.leader)
+            .ok_or_else(|| pair.a.stderr())
+    });
+    assert!(pair.a.stderr().contains("has had it since"));
+    pair.a.drain(5_000);
+    let _ = pair.rig(1);
 }
 
 /// How often the supervisor has gone to sleep so far.
