@@ -476,8 +476,8 @@ pub enum What {
     GateOpened {
         /// Names the holder.
         fence: u64,
-        /// For so long it had been waited for, if it had to be.
-        waited: Option<Span>,
+        /// So long after it was asked for.
+        waited: Span,
         /// Who had it last, if that is known.
         from: Option<Holder>,
     },

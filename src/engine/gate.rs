@@ -154,11 +154,6 @@ impl Gate {
         self.sought.is_some() && self.pass.is_none()
     }
 
-    /// Why it is not to be had, until something else is heard.
-    pub(super) fn says(&mut self, why: &str) {
-        self.waits = Some(why.to_owned());
-    }
-
     /// Why it is not to be had, if that is known.
     pub(super) fn why_shut(&self) -> Option<&str> {
         self.waits.as_deref()
@@ -175,7 +170,10 @@ impl Gate {
             state: self.word(),
             since: self.since,
             pass: self.pass.clone(),
-            waits: self.waits.clone(),
+            waits: match &self.release {
+                Some(Release::Yields { .. }) => Some("left to whoever waits for it".to_owned()),
+                Some(Release::Asked { .. }) | None => self.waits.clone(),
+            },
             holder: self.holder.clone(),
             until: self.lease.stands().map(|stands| stands.boottime),
             release: self
@@ -251,11 +249,10 @@ impl Slot {
     fn open_gate(&mut self, pass: Pass, from: Option<Holder>, desk: &mut Desk<'_>) {
         // What is no leasehold leaves no record: that it was waited for is all that is known of it.
         let stranger = self.gate.holder.take().filter(|who| who.record.is_none());
-        let since = self.gate.since.replace(desk.now);
-        let waited = since.map(|since| desk.now.since(since));
+        let since = self.gate.since.replace(desk.now).unwrap_or(desk.now);
         let what = What::GateOpened {
             fence: pass.fence,
-            waited: waited.filter(|_| self.gate.waits.is_some()),
+            waited: desk.now.since(since),
             from: stranger.or(from),
         };
         desk.record(self.generation, what);
@@ -413,6 +410,7 @@ impl Fleet {
         }
         for (index, cause) in unwanted {
             self.with_slot(index, room, |slot, desk| slot.shut_gate(cause, desk));
+            self.stand_back(index, room);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     engine::{
         command::{By, Denial, ReleasedGate, Reply},
         effect::{Effect, Effects, Ending, What},
-        fleet::Fleet,
+        fleet::{Fleet, Room},
         gate::Pass,
         slot::{Desk, Slot},
         supervisor::Supervisor,
@@ -103,7 +103,7 @@ impl Slot {
     }
 
     /// Has it said when somebody else takes what we gave back.
-    fn watch_given(&mut self, desk: &mut Desk<'_>) {
+    fn watch_given(&self, desk: &mut Desk<'_>) {
         if let (Some(Release::Yields { given, .. }), Some(spec)) =
             (&self.gate.release, self.gate.sought())
         {
@@ -112,7 +112,6 @@ impl Slot {
                 spec: spec.clone(),
                 given: given.clone(),
             });
-            self.gate.says("left to whoever waits for it");
         }
     }
 
@@ -151,6 +150,26 @@ impl Slot {
         if let Some(Release::Yields { who, .. }) = &self.gate.release {
             let who = who.clone();
             self.gate.release = Some(Release::Asked { who });
+        }
+    }
+}
+
+impl Fleet {
+    /// What one slot has given back to others is not for its neighbours, which may wait for a lock too.
+    pub(super) fn stand_back(&mut self, index: SlotIndex, room: &mut Room<'_>) {
+        let release = |slot: &Slot| slot.gate.release.clone();
+        let Some(release @ Release::Yields { .. }) = self.slots.get(&index).and_then(release)
+        else {
+            return;
+        };
+        let waits = |slot: &Slot| slot.gate.waits() && slot.gate.release.is_none();
+        let slots = self.slots.iter().filter(|(_, slot)| waits(slot));
+        let waiting: Vec<SlotIndex> = slots.map(|(index, _)| *index).collect();
+        for index in waiting {
+            self.with_slot(index, room, |slot, desk| {
+                slot.gate.release = Some(release.clone());
+                slot.watch_given(desk);
+            });
         }
     }
 }

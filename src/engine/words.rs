@@ -12,6 +12,9 @@ use crate::{
     wire::ExitStatus,
 };
 
+/// It takes a few milliseconds to get a lock that is free; that is no wait.
+const WAIT_TOLD: Span = Span::millis(50);
+
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -125,7 +128,7 @@ impl fmt::Display for What {
                 from,
             } => {
                 write!(f, "has its lock, fence {fence}")?;
-                if let Some(waited) = waited {
+                if *waited >= WAIT_TOLD {
                     write!(f, ", after a wait of {}", Rough(*waited))?;
                 }
                 from.as_ref()

@@ -104,9 +104,9 @@ pub struct GateEvent {
     pub cause: Option<String>,
     /// Who wanted it so.
     pub by: Option<String>,
-    /// It was waited for so long, in ms.
+    /// Of one that was had: so long after it was asked for, in ms.
     pub waited_ms: Option<u64>,
-    /// It was ours for so long, in ms.
+    /// Of one that was given back: it was ours for so long, in ms.
     pub held_ms: Option<u64>,
     /// Who has it, or of a lock that was had: who had it last.
     pub holder: Option<HolderView>,
@@ -236,7 +236,7 @@ pub fn gate_event(what: &What, our_keeper: i32) -> Option<GateEvent> {
             from,
         } => GateEvent {
             fence: Some(*fence),
-            waited_ms: waited.map(|waited| waited.as_millis()),
+            waited_ms: Some(waited.as_millis()),
             holder: view(from),
             ..GateEvent::default()
         },
