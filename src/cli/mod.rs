@@ -86,13 +86,13 @@ enum Verb {
 #[derive(Clone, Debug, Args)]
 struct Reach {
     /// The daemon's control socket [default: the run directory's control.sock]
-    #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET")]
+    #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET", global = true)]
     socket: Option<PathBuf>,
     /// The daemon's run directory, if it was started with one
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
 }
 

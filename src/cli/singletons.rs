@@ -26,7 +26,6 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct SingletonsArgs {
     #[command(subcommand)]
     verb: Option<SingletonsVerb>,
@@ -40,33 +39,28 @@ enum SingletonsVerb {
     List {
         /// Singletons: names, patterns [default: all]
         names: Vec<String>,
-        #[command(flatten)]
-        reach: Reach,
     },
     /// Show everything of one singleton's locks, and what happened to them lately
     Show {
         /// The singleton, or one of its slots: `billing`, `billing/0`
         name: String,
-        #[command(flatten)]
-        reach: Reach,
     },
     /// Stop the worker and give its lock to whoever waits for it; taken back if nobody wants it
     Release {
         /// The singleton, or one of its slots: `billing`, `billing/0`
         name: String,
         #[command(flatten)]
-        reach: Reach,
-        #[command(flatten)]
         wait: Wait,
     },
 }
 
 pub(super) fn singletons(args: &SingletonsArgs) -> Outcome {
+    let reach = &args.reach;
     match &args.verb {
-        None => list(&[], &args.reach),
-        Some(SingletonsVerb::List { names, reach }) => list(names, reach),
-        Some(SingletonsVerb::Show { name, reach }) => show(name, reach),
-        Some(SingletonsVerb::Release { name, reach, wait }) => release(name, reach, wait),
+        None => list(&[], reach),
+        Some(SingletonsVerb::List { names }) => list(names, reach),
+        Some(SingletonsVerb::Show { name }) => show(name, reach),
+        Some(SingletonsVerb::Release { name, wait }) => release(name, reach, wait),
     }
 }
 
