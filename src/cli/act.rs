@@ -153,7 +153,9 @@ pub(super) fn signal(args: &SignalArgs) -> Outcome {
     match client.post("/v1/signal", &body, Repeat::Never)? {
         Reply::Begun { names } if args.reach.json => print_json(&names),
         Reply::Begun { names } => print(&format!("{} sent to {}\n", args.signal, names.join(", "))),
-        Reply::AlreadySo | Reply::Plan { .. } | Reply::Run { .. } => Ok(ExitCode::Ok),
+        Reply::AlreadySo | Reply::Plan { .. } | Reply::Run { .. } | Reply::Released { .. } => {
+            Ok(ExitCode::Ok)
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod lock;
 mod logs;
 mod plan;
 mod run;
+mod singletons;
 mod status;
 mod table;
 
@@ -63,6 +64,8 @@ enum Verb {
     Signal(act::SignalArgs),
     /// Show jobs, when they run next, what became of their runs; run one now
     Cron(cron::CronArgs),
+    /// Show who has the locks of singletons, why and since when; give one to whoever waits
+    Singletons(singletons::SingletonsArgs),
     /// Print workers' output
     Logs(logs::LogsArgs),
     /// Print what happened
@@ -83,13 +86,13 @@ enum Verb {
 #[derive(Clone, Debug, Args)]
 struct Reach {
     /// The daemon's control socket [default: the run directory's control.sock]
-    #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET")]
+    #[arg(long, value_name = "PATH", env = "LEASEHOLD_SOCKET", global = true)]
     socket: Option<PathBuf>,
     /// The daemon's run directory, if it was started with one
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
 }
 
@@ -143,6 +146,7 @@ pub fn main() -> u8 {
         Verb::Restart(args) => act::restart(&args),
         Verb::Scale(args) => act::scale(&args),
         Verb::Signal(args) => act::signal(&args),
+        Verb::Singletons(args) => singletons::singletons(&args),
         Verb::Logs(args) => logs::logs(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Config(args) => config::config(&args),

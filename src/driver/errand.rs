@@ -74,9 +74,10 @@ impl Driver {
         if status.stopping != Stopping::No || self.leaving.is_some() {
             return None;
         }
-        let worker = status.fleets.first()?.workers.first()?;
-        let gate = worker.gate.as_ref()?;
-        (gate.pass.is_none() && worker.pid.is_none()).then(|| gate.waits.clone())
+        let fleet = status.fleets.first()?;
+        let (_, gate) = fleet.lock.as_ref()?.gates.first()?;
+        let runs = fleet.workers.iter().any(|worker| worker.pid.is_some());
+        (gate.state == "waiting" && !runs).then(|| gate.waits.clone())
     }
 
     /// Says once whom we wait for, where somebody reads it; gives up when that was asked for, or when waiting does not help.

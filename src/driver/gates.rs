@@ -19,8 +19,9 @@ use crate::{
     driver::{authority::Authority, boot::Request, inbox::Inbox},
     engine::{
         Event,
-        gate::{GateNews, Kept, Pass},
+        gate::{GateNews, Holder, HolderRecord, Kept, Pass},
         lock_name,
+        release::Given,
     },
     id::WorkerId,
     locks::{self, Bell, LockFault, LockFile, Next, Patience, Proc, Record},
@@ -38,6 +39,8 @@ const LOOKS_AFTER_BELL: u32 = 3;
 const LOOK_SOON: Span = Span::millis(1);
 /// What a dead holder left behind is killed by then, if nothing hangs.
 const LOOK_AFTER_BURIAL: Span = Span::millis(20);
+/// Who takes what we gave back is looked for after this, then after twice as long, and so on.
+const LOOK_AFTER_YIELDING: Span = Span::millis(10);
 /// Whoever is left of the last holder is reported to people after this.
 const SAY_AFTER: Span = Span::secs(1);
 
@@ -85,19 +88,35 @@ struct Seeker {
     buried: BTreeSet<String>,
     /// What is left of the last holder is being ended, by a thread that stops when this is set.
     settling: Option<Arc<AtomicBool>>,
+    /// It is not to be taken, only watched.
+    yields: Option<Yielding>,
     /// Why the last look came to nothing, if not because somebody has it.
     fault: Option<LockFault>,
     /// A file that somebody may have held was replaced while it was waited for.
     replaced: bool,
 }
 
+/// A lock that was given back for others to take.
+struct Yielding {
+    given: Given,
+    /// Until the next look.
+    pause: Span,
+}
+
+/// A lock that was taken, what it gives, and who had it last.
+pub(super) struct Had {
+    file: LockFile,
+    pass: Pass,
+    from: Option<Holder>,
+}
+
 /// What a lock's taking came to.
-pub(super) type Taken = Result<(LockFile, Pass), Missed>;
+pub(super) type Taken = Result<Had, Missed>;
 
 /// Why a lock was not had, for people.
 pub(super) enum Missed {
     /// It will be, when somebody lets go of it.
-    Busy(String),
+    Busy(String, Option<Holder>),
     /// Something is wrong with it.
     Wrong(String),
 }
@@ -191,16 +210,7 @@ impl Gates {
 
     /// Begins to look for a lock.
     pub(super) fn seek(&mut self, worker: WorkerId, spec: SingletonSpec) {
-        self.tickets += 1;
-        let seeker = Seeker {
-            spec,
-            ticket: self.tickets,
-            files: BTreeMap::new(),
-            buried: BTreeSet::new(),
-            settling: None,
-            fault: None,
-            replaced: false,
-        };
+        let seeker = self.seeker(spec, None);
         let wrong = seeker.wrong_number();
         if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
             before.call_off();
@@ -219,6 +229,30 @@ impl Gates {
             }
             Look::Buries => self.look_again(LOOK_AFTER_BURIAL),
             Look::Over => {}
+        }
+    }
+
+    /// Looks who takes what was given back, and does not take it.
+    pub(super) fn watch(&mut self, worker: WorkerId, spec: SingletonSpec, given: Given) {
+        let pause = LOOK_AFTER_YIELDING;
+        let seeker = self.seeker(spec, Some(Yielding { given, pause }));
+        if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
+            before.call_off();
+        }
+        self.try_seeker(&worker);
+    }
+
+    fn seeker(&mut self, spec: SingletonSpec, yields: Option<Yielding>) -> Seeker {
+        self.tickets += 1;
+        Seeker {
+            spec,
+            ticket: self.tickets,
+            files: BTreeMap::new(),
+            buried: BTreeSet::new(),
+            settling: None,
+            yields,
+            fault: None,
+            replaced: false,
         }
     }
 
@@ -309,15 +343,10 @@ impl Gates {
         events
     }
 
-    /// May it start under its lock now? An event that says no, if somebody has just put another file in its place.
-    pub(super) fn still_ours(&mut self, worker: &WorkerId) -> Result<(), Event> {
+    /// May it start under its lock now? An error says why not: somebody has just put another file in its place.
+    pub(super) fn still_ours(&mut self, worker: &WorkerId) -> Result<(), String> {
         match self.held.get(worker) {
-            Some(held) if !held.file.is_named() => {
-                self.hold_again(worker).map_err(|why| Event::Gate {
-                    worker: worker.clone(),
-                    news: GateNews::Lost(why),
-                })
-            }
+            Some(held) if !held.file.is_named() => self.hold_again(worker),
             _ => Ok(()),
         }
     }
@@ -335,6 +364,15 @@ impl Gates {
         );
         let taken = again.try_take().map_err(|e| e.to_string())? && again.is_named();
         let record = record.filter(|_| taken).ok_or(gone)?;
+        // Free, but somebody has had it: his fence is later than ours, and must not be written over.
+        let since = again.record().map_err(|e| e.to_string())?;
+        if let Some(other) = since.filter(|since| since.fence != record.fence) {
+            return Err(format!(
+                "{} was replaced, and {} has had it since",
+                path.display(),
+                other.holder()
+            ));
+        }
         let written = again.write(&record).and_then(|()| again.sync());
         written.map_err(|e| e.to_string())?;
         let fd = again.duplicate().map_err(|e| e.to_string())?;
@@ -354,12 +392,12 @@ impl Gates {
         let seeker = self.seekers.get_mut(&worker);
         let Some(seeker) = seeker.filter(|seeker| seeker.ticket == ticket) else {
             // Called off meanwhile.
-            if let Ok((file, _)) = taken {
-                set_free(&file);
+            if let Ok(had) = taken {
+                set_free(&had.file);
             }
             return (None, None);
         };
-        let (file, pass) = match taken {
+        let Had { file, pass, from } = match taken {
             Ok(taken) => taken,
             Err(missed) => {
                 seeker.settling = None;
@@ -375,7 +413,7 @@ impl Gates {
             Err(e) => {
                 set_free(&file);
                 let why = format!("cannot duplicate a descriptor: {e}");
-                return (None, Some(waits(worker, why)));
+                return (None, Some(waits(worker, why, None)));
             }
         };
         let name = lock_name(&worker);
@@ -384,7 +422,7 @@ impl Gates {
         if let Some(lease) = lease {
             self.authority.begin(&worker, pass.fence, &lease);
         }
-        let news = GateNews::Opened(pass);
+        let news = GateNews::Opened { pass, from };
         (
             Some((Op::Hold { name }, Some(fd))),
             Some(Event::Gate { worker, news }),
@@ -417,6 +455,10 @@ impl Gates {
         else {
             return Look::Over;
         };
+        if seeker.yields.is_some() {
+            self.watch_given(worker);
+            return Look::Over;
+        }
         seeker.fault = None;
         let mut buries = false;
         for path in paths(&seeker.spec) {
@@ -449,16 +491,45 @@ impl Gates {
         self.missed(worker, missed);
     }
 
+    /// Does somebody else have what was given back? That there is a taker at all is found in the record alone: for a moment the kernel
+    /// still names ourselves.
+    fn watch_given(&mut self, worker: &WorkerId) {
+        let Some(seeker) = self.seekers.get_mut(worker) else {
+            return;
+        };
+        let Some(Yielding { given, pause }) = &mut seeker.yields else {
+            return;
+        };
+        let (fence, next) = (given.fence, *pause);
+        *pause = pause.plus(*pause);
+        let named = given.path.as_ref().map(PathBuf::from);
+        let Some(path) = named.or_else(|| paths(&seeker.spec).into_iter().next()) else {
+            return;
+        };
+        // One that cannot be opened is reported when it is sought again.
+        let is_there = seeker.open(&path, &mut self.bell).is_ok();
+        let taken = seeker
+            .record(&path)
+            .filter(|record| is_there && record.fence != fence);
+        if let Some(record) = taken {
+            let why = format!("held by {}", record.holder());
+            let event = waits(worker.clone(), why, Some(holder_of(&record)));
+            let _ = self.hand_in.send(Inbox::Gate(event));
+        } else {
+            self.look_again(next);
+        }
+    }
+
     /// Not this time.
     fn missed(&mut self, worker: WorkerId, missed: Missed) {
-        let why = match missed {
-            Missed::Busy(why) => why,
+        let (why, holder) = match missed {
+            Missed::Busy(why, holder) => (why, holder),
             Missed::Wrong(why) => {
                 self.refusal = Some(why.clone());
-                why
+                (why, None)
             }
         };
-        let _ = self.hand_in.send(Inbox::Gate(waits(worker, why)));
+        let _ = self.hand_in.send(Inbox::Gate(waits(worker, why, holder)));
     }
 }
 
@@ -517,17 +588,23 @@ impl Seeker {
 
     /// Opens a file, again if it was replaced, and takes it if it is free.
     fn try_file(&mut self, path: &Path, bell: &mut Bell) -> Result<bool, LockFault> {
+        self.open(path, bell)?;
+        match self.files.get(path) {
+            // A file that was replaced while we took it is not the lock.
+            Some(file) => Ok(file.try_take()? && file.is_named()),
+            None => Ok(false),
+        }
+    }
+
+    /// Opens a file, again if it was replaced.
+    fn open(&mut self, path: &Path, bell: &mut Bell) -> Result<(), LockFault> {
         if self.files.get(path).is_none_or(|file| !file.is_named()) {
             let own = self.spec.flock.is_none();
             let file = LockFile::open(path, own, self.spec.allow_network_fs)?;
             self.replaced |= self.files.insert(path.to_owned(), file).is_some();
         }
         let _ = bell.watch(path);
-        match self.files.get(path) {
-            // A file that was replaced while we took it is not the lock.
-            Some(file) => Ok(file.try_take()? && file.is_named()),
-            None => Ok(false),
-        }
+        Ok(())
     }
 
     /// Does somebody hold it as one of another number of slots? Looked up before it is tried for the first time, and by whoever takes it.
@@ -562,14 +639,22 @@ impl Seeker {
         {
             return Missed::Wrong(why);
         }
+        if let Some(record) = record {
+            let why = format!("held by {}", record.holder());
+            return Missed::Busy(why, Some(holder_of(&record)));
+        }
         let file = self.files.get(path);
-        Missed::Busy(match record {
-            Some(record) => format!("held by {}", record.holder()),
-            None => match file.and_then(locks::holder_by_kernel) {
-                Some(pid) => format!("held by pid {pid} ({})", path.display()),
-                None => format!("held by somebody else ({})", path.display()),
-            },
-        })
+        match file.and_then(locks::holder_by_kernel) {
+            Some(pid) => {
+                let why = format!("held by pid {pid} ({})", path.display());
+                let record = None;
+                Missed::Busy(why, Some(Holder { pid, record }))
+            }
+            None => {
+                let why = format!("held by somebody else ({})", path.display());
+                Missed::Busy(why, None)
+            }
+        }
     }
 }
 
@@ -611,10 +696,11 @@ impl Me {
                 match settled {
                     Ok(()) => break me.write(&worker, file, slots, before.as_ref()),
                     Err(_) if called_off.load(Ordering::Relaxed) => {
-                        break Err(Missed::Busy(String::new()));
+                        break Err(Missed::Busy(String::new(), None));
                     }
                     Err(why) => {
-                        let _ = hand_in.send(Inbox::Gate(waits(worker.clone(), why)));
+                        let event = waits(worker.clone(), why, None);
+                        let _ = hand_in.send(Inbox::Gate(event));
                     }
                 }
             };
@@ -663,14 +749,30 @@ impl Me {
             path: file.path().display().to_string(),
             fence: record.fence,
         };
-        Ok((file, pass))
+        let is_other = |before: &&Record| before.cookie != self.cookie || before.worker != *worker;
+        let from = before.filter(is_other).map(holder_of);
+        Ok(Had { file, pass, from })
     }
 }
 
-fn waits(worker: WorkerId, why: String) -> Event {
+fn waits(worker: WorkerId, why: String, holder: Option<Holder>) -> Event {
     Event::Gate {
         worker,
-        news: GateNews::Waits(why),
+        news: GateNews::Waits { why, holder },
+    }
+}
+
+/// What a record says of its holder.
+fn holder_of(record: &Record) -> Holder {
+    Holder {
+        pid: record.keeper.pid,
+        record: Some(HolderRecord {
+            node: record.node.clone(),
+            worker: record.worker.clone(),
+            leader: record.leader.map(|leader| leader.pid),
+            fence: record.fence,
+            since: record.since.clone(),
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::effect::{Subject, Transition},
-    http::{EventRow, Events},
+    http::{EventRow, Events, singletons::gate_event},
     sys::clock,
 };
 
@@ -20,14 +20,16 @@ pub(super) struct Journal {
     ring: Mutex<VecDeque<EventRow>>,
     newest: watch::Sender<u64>,
     incarnation: u64,
+    keeper: i32,
 }
 
 impl Journal {
-    pub(super) fn new(incarnation: u64) -> Self {
+    pub(super) fn new(incarnation: u64, keeper: i32) -> Self {
         Self {
             ring: Mutex::default(),
             newest: watch::Sender::new(0),
             incarnation,
+            keeper,
         }
     }
 
@@ -48,6 +50,7 @@ impl Journal {
             generation,
             kind: kind_of(&transition.what),
             text: transition.what.to_string(),
+            gate: gate_event(&transition.what, self.keeper),
         };
         if ring.len() == RING {
             ring.pop_front();

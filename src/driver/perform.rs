@@ -12,7 +12,7 @@ use crate::{
         run::{Driver, author, worker_of},
         state,
     },
-    engine::{Effect, Effects, Event, event::Purpose},
+    engine::{Effect, Effects, Event, event::Purpose, gate::GateNews},
     http::EventRow,
     id::WorkerId,
     logs::{Author, Source},
@@ -28,6 +28,7 @@ impl Driver {
 
     /// The same, behind what the keeper must have before.
     pub(super) fn perform_after(&mut self, mut ops: Vec<Request>, effects: Effects) {
+        let mut replies = Vec::new();
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Exit { code }) => self.leaving = Some(code),
@@ -68,6 +69,11 @@ impl Driver {
                     });
                 }
                 Effect::SeekGate { worker, spec } => self.gates.seek(worker, spec),
+                Effect::YieldGate {
+                    worker,
+                    spec,
+                    given,
+                } => self.gates.watch(worker, spec, given),
                 Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
                 Effect::Arm {
                     worker,
@@ -129,10 +135,8 @@ impl Driver {
                 }
                 Effect::ReopenLogs => self.logs.reopen(),
                 Effect::Reply { request, reply } => {
-                    if let Some(client) = self.clients.remove(&request) {
-                        // A client that went away does not want its answer.
-                        let _ = client.send(reply);
-                    }
+                    let client = self.clients.remove(&request);
+                    replies.extend(client.map(|client| (client, reply)));
                 }
                 Effect::Record(transition) => {
                     let row = self.journal.record(&transition);
@@ -141,6 +145,14 @@ impl Driver {
             }
         }
         self.link.push(ops);
+        if !replies.is_empty() {
+            // Rows first: what was promised to a client must not die with us. That it fails is seen by the loop.
+            let _ = self.link.flush();
+        }
+        for (client, reply) in replies {
+            // A client that went away does not want its answer.
+            let _ = client.send(reply);
+        }
     }
 
     /// A lock that was replaced a moment ago is not run under: whoever took the new file has looked for us already.
@@ -151,8 +163,12 @@ impl Driver {
         let RowKey::Slot(worker) = key else {
             return false;
         };
-        let Err(lost) = self.gates.still_ours(worker) else {
+        let Err(why) = self.gates.still_ours(worker) else {
             return false;
+        };
+        let lost = Event::Gate {
+            worker: worker.clone(),
+            news: GateNews::Lost(why),
         };
         let (key, after) = (key.clone(), *after);
         for event in [lost, Event::Refused { key, after }] {

@@ -200,7 +200,7 @@ impl Begin {
         let (hand_in, inbox) = mpsc::unbounded_channel();
         let console =
             Console::start().map_err(|e| format!("failed to start the console thread: {e}"))?;
-        let journal = Arc::new(Journal::new(welcome.incarnation));
+        let journal = Arc::new(Journal::new(welcome.incarnation, welcome.keeper));
         let echo = (settings.echo || std::io::stdout().is_terminal()) && !settings.quiet;
         let capture = match settings.errand {
             Some(_) => Capture::none(),

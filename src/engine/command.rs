@@ -53,6 +53,15 @@ pub enum Command {
         /// Who asks.
         by: By,
     },
+    /// Give a singleton's lock to whoever waits for it.
+    Release {
+        /// Which fleet.
+        name: String,
+        /// Which of its slots; none: every one that has its lock.
+        slot: Option<u32>,
+        /// Who asks.
+        by: By,
+    },
     /// Read the configuration again and apply it.
     Reload,
     /// Read it and only say what would change.
@@ -88,11 +97,25 @@ pub enum Reply {
         /// It begins when another one has ended; else it has begun.
         queued: bool,
     },
+    /// Locks that are being given to whoever waits. Watch the singletons for what comes of it.
+    Released {
+        /// Which.
+        gates: Vec<ReleasedGate>,
+    },
     /// What changes.
     Plan {
         /// Fleet by fleet.
         changes: Vec<Change>,
     },
+}
+
+/// A lock that is being given away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedGate {
+    /// `billing/0`.
+    pub id: String,
+    /// Under which it was ours: it has another one if it is ours again.
+    pub fence: u64,
 }
 
 /// A negative answer.

@@ -11,7 +11,9 @@ use crate::{
         book::{Book, Miss, Outcome, Run, Skip},
         command::{Denial, Reply},
         event::Purpose,
+        gate::Holder,
         intent::Intent,
+        release::Given,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Clocks, Moment, Span, Stamp},
@@ -51,6 +53,15 @@ pub enum Effect {
         worker: WorkerId,
         /// Which.
         spec: SingletonSpec,
+    },
+    /// Say, by a `Gate` event that it waits, when somebody else has what was given back, and do not take it.
+    YieldGate {
+        /// For whom.
+        worker: WorkerId,
+        /// Which.
+        spec: SingletonSpec,
+        /// What was given back.
+        given: Given,
     },
     /// Give its lock back, or look for it no longer: nothing of the worker is left.
     ShutGate(WorkerId),
@@ -209,6 +220,8 @@ pub enum Ending {
     LockLost,
     /// Its lease was not renewed in time.
     LeaseLapsed,
+    /// An operator gives its lock to whoever waits.
+    Released,
     /// A run of a job took longer than its timeout.
     Timeout,
     /// A run of a job makes room for the next one.
@@ -226,6 +239,7 @@ impl Ending {
             | Self::Rollout
             | Self::LockLost
             | Self::LeaseLapsed
+            | Self::Released
             | Self::Replaced => true,
             Self::StartTimeout | Self::Unhealthy | Self::Watchdog | Self::Timeout => false,
         }
@@ -244,8 +258,85 @@ impl Ending {
             Self::Watchdog => "watchdog",
             Self::LockLost => "lock-lost",
             Self::LeaseLapsed => "lease-lapsed",
+            Self::Released => "released",
             Self::Timeout => "timeout",
             Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// Why a lock was given back, or nobody asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// An operator gave it to whoever waits.
+    Released {
+        /// Who.
+        who: String,
+    },
+    /// An operator stopped its fleet or slot.
+    Stopped {
+        /// Who.
+        who: String,
+    },
+    /// Its fleet is smaller now.
+    ScaledIn,
+    /// Its fleet is not configured any more.
+    Removed,
+    /// Another lock is configured now.
+    Reconfigured,
+    /// The daemon stops.
+    Shutdown,
+    /// What its fleet depends on is not there.
+    Dependencies,
+    /// Its worker failed too often.
+    Failed,
+    /// Its worker is through, and wants no other.
+    Done,
+    /// Its job has no run.
+    NoRun,
+    /// It excluded nobody any more.
+    Lost,
+    /// It was not renewed in time.
+    Lapsed,
+    /// It was had when nobody wanted it any more.
+    NotWanted,
+}
+
+impl Cause {
+    /// The word in events.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Released { .. } => "released",
+            Self::Stopped { .. } => "stopped",
+            Self::ScaledIn => "scaled-in",
+            Self::Removed => "removed",
+            Self::Reconfigured => "reconfigured",
+            Self::Shutdown => "shutdown",
+            Self::Dependencies => "dependencies",
+            Self::Failed => "failed",
+            Self::Done => "done",
+            Self::NoRun => "no-run",
+            Self::Lost => "lost",
+            Self::Lapsed => "lapsed",
+            Self::NotWanted => "not-wanted",
+        }
+    }
+
+    /// Who wanted it so, if somebody did.
+    pub fn who(&self) -> Option<&str> {
+        match self {
+            Self::Released { who } | Self::Stopped { who } => Some(who),
+            Self::ScaledIn
+            | Self::Removed
+            | Self::Reconfigured
+            | Self::Shutdown
+            | Self::Dependencies
+            | Self::Failed
+            | Self::Done
+            | Self::NoRun
+            | Self::Lost
+            | Self::Lapsed
+            | Self::NotWanted => None,
         }
     }
 }
@@ -385,14 +476,34 @@ pub enum What {
     GateOpened {
         /// Names the holder.
         fence: u64,
+        /// So long after it was asked for.
+        waited: Span,
+        /// Who had it last, if that is known.
+        from: Option<Holder>,
     },
     /// Its lock cannot be had yet.
     GateWaits {
         /// Why.
         why: String,
+        /// Who has it, if that is known.
+        holder: Option<Holder>,
+    },
+    /// An operator wants its lock given to whoever waits.
+    GateReleased {
+        /// Ours.
+        fence: u64,
+        /// Who.
+        who: String,
     },
     /// Its lock was given back.
-    GateShut,
+    GateShut {
+        /// Ours, which is over.
+        fence: u64,
+        /// For so long it was ours.
+        held: Span,
+        /// Why.
+        cause: Cause,
+    },
     /// Its lock excludes nobody any more.
     GateLost {
         /// Why.

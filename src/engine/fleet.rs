@@ -226,10 +226,10 @@ impl Fleet {
         self.stop_unwanted(size, stance, room);
         if self.spec.cron.is_some() {
             self.tend_job(stance, room);
-            self.tend_gates(size, stance, room);
+            self.tend_gates(stance, room);
             return;
         }
-        self.tend_gates(size, stance, room);
+        self.tend_gates(stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(size, stance, room);
         }

@@ -5,20 +5,24 @@
 //!   shut ──somebody is to be started──▶ sought ──taken──▶ open ──nobody is left and none is to start──▶ shut
 //!                                          └──not wanted any more──▶ shut     └──the file was replaced──▶ lost: killed, then shut
 //! ```
+//!
+//! An operator may have an open one given to whoever waits: see `release`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::spec::{LeaseSpec, SingletonSpec},
     engine::{
-        effect::{Effect, Ending, What},
+        effect::{Cause, Effect, Ending, What},
         fleet::{Fleet, Room, Stance},
+        intent::Intent,
         lease::Lease,
+        release::Release,
         slot::{Desk, Slot, State},
         status::GateStatus,
     },
-    id::SlotIndex,
-    time::Clocks,
+    id::{SlotIndex, WorkerId},
+    time::{Clocks, Moment, Span},
     wire::PageSpec,
 };
 
@@ -45,13 +49,47 @@ pub struct Kept {
     pub until: Option<Clocks>,
 }
 
+/// Who has a lock, or had it last, as far as can be told: for people and programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The keeper's pid; of somebody who is no leasehold, the pid that the kernel names.
+    pub pid: i32,
+    /// What only a leasehold writes down.
+    pub record: Option<HolderRecord>,
+}
+
+/// What a holder wrote down of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderRecord {
+    /// Its node.
+    pub node: String,
+    /// For which of its workers.
+    pub worker: WorkerId,
+    /// That one's pid, once it has one.
+    pub leader: Option<i32>,
+    /// Names the holder.
+    pub fence: u64,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
 /// What became of a gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GateNews {
     /// The lock was taken, and nothing of its last holder is left.
-    Opened(Pass),
-    /// It cannot be had now, and why; it is tried on.
-    Waits(String),
+    Opened {
+        /// What it gives.
+        pass: Pass,
+        /// Who had it last, if that was another one and is known.
+        from: Option<Holder>,
+    },
+    /// It cannot be had now; it is tried on.
+    Waits {
+        /// Why.
+        why: String,
+        /// Who has it, if that is why, and known.
+        holder: Option<Holder>,
+    },
     /// It excludes nobody any more.
     Lost(String),
 }
@@ -61,6 +99,10 @@ pub enum GateNews {
 pub(super) struct Gate {
     /// The lock that was asked for; none: shut.
     sought: Option<SingletonSpec>,
+    /// Open, sought or shut since then.
+    since: Option<Moment>,
+    /// It is to be given to whoever waits, or was.
+    pub(super) release: Option<Release>,
     /// How long it lasts, if it must be renewed.
     pub(super) lease: Lease,
     /// Open.
@@ -71,6 +113,9 @@ pub(super) struct Gate {
     /// Why it is not open yet.
     #[serde(skip)]
     waits: Option<String>,
+    /// Who has it meanwhile.
+    #[serde(skip)]
+    holder: Option<Holder>,
 }
 
 impl Gate {
@@ -99,6 +144,11 @@ impl Gate {
         self.sought.as_ref()?.lease.as_ref()
     }
 
+    /// Which lock is asked for, or had.
+    pub(super) fn sought(&self) -> Option<&SingletonSpec> {
+        self.sought.as_ref()
+    }
+
     /// Is it asked for, and not to be had yet?
     pub(super) fn waits(&self) -> bool {
         self.sought.is_some() && self.pass.is_none()
@@ -114,13 +164,35 @@ impl Gate {
         self.pass.is_some() && !self.is_lost
     }
 
-    /// For people; none while it is shut.
-    pub(super) fn status(&self) -> Option<GateStatus> {
-        self.sought.as_ref().map(|_| GateStatus {
+    /// For people; `cause`: why nobody would ask for it now.
+    pub(super) fn status(&self, cause: Option<Cause>) -> GateStatus {
+        GateStatus {
+            state: self.word(),
+            since: self.since,
             pass: self.pass.clone(),
-            waits: self.waits.clone(),
+            waits: match &self.release {
+                Some(Release::Yields { .. }) => Some("left to whoever waits for it".to_owned()),
+                Some(Release::Asked { .. }) | None => self.waits.clone(),
+            },
+            holder: self.holder.clone(),
             until: self.lease.stands().map(|stands| stands.boottime),
-        })
+            release: self
+                .release
+                .as_ref()
+                .map(|release| release.who().to_owned()),
+            cause: cause.filter(|_| self.sought.is_none()),
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        match (&self.sought, &self.pass, &self.release) {
+            _ if self.is_lost => "lost",
+            (None, ..) => "shut",
+            (_, _, Some(Release::Yields { .. })) => "yielding",
+            (_, _, Some(Release::Asked { .. })) => "releasing",
+            (_, Some(_), None) => "open",
+            (_, None, None) => "waiting",
+        }
     }
 }
 
@@ -132,33 +204,61 @@ impl Slot {
         };
         if self.gate.sought.is_none() {
             self.gate.sought = Some(spec.clone());
+            self.gate.since = Some(desk.now);
+            self.seek_gate(desk);
+        }
+        let open = self.gate.is_open() && self.gate.release.is_none();
+        open && self.lease_allows(desk.now)
+    }
+
+    /// Has the lock looked for that is asked for.
+    pub(super) fn seek_gate(&self, desk: &mut Desk<'_>) {
+        if let Some(spec) = &self.gate.sought {
             desk.out.list.push(Effect::SeekGate {
                 worker: desk.worker.clone(),
                 spec: spec.clone(),
             });
         }
-        let open = self.gate.pass.is_some() && !self.gate.is_lost;
-        open && self.lease_allows(desk.now)
     }
 
     /// News from whoever takes locks for us.
     pub(super) fn gate_changed(&mut self, news: GateNews, desk: &mut Desk<'_>) {
         match news {
             // Too late: it was called off meanwhile.
-            GateNews::Opened(_) if self.gate.sought.is_none() => self.shut_gate(desk),
-            GateNews::Opened(pass) => {
-                desk.record(self.generation, What::GateOpened { fence: pass.fence });
-                self.gate.pass = Some(pass);
-                self.gate.waits = None;
+            GateNews::Opened { .. } if self.gate.sought.is_none() => {
+                self.shut_gate(Cause::NotWanted, desk);
             }
-            GateNews::Waits(why) => {
-                if self.gate.waits() && self.gate.waits.as_ref() != Some(&why) {
-                    desk.record(self.generation, What::GateWaits { why: why.clone() });
-                    self.gate.waits = Some(why);
+            GateNews::Opened { pass, from } => self.open_gate(pass, from, desk),
+            GateNews::Waits { why, holder } => {
+                if !self.gate.waits() {
+                    return;
+                }
+                if holder.is_some() {
+                    self.end_yielding(desk);
+                }
+                self.gate.holder.clone_from(&holder);
+                if self.gate.waits.as_ref() != Some(&why) {
+                    self.gate.waits = Some(why.clone());
+                    desk.record(self.generation, What::GateWaits { why, holder });
                 }
             }
             GateNews::Lost(why) => self.lose_gate(why, desk),
         }
+    }
+
+    fn open_gate(&mut self, pass: Pass, from: Option<Holder>, desk: &mut Desk<'_>) {
+        // What is no leasehold leaves no record: that it was waited for is all that is known of it.
+        let stranger = self.gate.holder.take().filter(|who| who.record.is_none());
+        let since = self.gate.since.replace(desk.now).unwrap_or(desk.now);
+        let what = What::GateOpened {
+            fence: pass.fence,
+            waited: desk.now.since(since),
+            from: stranger.or(from),
+        };
+        desk.record(self.generation, what);
+        self.gate.pass = Some(pass);
+        self.gate.release = None;
+        self.gate.waits = None;
     }
 
     /// It excludes nobody any more; whoever runs under it is ended when the fleet looks next.
@@ -170,20 +270,29 @@ impl Slot {
     }
 
     /// Gives the lock back, or asks for it no longer. Nothing of the worker may be there.
-    fn shut_gate(&mut self, desk: &mut Desk<'_>) {
+    pub(super) fn shut_gate(&mut self, cause: Cause, desk: &mut Desk<'_>) {
         debug_assert!(!self.is_live(), "{} gave its lock back alive", desk.worker);
-        if self.gate.pass.is_some() {
-            desk.record(self.generation, What::GateShut);
-        }
-        let fence = self
-            .gate
-            .fence()
-            .filter(|_| self.gate.lease_spec().is_some());
-        self.gate = Gate::default();
+        let gate = std::mem::take(&mut self.gate);
+        self.gate.since = Some(desk.now);
         desk.out.list.push(Effect::ShutGate(desk.worker.clone()));
-        if let Some(fence) = fence {
-            let worker = desk.worker.clone();
+        let Some(pass) = &gate.pass else {
+            return;
+        };
+        let held = gate.since.map_or(Span::ZERO, |since| desk.now.since(since));
+        if gate.lease_spec().is_some() {
+            let (worker, fence) = (desk.worker.clone(), pass.fence);
             desk.out.list.push(Effect::Disarm { worker, fence });
+        }
+        let what = What::GateShut {
+            fence: pass.fence,
+            held,
+            cause: cause.clone(),
+        };
+        desk.record(self.generation, what);
+        if let (Cause::Released { who }, Some(spec)) = (cause, gate.sought) {
+            let pass = pass.clone();
+            self.gate.sought = Some(spec);
+            self.yield_gate(who, pass, desk);
         }
     }
 
@@ -195,21 +304,22 @@ impl Slot {
             // Its row was lost, its process was not.
             (None, Some(kept)) if self.is_live() => {
                 self.gate.sought = Some(desk.spec.singleton.clone().unwrap_or_default());
+                self.gate.since = Some(desk.now);
                 self.reopen(kept, desk);
             }
-            (None, Some(_)) => self.shut_gate(desk),
-            (Some(spec), None) => {
+            (None, Some(_)) => self.shut_gate(Cause::NotWanted, desk),
+            (Some(_), None) => {
                 debug_assert!(!self.is_live(), "{} lives without its lock", desk.worker);
-                desk.out.list.push(Effect::SeekGate {
-                    worker: desk.worker.clone(),
-                    spec: spec.clone(),
-                });
+                if !self.resume_yielding(desk) {
+                    self.seek_gate(desk);
+                }
             }
         }
     }
 
     fn reopen(&mut self, kept: Kept, desk: &mut Desk<'_>) {
         self.gate.pass = Some(kept.pass);
+        self.take_back_yielding();
         self.gate.lease.adopt(kept.until);
         if self.gate.lease_spec().is_some() && kept.until.is_none() && self.is_live() {
             self.lose_gate("its deadline has passed".to_owned(), desk);
@@ -221,25 +331,62 @@ impl Slot {
 }
 
 impl Fleet {
-    /// Gives back what nobody needs, and ends who runs without a lock.
-    pub(super) fn tend_gates(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
-        let now = room.now;
-        let is_wanted = |index: SlotIndex, slot: &Slot| {
-            let stands = !slot.gate.is_lost && !slot.gate.lease.is_lapsing();
-            let fits = slot.gate.sought == self.spec.singleton && stands;
-            let here = !self.removed && index.0 < size && !room.intent.holds(&self.name, index);
-            let starts = match slot.state {
-                _ if self.spec.cron.is_some() => {
-                    let cron = self.body.cron.as_ref();
-                    cron.is_some_and(|cron| cron.needs_gate())
-                }
-                State::Vacant => stance == Stance::Keep,
-                State::BackingOff { .. } => !matches!(stance, Stance::Drain | Stance::Kill),
-                // It failed: somebody else may do better, until it is tried again.
-                _ => slot.start_at().is_some_and(|at| at <= now),
-            };
-            fits && here && starts
+    /// Why nobody who is not there would need this slot's lock: it is given back, or not asked for. None if somebody does.
+    pub(super) fn shut_cause(
+        &self,
+        index: SlotIndex,
+        slot: &Slot,
+        stance: Stance,
+        intent: &Intent,
+        now: Moment,
+    ) -> Option<Cause> {
+        let gate = &slot.gate;
+        if gate.is_lost {
+            return Some(Cause::Lost);
+        }
+        if gate.lease.is_lapsing() {
+            return Some(Cause::Lapsed);
+        }
+        if self.removed {
+            return Some(Cause::Removed);
+        }
+        if let Some(hold) = intent.hold(&self.name, index) {
+            let who = hold.who.clone();
+            return Some(Cause::Stopped { who });
+        }
+        if index.0 >= self.size(intent) {
+            return Some(Cause::ScaledIn);
+        }
+        if gate.sought.is_some() && gate.sought != self.spec.singleton {
+            return Some(Cause::Reconfigured);
+        }
+        if let Some(cron) = self.body.cron.as_ref() {
+            return (!cron.needs_gate()).then_some(Cause::NoRun);
+        }
+        let stops = match stance {
+            Stance::Drain | Stance::Kill => Some(Cause::Shutdown),
+            Stance::Keep | Stance::Wait | Stance::Closing => None,
         };
+        let starts_not = match (&slot.state, stance) {
+            (State::Vacant, Stance::Keep) | (State::BackingOff { .. }, _) => stops,
+            (State::Vacant, Stance::Wait) => Some(Cause::Dependencies),
+            (State::Vacant, _) => Some(Cause::Shutdown),
+            // It failed: somebody else may do better, until it is tried again.
+            (State::Failed { retry }, _) => {
+                let due = retry.is_some_and(|at| at <= now);
+                (!due).then_some(Cause::Failed)
+            }
+            (State::Done, _) => Some(Cause::Done),
+            _ => None,
+        };
+        starts_not.or_else(|| match &gate.release {
+            Some(Release::Asked { who }) => Some(Cause::Released { who: who.clone() }),
+            Some(Release::Yields { .. }) | None => None,
+        })
+    }
+
+    /// Gives back what nobody needs, and ends who runs without a lock.
+    pub(super) fn tend_gates(&mut self, stance: Stance, room: &mut Room<'_>) {
         let sought = self
             .slots
             .iter()
@@ -250,8 +397,10 @@ impl Fleet {
             match slot.is_live() {
                 true if slot.gate.is_lost => lost.push(*index),
                 true => {}
-                false if is_wanted(*index, slot) => {}
-                false => unwanted.push(*index),
+                false => {
+                    let cause = self.shut_cause(*index, slot, stance, room.intent, room.now);
+                    unwanted.extend(cause.map(|cause| (*index, cause)));
+                }
             }
         }
         for index in lost {
@@ -259,8 +408,9 @@ impl Fleet {
                 slot.kill(Ending::LockLost, "its lock is gone", desk);
             });
         }
-        for index in unwanted {
-            self.with_slot(index, room, Slot::shut_gate);
+        for (index, cause) in unwanted {
+            self.with_slot(index, room, |slot, desk| slot.shut_gate(cause, desk));
+            self.stand_back(index, room);
         }
     }
 }

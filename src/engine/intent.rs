@@ -43,11 +43,13 @@ pub struct Size {
 impl Intent {
     /// Is this slot, or its whole fleet, to stay stopped?
     pub fn holds(&self, fleet: &FleetName, slot: SlotIndex) -> bool {
-        self.fleets.contains_key(fleet)
-            || self
-                .slots
-                .get(fleet)
-                .is_some_and(|slots| slots.contains_key(&slot.0))
+        self.hold(fleet, slot).is_some()
+    }
+
+    /// What keeps this slot stopped, if something does.
+    pub(super) fn hold(&self, fleet: &FleetName, slot: SlotIndex) -> Option<&Hold> {
+        let of_slot = || self.slots.get(fleet)?.get(&slot.0);
+        self.fleets.get(fleet).or_else(of_slot)
     }
 
     /// Holds one slot.

@@ -33,6 +33,7 @@ mod job;
 pub mod lease;
 mod operate;
 mod picture;
+pub mod release;
 pub mod restart;
 mod rollout;
 mod rows;

@@ -56,6 +56,9 @@ impl Supervisor {
             Command::Restart { names } => self.restart(&names, now, out).map(Some),
             Command::Signal { names, signal } => self.signal(&names, signal, now, out).map(Some),
             Command::Run { name, by } => self.run(request, &name, &by, now, out),
+            Command::Release { name, slot, by } => {
+                self.release(&name, slot, &by, now, out).map(Some)
+            }
             Command::Reload => self.reload(request, out),
             Command::Plan => {
                 out.list.push(Effect::ReadConfig(Purpose::Plan(request)));

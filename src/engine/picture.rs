@@ -7,7 +7,7 @@ use crate::{
         fleet::{Fleet, Stance},
         rollout::Rollout,
         slot::{Slot, State},
-        status::{ExitView, FleetStatus, Status, WorkerStatus},
+        status::{ExitView, FleetStatus, GateStatus, LockStatus, Status, WorkerStatus},
         supervisor::Supervisor,
     },
     id::{SlotIndex, WorkerId},
@@ -88,7 +88,7 @@ impl Supervisor {
             }),
             round: fleet.body.round,
             revision: fleet.revision(),
-            gated: fleet.spec.singleton.is_some(),
+            lock: self.lock_status(fleet, now),
             cron,
             workers: workers.collect(),
         }
@@ -137,7 +137,34 @@ impl Supervisor {
             revision: slot.revision,
             round: slot.round,
             said: slot.said.clone(),
-            gate: slot.gate.status(),
+        })
+    }
+
+    /// A fleet whose lock was configured away may still have it.
+    fn lock_status(&self, fleet: &Fleet, now: Moment) -> Option<LockStatus> {
+        let sought = || fleet.slots.values().find_map(|slot| slot.gate.sought());
+        let spec = fleet.spec.singleton.as_ref().or_else(sought)?;
+        let stance = self.stance(&fleet.name);
+        let unused = Slot::default();
+        let size = fleet.spec.workers.max(fleet.size(&self.intent));
+        let used = fleet
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.gate.sought().is_some());
+        let indexes: BTreeSet<SlotIndex> = (0..size)
+            .map(SlotIndex)
+            .chain(used.map(|(index, _)| *index))
+            .collect();
+        let gate = |index: SlotIndex| -> (SlotIndex, GateStatus) {
+            let slot = fleet.slots.get(&index).unwrap_or(&unused);
+            let cause = fleet.shut_cause(index, slot, stance, &self.intent, now);
+            (index, slot.gate.status(cause))
+        };
+        Some(LockStatus {
+            name: spec.lock.clone(),
+            flock: spec.flock.clone(),
+            slots: spec.slots,
+            gates: indexes.into_iter().map(gate).collect(),
         })
     }
 }

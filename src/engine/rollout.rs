@@ -122,9 +122,11 @@ impl Fleet {
         let wanted = self.slots.iter().filter(|(index, _)| {
             index.0 < self.size(room.intent) && !room.intent.holds(&self.name, **index)
         });
-        wanted
-            .map(|(_, slot)| slot)
-            .all(|slot| self.counts(slot, room.now) || slot.state == State::Done)
+        wanted.map(|(_, slot)| slot).all(|slot| {
+            // Who waits for its lock may do so for good, and has nobody to be replaced.
+            let stands_by = slot.gate.waits() && !slot.is_live();
+            stands_by || self.counts(slot, room.now) || slot.state == State::Done
+        })
     }
 
     /// Is it ready, and has been for long enough if it is new?

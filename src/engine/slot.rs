@@ -512,8 +512,10 @@ impl Slot {
             | State::Done => None,
         };
         let probe = self.vitals.probe_at.filter(|_| !self.vitals.asking);
-        [own, probe, self.vitals.watchdog_at, self.lease_deadline()]
+        let gate = [self.lease_deadline(), self.yields_until()];
+        [own, probe, self.vitals.watchdog_at]
             .into_iter()
+            .chain(gate)
             .flatten()
             .min()
     }
@@ -531,6 +533,9 @@ impl Slot {
     pub(super) fn tick(&mut self, desk: &mut Desk<'_>) {
         let now = desk.now;
         self.tend_lease(desk);
+        if self.yields_until().is_some_and(|until| until <= now) {
+            self.end_yielding(desk);
+        }
         match self.state {
             State::Preparing(Preparing::Environment { until }) if until <= now => {
                 self.not_prepared(

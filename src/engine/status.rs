@@ -4,10 +4,10 @@ use crate::{
     config::spec::CronSpec,
     engine::{
         book::{Run, RunRecord},
-        effect::Ending,
-        gate::Pass,
+        effect::{Cause, Ending},
+        gate::{Holder, Pass},
     },
-    id::{FleetName, Generation, Revision, WorkerId},
+    id::{FleetName, Generation, Revision, SlotIndex, WorkerId},
     time::{Moment, Span, Stamp},
     wire::{Containment, ExitStatus, Stopping},
 };
@@ -51,8 +51,8 @@ pub struct FleetStatus {
     pub round: u64,
     /// What its workers should be.
     pub revision: Revision,
-    /// Does it need a lock?
-    pub gated: bool,
+    /// The lock that it needs, if it needs one.
+    pub lock: Option<LockStatus>,
     /// Of a job.
     pub cron: Option<CronStatus>,
     /// Its slots.
@@ -116,19 +116,40 @@ pub struct WorkerStatus {
     pub round: u64,
     /// What it says of itself.
     pub said: String,
-    /// Its lock, while it has or wants one.
-    pub gate: Option<GateStatus>,
 }
 
-/// A worker's lock.
+/// The lock of a fleet's workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockStatus {
+    /// Its name.
+    pub name: FleetName,
+    /// Its file, if the configuration names one.
+    pub flock: Option<String>,
+    /// So many may hold it at once.
+    pub slots: u32,
+    /// Of every slot that the fleet should have, or has.
+    pub gates: Vec<(SlotIndex, GateStatus)>,
+}
+
+/// One slot's gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GateStatus {
+    /// In one word: `open`, `waiting`, `releasing`, `yielding`, `lost`, `shut`.
+    pub state: &'static str,
+    /// Open, sought or shut since then, if it ever was anything else.
+    pub since: Option<Moment>,
     /// It is ours, in this file and with this fence.
     pub pass: Option<Pass>,
     /// Why it is not.
     pub waits: Option<String>,
+    /// Who has it, if that is known.
+    pub holder: Option<Holder>,
     /// When it ends unless it is renewed.
     pub until: Option<Moment>,
+    /// Who wants it given to whoever waits, while that is under way.
+    pub release: Option<String>,
+    /// Why it is shut.
+    pub cause: Option<Cause>,
 }
 
 /// How a generation ended.

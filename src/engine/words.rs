@@ -4,10 +4,16 @@ use std::fmt;
 
 use crate::{
     config::units::{self, count},
-    engine::effect::What,
+    engine::{
+        effect::{Cause, What},
+        gate::Holder,
+    },
     time::Span,
     wire::ExitStatus,
 };
+
+/// It takes a few milliseconds to get a lock that is free; that is no wait.
+const WAIT_TOLD: Span = Span::millis(50);
 
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,9 +122,25 @@ impl fmt::Display for What {
                     write!(f, " (asked by pid {pid}, uid {uid})")
                 })
             }
-            Self::GateOpened { fence } => write!(f, "has its lock, fence {fence}"),
-            Self::GateWaits { why } => write!(f, "waits for its lock: {why}"),
-            Self::GateShut => f.write_str("gave its lock back"),
+            Self::GateOpened {
+                fence,
+                waited,
+                from,
+            } => {
+                write!(f, "has its lock, fence {fence}")?;
+                if *waited >= WAIT_TOLD {
+                    write!(f, ", after a wait of {}", Rough(*waited))?;
+                }
+                from.as_ref()
+                    .map_or(Ok(()), |from| write!(f, ", last held by {from}"))
+            }
+            Self::GateWaits { why, .. } => write!(f, "waits for its lock: {why}"),
+            Self::GateReleased { who, .. } => {
+                write!(f, "its lock is released by {who}, to whoever waits for it")
+            }
+            Self::GateShut { held, cause, .. } => {
+                write!(f, "gave its lock back after {}: {cause}", Rough(*held))
+            }
             Self::GateLost { why } => write!(f, "lost its lock: {why}"),
             Self::RunBegan {
                 scheduled,
@@ -220,6 +242,41 @@ impl fmt::Display for What {
                     count(*workers, "living worker")
                 )
             }
+        }
+    }
+}
+
+/// `released by root (pid 77)`, `its worker failed too often`.
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Released { who } => return write!(f, "released by {who}"),
+            Self::Stopped { who } => return write!(f, "stopped by {who}"),
+            Self::ScaledIn => "its fleet is smaller now",
+            Self::Removed => "its fleet is not configured any more",
+            Self::Reconfigured => "another lock is configured now",
+            Self::Shutdown => "the daemon stops",
+            Self::Dependencies => "what its fleet depends on is not there",
+            Self::Failed => "its worker failed too often",
+            Self::Done => "its worker is through with its work",
+            Self::NoRun => "the job has no run",
+            Self::Lost => "it excluded nobody any more",
+            Self::Lapsed => "its lease was not renewed in time",
+            Self::NotWanted => "nobody wanted it any more",
+        })
+    }
+}
+
+/// `billing/0 on vps-1 (keeper pid 77)`, `pid 77`.
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.record {
+            Some(record) => write!(
+                f,
+                "{} on {} (keeper pid {})",
+                record.worker, record.node, self.pid
+            ),
+            None => write!(f, "pid {}", self.pid),
         }
     }
 }

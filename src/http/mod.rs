@@ -6,12 +6,14 @@
 //! | `route` | method and path become a `Route`; pure |
 //! | `view` | a `Status` becomes JSON, health documents, readiness; pure |
 //! | `crons` | jobs become JSON; pure |
+//! | `singletons` | locks become JSON; pure |
 //! | `server` | connections |
 
 pub mod crons;
 mod page;
 pub mod route;
 mod server;
+pub mod singletons;
 pub mod view;
 
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
@@ -81,6 +83,9 @@ pub struct EventRow {
     pub kind: String,
     /// The line for people.
     pub text: String,
+    /// What it tells of a singleton's lock, if it is about one.
+    #[serde(default)]
+    pub gate: Option<singletons::GateEvent>,
 }
 
 /// What has happened lately; handed in by the driver.

@@ -1,6 +1,6 @@
 //! The page at `/`: a table of fleets and workers that refreshes itself. No script, no outside resource.
 
-use crate::http::view::{FleetView, StatusView, WorkerView};
+use crate::http::view::{FleetView, GateView, StatusView, WorkerView};
 
 const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222;background:#fff}\
 table{border-collapse:collapse;width:100%;margin:.5em 0 2em}th,td{text-align:left;padding:.25em .75em;border-bottom:1px solid #ddd}\
@@ -43,16 +43,32 @@ fn fleet(fleet: &FleetView) -> String {
     if fleet.kind == "cron" {
         return job(fleet);
     }
-    let class = if fleet.state == "ok" { "ok" } else { "bad" };
+    let class = match fleet.state.as_str() {
+        "ok" => "ok",
+        // Somebody else's turn.
+        "standby" => "dim",
+        _ => "bad",
+    };
     let rows: String = fleet.workers.iter().map(worker).collect();
+    let lock = fleet.gate.as_ref().map_or_else(String::new, lock);
     format!(
-        "<h2>{name} <span class={class}>{ready}/{desired}</span> <small class=dim>{state}</small></h2>\
+        "<h2>{name} <span class={class}>{ready}/{desired}</span> <small class=dim>{state}</small></h2>{lock}\
          <table><tr><th>worker<th>state<th>pid<th>up<th>restarts<th>last exit</tr>{rows}</table>",
         name = escape(&fleet.name),
         ready = fleet.ready,
         desired = fleet.desired,
         state = escape(&fleet.state),
     )
+}
+
+/// Who has its lock.
+fn lock(gate: &GateView) -> String {
+    let holder = gate.holder.as_deref().map(escape);
+    match (gate.fence, holder) {
+        (Some(fence), _) => format!("<p>lock: <span class=ok>ours</span>, fence {fence}</p>"),
+        (None, Some(who)) => format!("<p>lock: {who}</p>"),
+        (None, None) => "<p>lock: <span class=dim>not asked for</span></p>".to_owned(),
+    }
 }
 
 fn job(job: &FleetView) -> String {
@@ -69,7 +85,12 @@ fn job(job: &FleetView) -> String {
         ),
     };
     format!(
-        "<h2>{name} <small class=dim>job, {state}</small></h2><p>next {next}; last run: <span class={class}>{last}</span></p>{run}",
+        "<h2>{name} <small class=dim>job, {state}</small></h2><p>next {next}; last run: <span class={class}>{last}</span></p>{lock}{run}",
+        lock = job
+            .gate
+            .as_ref()
+            .filter(|gate| gate.holder.is_some())
+            .map_or_else(String::new, lock),
         name = escape(&job.name),
         state = escape(&job.state),
         next = escape(job.next.as_deref().unwrap_or("never")),

@@ -52,6 +52,10 @@ pub enum Route {
         /// So many ticks to come of each (`?next=N`).
         next: usize,
     },
+    /// `/v1/singletons`
+    Singletons,
+    /// `/v1/singletons/NAME`
+    Singleton(String),
     /// `/v1/config`
     Config,
     /// A request to the engine.
@@ -84,6 +88,7 @@ struct Body {
     workers: Option<u32>,
     auto: bool,
     signal: Option<String>,
+    slot: Option<u32>,
 }
 
 /// One request as it came.
@@ -179,6 +184,8 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         }
         ["v1", "crons"] => crons(asked, None),
         ["v1", "crons", name] if !name.is_empty() => crons(asked, Some((*name).to_owned())),
+        ["v1", "singletons"] => Ok(Route::Singletons),
+        ["v1", "singletons", name] if !name.is_empty() => Ok(Route::Singleton((*name).to_owned())),
         ["v1", "config"] => Ok(Route::Config),
         _ => Err(Refusal::new(404, format!("there is no {}", asked.path))),
     }
@@ -212,7 +219,13 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             body.names = vec![(*name).to_owned()];
             "run"
         }
-        ["v1", "run"] => return Err(Refusal::new(404, "there is no /v1/run")),
+        ["v1", "singletons", name, "release"] if !name.is_empty() => {
+            body.names = vec![(*name).to_owned()];
+            "release"
+        }
+        ["v1", "run" | "release"] => {
+            return Err(Refusal::new(404, format!("there is no {}", asked.path)));
+        }
         ["v1", verb] => *verb,
         ["v1", "config", "reload"] => "reload",
         ["v1", "config", "plan"] => "plan",
@@ -222,6 +235,11 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
     let command = match verb {
         "run" => Command::Run {
             name: names.into_iter().next().unwrap_or_default(),
+            by,
+        },
+        "release" => Command::Release {
+            name: names.into_iter().next().unwrap_or_default(),
+            slot: body.slot,
             by,
         },
         "start" => Command::Start { names, by },
@@ -337,6 +355,23 @@ mod tests {
         );
         assert_eq!(ask(Door::Tcp, "POST", "/v1/crons/report/run", ""), Err(403));
         assert_eq!(ask(Door::Unix, "POST", "/v1/run", ""), Err(404));
+        let all = ask(Door::Tcp, "GET", "/v1/singletons", "");
+        assert_eq!(all, Ok(Route::Singletons));
+        let one = ask(Door::Tcp, "GET", "/v1/singletons/billing", "");
+        assert_eq!(one, Ok(Route::Singleton("billing".to_owned())));
+        let release = |slot| {
+            let (name, by) = ("billing".to_owned(), By::default());
+            Ok(Route::Command(Command::Release { name, slot, by }))
+        };
+        let path = "/v1/singletons/billing/release";
+        assert_eq!(ask(Door::Unix, "POST", path, ""), release(None));
+        assert_eq!(
+            ask(Door::Unix, "POST", path, r#"{"slot":1}"#),
+            release(Some(1))
+        );
+        assert_eq!(ask(Door::Unix, "POST", path, r#"{"slot":-1}"#), Err(400));
+        assert_eq!(ask(Door::Tcp, "POST", path, ""), Err(403));
+        assert_eq!(ask(Door::Unix, "POST", "/v1/release", ""), Err(404));
         let reload = Ok(Route::Command(Command::Reload));
         assert_eq!(ask(Door::Unix, "POST", "/v1/config/reload", ""), reload);
         assert_eq!(ask(Door::Tcp, "POST", "/v1/config/reload", ""), Err(403));

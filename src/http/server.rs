@@ -22,6 +22,7 @@ use crate::{
     http::{
         EngineError, EventRow, Surface, crons, page,
         route::{self, Asked, Door, Refusal, Route},
+        singletons,
         view::{self, Here},
     },
     sys::clock,
@@ -251,6 +252,24 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
                     }),
                     (Some(_), [job, ..]) => json(200, job),
                     (None, all) => json(200, &all),
+                }
+            })
+            .await
+        }
+        Route::Singletons => {
+            with_status(hall, |status, here| {
+                json(200, &singletons::singletons(status, None, here))
+            })
+            .await
+        }
+        Route::Singleton(name) => {
+            with_status(hall, |status, here| {
+                match singletons::shown(status, &name, here) {
+                    Some(shown) => json(200, &shown),
+                    None => refuse(&Refusal {
+                        status: 404,
+                        why: format!("there is no singleton {name}"),
+                    }),
                 }
             })
             .await

@@ -9,7 +9,7 @@ use crate::{
     },
     engine::{
         effect::ExitWords,
-        status::{ExitView, FleetStatus, Status, WorkerStatus},
+        status::{ExitView, FleetStatus, LockStatus, Status, WorkerStatus},
     },
     http::{
         Directories, Surface,
@@ -236,10 +236,10 @@ pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
 }
 
 fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
-    let kind = match (&fleet.cron, fleet.gated) {
+    let kind = match (&fleet.cron, &fleet.lock) {
         (Some(_), _) => "cron",
-        (None, true) => "singleton",
-        (None, false) => "fleet",
+        (None, Some(_)) => "singleton",
+        (None, None) => "fleet",
     };
     FleetView {
         name: fleet.name.to_string(),
@@ -253,7 +253,7 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         // A job has nobody between its runs.
         min: fleet.cron.as_ref().map_or(fleet.configured, |_| 0),
         max: fleet.configured,
-        gate: fleet.gated.then(|| gate_view(fleet, here, node)),
+        gate: fleet.lock.as_ref().map(|lock| gate_view(lock, here, node)),
         held: fleet.held.clone(),
         rollout: fleet.rollout.map(str::to_owned),
         round: fleet.round,
@@ -267,13 +267,8 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
 }
 
 /// Of several workers, the one that tells most: it has its lock, or it knows who has.
-fn gate_view(fleet: &FleetStatus, here: &Here<'_>, node: &str) -> GateView {
-    let gates = || {
-        fleet
-            .workers
-            .iter()
-            .filter_map(|worker| worker.gate.as_ref())
-    };
+fn gate_view(lock: &LockStatus, here: &Here<'_>, node: &str) -> GateView {
+    let gates = || lock.gates.iter().map(|(_, gate)| gate);
     let pass = gates().find_map(|gate| gate.pass.as_ref());
     let waits = gates().find_map(|gate| gate.waits.clone());
     let until = gates().find_map(|gate| gate.until);

@@ -93,12 +93,14 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             // Drawn anew from jitter when an exit is decided upon, and STATUS= text is not kept.
             worker.next_start = None;
             worker.said = String::new();
+        }
+        let locks = fleets.iter_mut().filter_map(|fleet| fleet.lock.as_mut());
+        for (_, gate) in locks.flat_map(|lock| &mut lock.gates) {
             // Why a lock is not to be had is heard anew.
-            if let Some(gate) = &mut worker.gate {
-                gate.waits = None;
-                // A later deadline may be on its way.
-                gate.until = None;
-            }
+            gate.waits = None;
+            gate.holder = None;
+            // A later deadline may be on its way.
+            gate.until = None;
         }
         fleets
     };

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use leasehold::{
-    engine::gate::{Kept, Pass},
+    engine::{
+        gate::{Kept, Pass},
+        release::YIELDS_FOR,
+    },
     id::WorkerId,
     time::{Moment, Span},
     wire::RowKey,
@@ -24,6 +27,9 @@ pub(crate) enum Owner {
 /// A start that was on its way when the file was replaced has arrived by then: removing lock files by hand is safe but for that.
 const LOOKS: Span = Span::millis(10);
 
+/// Whoever is told that a lock is given away sees it given back by then: after a drain, and all that may stand in its way.
+const RELEASE_MAX: Span = Span::secs(120);
+
 /// The lock of one worker.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -41,6 +47,12 @@ pub(crate) struct Lock {
     /// Not before this has the rival looked for our worker, and found none.
     rival_from: Moment,
     pub(crate) taken: u64,
+    /// It was given back for others to take, and is only watched, until then.
+    pub(crate) watched: bool,
+    /// We gave it back to whoever waits, then; nobody has had it since.
+    yielded: Option<Moment>,
+    /// An operator was told that it is given away, with this fence, then.
+    promised: Option<(u64, Moment)>,
 }
 
 /// Who needs one: a singleton, and a job that forbids every other run.
@@ -60,15 +72,46 @@ impl Lock {
             replaced: false,
             rival_from: Moment(0),
             taken: 0,
+            watched: false,
+            yielded: None,
+            promised: None,
         }
     }
 
-    pub(crate) fn try_take(&mut self, who: Owner) -> bool {
+    pub(crate) fn try_take(&mut self, who: Owner, now: Moment) -> bool {
         let free = self.owners.is_empty();
         if free {
+            if let Some(yielded) = self.yielded.take().filter(|_| who != Owner::Rival) {
+                let turn = yielded.after(YIELDS_FOR);
+                assert!(now >= turn, "taken back before anybody else had a chance");
+            }
             self.owners.insert(who);
         }
         free
+    }
+
+    /// Does somebody else have it?
+    pub(crate) fn is_rivals(&self) -> bool {
+        self.owners.contains(&Owner::Rival)
+    }
+
+    /// It is looked for no longer, or given back.
+    pub(crate) fn shut(&mut self) {
+        self.sought = false;
+        self.watched = false;
+        self.yielded = None;
+    }
+
+    /// It was given back for others to take.
+    pub(crate) fn yielded(&mut self, now: Moment) {
+        self.yielded = Some(now);
+    }
+
+    /// The keeper holds the row in which it is given away.
+    pub(crate) fn promised(&mut self, fence: u64, now: Moment) {
+        if self.owners.contains(&Owner::Keeper) && fence == self.fence {
+            self.promised = Some((fence, now));
+        }
     }
 
     pub(crate) fn open(&mut self) -> Pass {
@@ -103,6 +146,9 @@ impl Lock {
 
     pub(crate) fn remove(&mut self, owner: Owner) {
         self.replaced &= owner != Owner::Keeper;
+        if owner == Owner::Keeper {
+            self.promised = None;
+        }
         self.owners.remove(&owner);
     }
 
@@ -111,22 +157,24 @@ impl Lock {
             .retain(|owner| matches!(owner, Owner::Keeper | Owner::Rival));
         self.sought = false;
         self.settling = false;
+        self.watched = false;
     }
 
     pub(crate) fn keeper_died(&mut self) {
         self.owners.retain(|owner| *owner == Owner::Rival);
         self.replaced = false;
-        self.sought = false;
         self.settling = false;
+        self.promised = None;
+        self.shut();
     }
 
     /// The rival's turn: it lets go, or tries; it starts its worker only when nothing is left of ours.
-    pub(crate) fn rival(&mut self, host: &Host, quiet: bool) {
+    pub(crate) fn rival(&mut self, host: &Host, quiet: bool, now: Moment) {
         if self.owners.contains(&Owner::Rival) && self.lives(host) {
             // It has a file that was put in our lock's place, and waits until our worker is gone.
         } else if self.owners.remove(&Owner::Rival) {
             self.rival_runs = false;
-        } else if !quiet && self.try_take(Owner::Rival) {
+        } else if !quiet && self.try_take(Owner::Rival, now) {
             assert!(
                 !self.lives(host),
                 "the lock was free while our worker lives"
@@ -141,6 +189,7 @@ impl Lock {
         if self.owners.contains(&Owner::Keeper) && !self.owners.contains(&Owner::Rival) {
             self.owners.clear();
             self.owners.insert(Owner::Rival);
+            self.yielded = None;
             self.replaced = true;
             self.rival_from = now.after(LOOKS);
             return true;
@@ -162,6 +211,13 @@ impl Lock {
             !ours || !self.owners.is_empty(),
             "a worker without its lock"
         );
+        if let Some((fence, since)) = self.promised {
+            assert!(
+                since.after(RELEASE_MAX) > now,
+                "{} was to be given away since {since:?}, and is still ours with fence {fence}",
+                self.worker
+            );
+        }
     }
 
     fn lives(&self, host: &Host) -> bool {

@@ -43,7 +43,10 @@ fn sweep(name: &str, faults: Faults) {
     // A sweep in which nothing happened would prove nothing.
     if one.is_none() {
         assert!(
-            totals.spawns > count && totals.steps > 100 * count && totals.runs > 20 * count,
+            totals.spawns > count
+                && totals.steps > 100 * count
+                && totals.runs > 20 * count
+                && totals.releases > count / 4,
             "{totals:?}"
         );
     }

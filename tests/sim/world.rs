@@ -7,8 +7,9 @@ use leasehold::{
     engine::{
         Command, Effect, Effects, Event, Facts, Intent, Supervisor,
         book::{Book, Run},
-        command::By,
-        gate::{GateNews, Kept},
+        command::{By, ReleasedGate, Reply},
+        effect::{Cause, Subject, What},
+        gate::{GateNews, Holder, Kept},
         lease::LeaseNews,
         supervisor::Origin,
     },
@@ -49,6 +50,7 @@ pub(crate) struct Totals {
     pub(crate) freezes: u64,
     pub(crate) deadlines: u64,
     pub(crate) runs: u64,
+    pub(crate) releases: u64,
 }
 
 impl Totals {
@@ -62,6 +64,7 @@ impl Totals {
         self.freezes += other.freezes;
         self.deadlines += other.deadlines;
         self.runs += other.runs;
+        self.releases += other.releases;
     }
 }
 
@@ -82,6 +85,7 @@ enum Item {
     Operator,
     Signal(Request),
     TryLock(u64, WorkerId),
+    Watch(u64, WorkerId, Span),
     Settled(u64, WorkerId),
     Rival,
     Replaced,
@@ -109,6 +113,7 @@ impl Item {
                 | Self::Operator
                 | Self::Keep(..)
                 | Self::TryLock(..)
+                | Self::Watch(..)
                 | Self::Settled(..)
                 | Self::Replaced
                 | Self::LeaseOpens(_)
@@ -284,7 +289,7 @@ impl World {
         self.play_until(self.quiet_from);
         self.host.tempers = false;
         for lock in self.locks.values_mut() {
-            lock.rival(&self.host, true);
+            lock.rival(&self.host, true, self.now);
         }
         self.play_until(self.quiet_from.after(SETTLE));
         let status = self
@@ -485,11 +490,14 @@ impl World {
             Item::Settled(incarnation, worker) if incarnation == self.incarnation => {
                 self.settled(worker);
             }
-            Item::TryLock(..) | Item::Settled(..) => {}
+            Item::Watch(incarnation, worker, pause) if incarnation == self.incarnation => {
+                self.watch(worker, pause);
+            }
+            Item::TryLock(..) | Item::Settled(..) | Item::Watch(..) => {}
             Item::Rival => {
                 let quiet = self.now >= self.quiet_from;
                 for lock in self.locks.values_mut() {
-                    lock.rival(&self.host, quiet);
+                    lock.rival(&self.host, quiet, self.now);
                 }
             }
             Item::Replaced => {
@@ -521,7 +529,10 @@ impl World {
         let worker = lease::worker();
         let name = leasehold::engine::lock_name(&worker);
         self.send(vec![Op::Hold { name }]);
-        let news = GateNews::Opened(self.lease.pass());
+        let news = GateNews::Opened {
+            pass: self.lease.pass(),
+            from: None,
+        };
         self.step(Event::Gate { worker, news });
         self.at(Span::ZERO, Item::Renew(self.incarnation, self.lease.fence));
     }
@@ -674,11 +685,12 @@ impl World {
     }
 
     fn try_lock(&mut self, worker: WorkerId) {
+        let now = self.now;
         let (me, lock) = self.lock(&worker);
         if !lock.sought || lock.settling {
             return;
         }
-        if lock.try_take(me) {
+        if lock.try_take(me, now) {
             lock.settling = true;
             let long = self.rng.chance(10);
             let after = self.rng.span(0, if long { 3_000 } else { 20 });
@@ -686,7 +698,21 @@ impl World {
         } else {
             let after = self.rng.span(1, 1_000);
             self.at(after, Item::TryLock(self.incarnation, worker.clone()));
-            self.gate(worker, GateNews::Waits("the rival has it".to_owned()));
+            self.gate(worker, rival_has_it());
+        }
+    }
+
+    /// Has somebody taken what was given back? Looked at again and again, ever more seldom.
+    fn watch(&mut self, worker: WorkerId, pause: Span) {
+        let lock = self.lock(&worker).1;
+        if !lock.watched {
+            return;
+        }
+        if lock.is_rivals() {
+            self.gate(worker, rival_has_it());
+        } else {
+            let next = pause.plus(pause);
+            self.at(pause, Item::Watch(self.incarnation, worker, next));
         }
     }
 
@@ -701,7 +727,8 @@ impl World {
         lock.add(Owner::Packet);
         let name = leasehold::engine::lock_name(&worker);
         self.send(vec![Op::Hold { name }]);
-        self.gate(worker, GateNews::Opened(pass));
+        let from = None;
+        self.gate(worker, GateNews::Opened { pass, from });
     }
 
     fn process(&mut self, pid: i32, act: &Act) {
@@ -760,6 +787,22 @@ impl World {
         found.map(|(_, lock)| lock)
     }
 
+    /// What a client was told is in the keeper's rows.
+    fn promised(&mut self, text: &str) {
+        let words = text
+            .strip_prefix(PROMISE)
+            .and_then(|text| text.split_once(' '));
+        let Some((id, fence)) = words else {
+            return;
+        };
+        let now = self.now;
+        for (worker, lock) in &mut self.locks {
+            if worker.to_string() == id {
+                lock.promised(fence.parse().expect("a fence"), now);
+            }
+        }
+    }
+
     /// Is this a start under a lock that excludes nobody any more?
     fn is_replaced(&self, key: &RowKey) -> Option<WorkerId> {
         let RowKey::Slot(worker) = key else {
@@ -787,7 +830,8 @@ impl World {
                         lock.remove(Owner::Keeper);
                     }
                 }
-                Op::Release { .. } | Op::Pong { .. } | Op::Notify { .. } | Op::Echo { .. } => {}
+                Op::Notify { text } => self.promised(&text),
+                Op::Release { .. } | Op::Pong { .. } | Op::Echo { .. } => {}
                 op => {
                     if let Some(core) = &mut self.core {
                         core.apply(op, self.now, &mut self.host);
@@ -860,6 +904,7 @@ impl World {
     /// Does what the driver does: ops in packets of one engine step, everything else with its delay.
     fn perform(&mut self, effects: Effects) {
         let mut ops = Vec::new();
+        let mut promises = Vec::new();
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Spawn { key, after, .. })
@@ -926,14 +971,21 @@ impl World {
                     self.host.kill(&RowKey::Slot(worker));
                     self.after_keeper();
                 }
+                Effect::YieldGate { worker, .. } if worker == lease::worker() => {}
+                Effect::YieldGate { worker, .. } => {
+                    self.lock(&worker).1.watched = true;
+                    let pause = Span::millis(10);
+                    self.at(pause, Item::Watch(self.incarnation, worker, pause));
+                }
                 Effect::SeekGate { worker, .. } => {
-                    self.lock(&worker).1.sought = true;
+                    let lock = self.lock(&worker).1;
+                    (lock.sought, lock.watched) = (true, false);
                     let after = self.rng.span(0, 5);
                     self.at(after, Item::TryLock(self.incarnation, worker));
                 }
                 Effect::ShutGate(worker) => {
                     let (me, lock) = self.lock(&worker);
-                    lock.sought = false;
+                    lock.shut();
                     if !lock.settling {
                         lock.remove(me);
                         let name = leasehold::engine::lock_name(&worker);
@@ -956,15 +1008,32 @@ impl World {
                 }
                 Effect::Record(transition) => {
                     self.host.jobs.reported(&transition);
+                    if let (Subject::Worker(worker, _), What::GateShut { cause, .. }) =
+                        (&transition.subject, &transition.what)
+                        && let Cause::Released { .. } = cause
+                        && let Some(lock) = self.locks.get_mut(worker)
+                    {
+                        self.totals.releases += 1;
+                        lock.yielded(self.now);
+                    }
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
-                Effect::CloseLogs(_)
-                | Effect::KeepSockets { .. }
-                | Effect::ReopenLogs
-                | Effect::Reply { .. } => {}
+                Effect::CloseLogs(_) | Effect::KeepSockets { .. } | Effect::ReopenLogs => {}
+                Effect::Reply { reply, .. } => {
+                    if let Ok(Reply::Released { gates }) = reply {
+                        let promise = |gate: &ReleasedGate| Op::Notify {
+                            text: format!("{PROMISE}{} {}", gate.id, gate.fence),
+                        };
+                        promises.extend(gates.iter().map(promise));
+                        // Somebody may have waited for it.
+                        let after = self.rng.span(0, 20_000);
+                        self.at(after, Item::Rival);
+                    }
+                }
             }
         }
+        ops.extend(promises);
         self.send(ops);
     }
 
@@ -1195,7 +1264,15 @@ impl World {
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
-        let command = match self.rng.below(9) {
+        let command = match self.rng.below(11) {
+            9 | 10 => Command::Release {
+                name: (*self
+                    .rng
+                    .pick(&["lone", "lone", "lone", "timed", "sole", "db", "extra"]))
+                .to_owned(),
+                slot: self.rng.chance(50).then_some(0),
+                by,
+            },
             8 => Command::Run {
                 name: (*self
                     .rng
@@ -1229,6 +1306,17 @@ impl World {
             request: RequestId(self.requests),
             command,
         });
+    }
+}
+
+/// How a promise to a client travels to the keeper, behind the rows that keep it.
+const PROMISE: &str = "released ";
+
+fn rival_has_it() -> GateNews {
+    let (pid, record) = (1, None);
+    GateNews::Waits {
+        why: "the rival has it".to_owned(),
+        holder: Some(Holder { pid, record }),
     }
 }
 
