@@ -246,9 +246,9 @@ impl Neighbours {
             }
             pause(dice.below(60));
         }
-        self.pair.goes_on(10_000);
+        self.pair.changes_hands();
         let holders = self.pair.check();
-        assert!(holders > 3, "{holders} holders");
+        assert!(holders > 4, "{holders} holders");
         self.drain();
     }
 }
