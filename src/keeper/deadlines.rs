@@ -37,7 +37,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Starts the thread; it ends with the process.
+    /// Starts the thread; it ends when this is dropped, or with the process.
     pub(super) fn start(watchdog: Option<Watchdog>) -> io::Result<Self> {
         let seats = Seats::new();
         let (door, inside) = packet::pair()?;
@@ -98,7 +98,9 @@ impl Guard {
         loop {
             let next = self.look();
             self.set_timer(next);
-            self.wait();
+            if !self.wait() {
+                return;
+            }
         }
     }
 
@@ -141,7 +143,9 @@ impl Guard {
         debug_assert!(done.is_ok(), "timerfd_settime: {done:?}");
     }
 
-    fn wait(&mut self) {
+    /// False once the main thread is at its end. To wait on then would be to be woken at once, again and again, and before everybody else:
+    /// whoever shares our processor would stand still until the process is gone.
+    fn wait(&mut self) -> bool {
         let link = self.link.as_ref().unwrap_or(&self.door);
         let mut ready = [
             PollFd::new(&self.timer, PollFlags::IN),
@@ -149,15 +153,16 @@ impl Guard {
             PollFd::new(link, PollFlags::IN),
         ];
         if poll(&mut ready, None).is_err() {
-            return;
+            return true;
         }
-        let [_, door, link] = ready.map(|source| !source.revents().is_empty());
-        if link {
+        let [_, door, link] = ready.map(|source| source.revents());
+        if !link.is_empty() {
             self.answer();
         }
-        if door {
+        if !door.is_empty() {
             self.change_supervisor();
         }
+        !door.contains(PollFlags::HUP)
     }
 
     /// What a dead supervisor had asked for is still done; then its successor is told what stands.
@@ -214,5 +219,35 @@ fn tell(link: Option<&OwnedFd>, news: DeadlineNews) {
     let mut packet = [0; SMALL_MAX];
     if let (Some(link), Ok(bytes)) = (link, wire::encode_small(&news, &mut packet)) {
         let _ = send(link, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::poll;
+
+    fn threads_of_its_name() -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "deadlines").count()
+    }
+
+    /// It goes before everybody else: one that is left behind may not run in circles.
+    #[test]
+    fn the_thread_ends_when_nobody_needs_it() {
+        let deadlines = Deadlines::start(None).unwrap();
+        let waits = |count: usize| {
+            (0..5_000).any(|_| {
+                let is_so = threads_of_its_name() == count;
+                if !is_so {
+                    poll::pause(Span::millis(1));
+                }
+                is_so
+            })
+        };
+        assert!(waits(1));
+        drop(deadlines);
+        assert!(waits(0));
     }
 }
