@@ -322,6 +322,8 @@ fn left_among(late: &Late<'_>, known: &mut BTreeMap<i32, Stat>) -> (Vec<Member>,
         if carries == Some(true) {
             belongs.insert(pid, 0);
         } else if Stat::read(pid).is_none_or(Stat::is_ending) {
+            // It runs nothing any more; that it is gone is looked up, too, since it takes microseconds.
+            known.remove(&pid);
             doubt = doubt.max(Doubt::Ended);
         } else if carries.is_none() && stat.memory > 0 {
             known.remove(&pid);
