@@ -29,6 +29,7 @@ both_ways!(
     a_worker_that_ignores_signals_is_killed_at_its_timeout,
     descendants_of_every_kind_end_with_their_worker,
     descendants_end_before_a_crashed_worker_comes_back,
+    what_drops_session_environment_and_parent_needs_a_cgroup,
     a_bounded_fork_bomb_is_caught,
     a_worker_that_closes_everything_is_stopped,
     a_frozen_worker_is_stopped,
@@ -78,6 +79,30 @@ fn descendants_of_every_kind_end_with_their_worker(mut rig: Rig) {
         rig.noted_pids().len() == 24
     });
     stops(&mut rig, 8_000);
+}
+
+/// The one way out that is not covered without a cgroup, as the documentation says.
+fn what_drops_session_environment_and_parent_needs_a_cgroup(mut rig: Rig) {
+    rig.configure(
+        r#"
+        [fleet.web]
+        command = [{worker}, "family", "{notes}", "2"]
+        ready = "notify"
+        stop.timeout = "1s"
+    "#,
+    );
+    rig.start_settled();
+    rig.ok(&["stop", "web"]);
+    let mut left = rig.noted_pids();
+    left.retain(|pid| lives(*pid));
+    let escaped = usize::from(rig.mode == Mode::Group);
+    assert_eq!(left.len(), escaped, "{left:?}");
+    for pid in left {
+        assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+        send(pid, Signal::KILL);
+        until_true("it is gone", 2_000, || !lives(pid));
+    }
+    rig.drain(5_000);
 }
 
 /// They end with a crash as well: no slot is given back while anything of it lives.
