@@ -161,7 +161,7 @@ fn the_wall_clock_is_for_people() {
         "sys/timer.rs",
         "http/server.rs",
         "driver/journal.rs",
-        "driver/gates.rs",
+        "driver/taking.rs",
         "driver/alarm.rs",
     ];
     for (_, path, text) in sources() {

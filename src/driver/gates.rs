@@ -5,26 +5,27 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{SyncSender, TrySendError, sync_channel},
-    },
 };
 
 use tokio::sync::mpsc;
 
 use crate::{
     config::spec::{LeaseSpec, SingletonSpec},
-    driver::{authority::Authority, boot::Request, inbox::Inbox},
+    driver::{
+        authority::Authority,
+        boot::Request,
+        inbox::Inbox,
+        seeker::{Seeker, Yielding, paths},
+        taking::{Had, Me, Missed, Settler, Taken, holder_of, set_free, waits},
+    },
     engine::{
         Event,
-        gate::{GateNews, Holder, HolderRecord, Kept, Pass},
+        gate::{GateNews, Kept, Pass},
         lock_name,
         release::Given,
     },
     id::WorkerId,
-    locks::{self, Bell, LockFault, LockFile, Next, Patience, Proc, Record},
+    locks::{self, Bell, LockFile, Proc, Record},
     sys::{clock, host},
     time::{Moment, Span},
     wire::{Op, Welcome},
@@ -41,8 +42,6 @@ const LOOK_SOON: Span = Span::millis(1);
 const LOOK_AFTER_BURIAL: Span = Span::millis(20);
 /// Who takes what we gave back is looked for after this, then after twice as long, and so on.
 const LOOK_AFTER_YIELDING: Span = Span::millis(10);
-/// Whoever is left of the last holder is reported to people after this.
-const SAY_AFTER: Span = Span::secs(1);
 
 /// All locks of this daemon.
 pub(super) struct Gates {
@@ -66,65 +65,6 @@ struct Held {
     file: LockFile,
     /// As written there.
     leader: Option<Proc>,
-}
-
-/// What we write into a lock.
-#[derive(Clone)]
-struct Me {
-    cookie: String,
-    keeper: Proc,
-    cgroups: Option<String>,
-    node: String,
-}
-
-/// Somebody who wants a lock.
-struct Seeker {
-    spec: SingletonSpec,
-    /// Tells its results from those of one that was called off.
-    ticket: u64,
-    /// The files it may be; opened once, since closing one rings everybody's bell.
-    files: BTreeMap<PathBuf, LockFile>,
-    /// Runs that are over and of which somebody had inherited the lock.
-    buried: BTreeSet<String>,
-    /// What is left of the last holder is being ended, by a thread that stops when this is set.
-    settling: Option<Arc<AtomicBool>>,
-    /// It is not to be taken, only watched.
-    yields: Option<Yielding>,
-    /// Why the last look came to nothing, if not because somebody has it.
-    fault: Option<LockFault>,
-    /// A file that somebody may have held was replaced while it was waited for.
-    replaced: bool,
-}
-
-/// A lock that was given back for others to take.
-struct Yielding {
-    given: Given,
-    /// Until the next look.
-    pause: Span,
-}
-
-/// A lock that was taken, what it gives, and who had it last.
-pub(super) struct Had {
-    file: LockFile,
-    pass: Pass,
-    from: Option<Holder>,
-}
-
-/// What a lock's taking came to.
-pub(super) type Taken = Result<Had, Missed>;
-
-/// Why a lock was not had, for people.
-pub(super) enum Missed {
-    /// It will be, when somebody lets go of it.
-    Busy(String, Option<Holder>),
-    /// Something is wrong with it.
-    Wrong(String),
-}
-
-impl From<LockFault> for Missed {
-    fn from(fault: LockFault) -> Self {
-        Self::Wrong(fault.to_string())
-    }
 }
 
 impl Gates {
@@ -543,267 +483,8 @@ enum Look {
     Over,
 }
 
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Work that may block is done by a thread that waits for it while somebody waits for a lock: to start one then would take as long as
-/// everything else that is done on this side. Where that one has its hands full, one is started.
-#[derive(Default)]
-struct Settler {
-    hand_over: Option<SyncSender<Work>>,
-}
-
-impl Settler {
-    /// Has the thread wait.
-    fn be_ready(&mut self) {
-        if self.hand_over.is_some() {
-            return;
-        }
-        // Without room: what is given is taken at once or not at all.
-        let (hand_over, works) = sync_channel::<Work>(0);
-        let body = move || works.into_iter().for_each(|work| work());
-        let thread = std::thread::Builder::new().name("settle".to_owned());
-        if thread.spawn(body).is_ok() {
-            self.hand_over = Some(hand_over);
-        }
-    }
-
-    fn give(&self, work: Work) {
-        let left = match &self.hand_over {
-            Some(hand_over) => match hand_over.try_send(work) {
-                Ok(()) => return,
-                Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
-            },
-            None => work,
-        };
-        tokio::task::spawn_blocking(left);
-    }
-}
-
-impl Seeker {
-    fn call_off(&self) {
-        if let Some(settling) = &self.settling {
-            settling.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Opens a file, again if it was replaced, and takes it if it is free.
-    fn try_file(&mut self, path: &Path, bell: &mut Bell) -> Result<bool, LockFault> {
-        self.open(path, bell)?;
-        match self.files.get(path) {
-            // A file that was replaced while we took it is not the lock.
-            Some(file) => Ok(file.try_take()? && file.is_named()),
-            None => Ok(false),
-        }
-    }
-
-    /// Opens a file, again if it was replaced.
-    fn open(&mut self, path: &Path, bell: &mut Bell) -> Result<(), LockFault> {
-        if self.files.get(path).is_none_or(|file| !file.is_named()) {
-            let own = self.spec.flock.is_none();
-            let file = LockFile::open(path, own, self.spec.allow_network_fs)?;
-            self.replaced |= self.files.insert(path.to_owned(), file).is_some();
-        }
-        let _ = bell.watch(path);
-        Ok(())
-    }
-
-    /// Does somebody hold it as one of another number of slots? Looked up before it is tried for the first time, and by whoever takes it.
-    fn wrong_number(&self) -> Option<String> {
-        let first = self.spec.flock.is_none().then(|| paths(&self.spec));
-        let first = first.and_then(|paths| paths.into_iter().next())?;
-        locks::other_number(&first, self.spec.slots).ok().flatten()
-    }
-
-    fn record(&self, path: &Path) -> Option<Record> {
-        let record = self.files.get(path)?.record().ok().flatten()?;
-        (record.held && record.is_of_this_boot()).then_some(record)
-    }
-
-    /// A lock lasts as long as anybody who has inherited it. Where its holder is dead those are ended, once, by a thread of its own;
-    /// true if that has just begun.
-    fn bury_holder(&mut self, path: &Path) -> bool {
-        let record = self.record(path).filter(locks::is_orphaned);
-        let Some(record) = record.filter(|one| self.buried.insert(one.cookie.clone())) else {
-            return false;
-        };
-        tokio::task::spawn_blocking(move || locks::bury(&record));
-        true
-    }
-
-    /// Who has it, for people.
-    fn holder(&self, path: &Path) -> Missed {
-        let record = self.record(path);
-        if let Some(count) = record.as_ref().and_then(|record| record.slots)
-            && count != self.spec.slots
-            && let Some(why) = self.wrong_number()
-        {
-            return Missed::Wrong(why);
-        }
-        if let Some(record) = record {
-            let why = format!("held by {}", record.holder());
-            return Missed::Busy(why, Some(holder_of(&record)));
-        }
-        let file = self.files.get(path);
-        match file.and_then(locks::holder_by_kernel) {
-            Some(pid) => {
-                let why = format!("held by pid {pid} ({})", path.display());
-                let record = None;
-                Missed::Busy(why, Some(Holder { pid, record }))
-            }
-            None => {
-                let why = format!("held by somebody else ({})", path.display());
-                Missed::Busy(why, None)
-            }
-        }
-    }
-}
-
-impl Me {
-    /// To be done where it may block: ends what is left of the last holder, and writes ourselves in.
-    fn settle(
-        &self,
-        worker: &WorkerId,
-        seeker: &Seeker,
-        file: LockFile,
-        hand_in: &mpsc::UnboundedSender<Inbox>,
-    ) -> (Arc<AtomicBool>, Work) {
-        let off = Arc::new(AtomicBool::new(false));
-        let (me, worker, hand_in, called_off) = (
-            self.clone(),
-            worker.clone(),
-            hand_in.clone(),
-            Arc::clone(&off),
-        );
-        // A file that was named by hand is a lock of one.
-        let spec = &seeker.spec;
-        let slots = spec.flock.is_none().then_some(spec.slots);
-        let (ticket, replaced) = (seeker.ticket, seeker.replaced);
-        let work = move || {
-            if replaced {
-                locks::give_way();
-            }
-            let taken = loop {
-                let before = match file.record() {
-                    Ok(before) => before,
-                    Err(fault) => break Err(fault.into()),
-                };
-                let settled = locks::settle(file.path(), before.as_ref(), Patience(SAY_AFTER));
-                let first = file.path().with_extension("0");
-                let settled = settled.and_then(|()| match slots {
-                    Some(slots) => locks::settle_others(&first, slots),
-                    None => Ok(()),
-                });
-                match settled {
-                    Ok(()) => break me.write(&worker, file, slots, before.as_ref()),
-                    Err(_) if called_off.load(Ordering::Relaxed) => {
-                        break Err(Missed::Busy(String::new(), None));
-                    }
-                    Err(why) => {
-                        let event = waits(worker.clone(), why, None);
-                        let _ = hand_in.send(Inbox::Gate(event));
-                    }
-                }
-            };
-            let _ = hand_in.send(Inbox::Locked(worker, ticket, taken));
-        };
-        (off, Box::new(work))
-    }
-
-    fn write(
-        &self,
-        worker: &WorkerId,
-        file: LockFile,
-        slots: Option<u32>,
-        before: Option<&Record>,
-    ) -> Taken {
-        let next = before.map_or_else(|| Next::after(last_fence(), 0), Record::next_fence);
-        let record = Record {
-            leasehold: 1,
-            fence: next.fence,
-            fences_kept: next.kept,
-            held: true,
-            path: file.path().to_owned(),
-            boot: host::boot_id().to_owned(),
-            pid_namespace: host::pid_namespace(),
-            cookie: self.cookie.clone(),
-            uid: rustix::process::geteuid().as_raw(),
-            keeper: self.keeper,
-            cgroups: self.cgroups.clone(),
-            worker: worker.clone(),
-            leader: None,
-            node: self.node.clone(),
-            since: clock::wall().to_string(),
-            slots,
-        };
-        file.write(&record)?;
-        if next.must_reach_disk {
-            file.sync()?;
-        }
-        if let Some(slots) = slots
-            && let Some(why) = locks::other_number(&file.path().with_extension("0"), slots)?
-        {
-            set_free(&file);
-            return Err(Missed::Wrong(why));
-        }
-        let pass = Pass {
-            path: file.path().display().to_string(),
-            fence: record.fence,
-        };
-        let is_other = |before: &&Record| before.cookie != self.cookie || before.worker != *worker;
-        let from = before.filter(is_other).map(holder_of);
-        Ok(Had { file, pass, from })
-    }
-}
-
-fn waits(worker: WorkerId, why: String, holder: Option<Holder>) -> Event {
-    Event::Gate {
-        worker,
-        news: GateNews::Waits { why, holder },
-    }
-}
-
-/// What a record says of its holder.
-fn holder_of(record: &Record) -> Holder {
-    Holder {
-        pid: record.keeper.pid,
-        record: Some(HolderRecord {
-            node: record.node.clone(),
-            worker: record.worker.clone(),
-            leader: record.leader.map(|leader| leader.pid),
-            fence: record.fence,
-            since: record.since.clone(),
-        }),
-    }
-}
-
-/// The last fence of a file that nobody has held: later than any that was given before the file was lost, as every file on a tmpfs is at a
-/// reboot. Milliseconds since 1970, which leave room for a holder each.
-fn last_fence() -> u64 {
-    u64::try_from(clock::wall().as_millisecond()).unwrap_or(0)
-}
-
-/// Every file that would do.
-fn paths(spec: &SingletonSpec) -> Vec<PathBuf> {
-    match &spec.flock {
-        Some(path) => vec![PathBuf::from(path)],
-        None => (0..spec.slots)
-            .map(|slot| locks::default_path(locks::LOCAL, spec.lock.as_str(), slot))
-            .collect(),
-    }
-}
-
 /// Was the path chosen by us?
 fn is_ours(path: &Path) -> bool {
     let root = locks::default_path(locks::LOCAL, "x", 0);
     path.parent() == root.parent()
-}
-
-/// The next one need not look for what is left of us: there is nothing.
-fn set_free(file: &LockFile) {
-    if let Ok(Some(record)) = file.record() {
-        let _ = file.write(&Record {
-            held: false,
-            ..record
-        });
-    }
 }

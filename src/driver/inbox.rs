@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     config::Config,
-    driver::gates::Taken,
+    driver::taking::Taken,
     engine::{
         Event,
         book::Book,

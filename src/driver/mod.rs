@@ -3,13 +3,19 @@
 //! | file | what |
 //! | --- | --- |
 //! | `boot` | what the keeper tells first; configuration; listeners |
+//! | `begin` | from there to a loop that can run |
 //! | `run` | the loop: wait, step, perform |
 //! | `inputs` | the keeper's news and workers' notes become events |
 //! | `perform` | effects become calls |
 //! | `link` | the wire to the keeper |
 //! | `inbox` | what other threads and tasks hand in |
 //! | `journal` | the one record of each thing that happened: a ring, and a line |
-//! | `gates` | locks of singletons: taken, given back, still the file of that name |
+//! | `gates` | locks of singletons: sought, given back, still the file of that name |
+//! | `seeker` | who wants a lock, and who has it |
+//! | `taking` | what is left of the last holder is ended, and we write ourselves in |
+//! | `authority` | renews the leases of gates that must be renewed |
+//! | `deadlines` | the wire to the keeper's deadline thread |
+//! | `door` | the HTTP thread's way to the engine |
 //! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
 //! | `alarm` | the wall clock, for jobs |
 //! | `state` | the operator's intent on disk |
@@ -20,10 +26,12 @@
 
 mod alarm;
 mod authority;
+mod begin;
 mod books;
 mod boot;
 mod console;
 mod deadlines;
+mod door;
 mod errand;
 mod gates;
 mod inbox;
@@ -34,7 +42,9 @@ mod link;
 mod perform;
 mod probe;
 mod run;
+mod seeker;
 mod state;
+mod taking;
 
 use std::path::PathBuf;
 

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::IsTerminal,
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -18,6 +16,7 @@ use crate::{
     driver::{
         Settings,
         alarm::Alarm,
+        begin::begin,
         boot::{self, Request},
         console::Console,
         deadlines::Deadlines,
@@ -27,28 +26,22 @@ use crate::{
         journal::Journal,
         last_rites::{self, ByHand},
         link::{self, Link},
-        state,
     },
     engine::{
-        Effects, Event, Facts, Supervisor,
-        command::{Command, Denial, Reply},
+        Effects, Event, Supervisor,
+        command::{Denial, Reply},
         effect::Rough,
         event::Purpose,
-        status::Status,
-        supervisor::Origin,
     },
     exit::ExitCode,
-    http::{self, Engine, EngineError, Surface},
     id::{FleetName, RequestId, WorkerId},
     locks::Proc,
     logs::{self, Capture},
-    sys::{host, journal, notify},
+    sys::notify,
     time::{Moment, Span},
     wire::{DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
 };
 
-/// Where journald listens, for tests that have a socket of their own.
-const JOURNAL_VARIABLE: &str = "LEASEHOLD_JOURNAL_SOCKET";
 /// While it drains, the terminal and systemd hear how far it is this often.
 const PROGRESS_EVERY: Span = Span::secs(1);
 
@@ -68,17 +61,17 @@ pub(super) struct Driver {
     pub(super) deadlines: Deadlines,
     pub(super) by_hand: ByHand,
     pub(super) alarm: Alarm,
-    bell: AsyncFd<OwnedFd>,
+    pub(super) bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
-    inbox: mpsc::UnboundedReceiver<Inbox>,
-    notify: AsyncFd<OwnedFd>,
-    echo: Echo,
-    echoes: u64,
+    pub(super) inbox: mpsc::UnboundedReceiver<Inbox>,
+    pub(super) notify: AsyncFd<OwnedFd>,
+    pub(super) echo: Echo,
+    pub(super) echoes: u64,
     pub(super) welcome: Welcome,
-    requests: u64,
-    progress_at: Option<Moment>,
-    interactive: bool,
-    said: String,
+    pub(super) requests: u64,
+    pub(super) progress_at: Option<Moment>,
+    pub(super) interactive: bool,
+    pub(super) said: String,
     /// An errand said that it waits.
     pub(super) said_waiting: bool,
 }
@@ -120,246 +113,6 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
     }
 }
 
-/// What was needed before there is an engine.
-struct Begin {
-    settings: Settings,
-    told: boot::Told,
-    deadlines: Deadlines,
-    accepted: boot::Accepted,
-    first: bool,
-    listeners: boot::Listeners,
-    ops: Vec<Request>,
-    intent: crate::engine::Intent,
-}
-
-async fn begin(
-    settings: Settings,
-    link: &mut Link,
-    deadlines: AsyncFd<OwnedFd>,
-) -> Result<Begin, (ExitCode, String)> {
-    let failed = |why: String| (ExitCode::Failed, format!("leasehold: {why}"));
-    let mut told = boot::be_told(link)
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    let deadlines = Deadlines::begin(deadlines)
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    let (accepted, first) =
-        boot::configuration(&settings, &mut told.held).map_err(|why| (ExitCode::Config, why))?;
-    let intent = match settings.errand {
-        Some(_) => Ok(crate::engine::Intent::default()),
-        None => state::load(&settings.directories.state),
-    };
-    let intent = match intent {
-        Ok(intent) => intent,
-        // At the start a person can mend it; later, running workers matter more.
-        Err(error) if first => return Err(failed(error.to_string())),
-        Err(error) => {
-            eprintln!("leasehold: {error}; holds and sizes are not known until it is mended");
-            crate::engine::Intent::default()
-        }
-    };
-    let (listeners, mut ops) =
-        boot::listeners(&settings, &accepted.config, &mut told.held).map_err(failed)?;
-    if first {
-        let held = told.held.keys().cloned().collect();
-        let bound = boot::bind_missing(&accepted.config, &held, true).map_err(failed)?;
-        for (name, fd) in bound {
-            let copy = fd.try_clone().map_err(|e| failed(e.to_string()))?;
-            told.held.insert(name.clone(), copy);
-            ops.push((Op::Hold { name }, Some(fd)));
-        }
-        ops.push(boot::hold_accepted(&accepted).map_err(|e| failed(e.to_string()))?);
-    }
-    Ok(Begin {
-        settings,
-        told,
-        deadlines,
-        accepted,
-        first,
-        listeners,
-        ops,
-        intent,
-    })
-}
-
-impl Begin {
-    fn into_driver(self, mut link: Link) -> Result<Driver, String> {
-        let Self {
-            settings,
-            told,
-            mut deadlines,
-            accepted,
-            first,
-            listeners,
-            ops,
-            intent,
-        } = self;
-        let welcome = told.welcome;
-        link.push(ops);
-        let (hand_in, inbox) = mpsc::unbounded_channel();
-        let console =
-            Console::start().map_err(|e| format!("failed to start the console thread: {e}"))?;
-        let journal = Arc::new(Journal::new(welcome.incarnation, welcome.keeper));
-        let echo = (settings.echo || std::io::stdout().is_terminal()) && !settings.quiet;
-        let capture = match settings.errand {
-            Some(_) => Capture::none(),
-            None => start_capture(&settings, echo.then(|| console.clone()), hand_in.clone())?,
-        };
-        let facts = Facts {
-            node: accepted.config.node.name.clone(),
-            notify_socket: listeners.notify_path.display().to_string(),
-        };
-        let surface = || Surface {
-            engine: Arc::new(Door {
-                hand_in: hand_in.clone(),
-            }),
-            events: Arc::clone(&journal) as Arc<dyn http::Events>,
-            directories: settings.directories.clone(),
-            keeper: welcome.keeper,
-            keeper_started: welcome.started,
-            containment: welcome.containment,
-            http: listeners.http.iter().map(|(address, _)| *address).collect(),
-        };
-        if let Some(control) = listeners.control {
-            let surface = surface();
-            let tcp = listeners.http.into_iter().map(|(_, fd)| fd).collect();
-            http::serve(surface, control, tcp)
-                .map_err(|e| format!("failed to start the HTTP thread: {e}"))?;
-        }
-        let mut known = Known::default();
-        for (key, header, _) in &told.rows {
-            known.learn(key, header);
-        }
-        let mut gates = Gates::new(&welcome, accepted.config.node.name.clone(), hand_in.clone())
-            .map_err(|e| format!("failed to watch locks: {e}"))?;
-        let (locks, told_held) = told
-            .held
-            .into_iter()
-            .partition::<BTreeMap<_, _>, _>(|(name, _)| name.starts_with("lock/"));
-        let mut held: BTreeSet<String> = locks.keys().cloned().collect();
-        let mut open = BTreeMap::new();
-        for (name, fd) in locks {
-            let Some(worker) = worker_of(&name, "lock/") else {
-                continue;
-            };
-            let singleton = accepted
-                .config
-                .fleets
-                .get(&worker.fleet)
-                .and_then(|fleet| fleet.singleton.as_ref());
-            let lease = singleton.and_then(|singleton| singleton.lease.as_ref());
-            if let Some(mut kept) = gates.adopt(&worker, fd, lease) {
-                kept.until = deadlines.adopt(&worker, kept.pass.fence);
-                open.insert(worker, kept);
-            }
-        }
-        let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
-        let origin = Origin {
-            config: accepted.config,
-            previous: accepted.previous,
-            intent,
-            facts,
-            asked: welcome.asked,
-            rows: told.rows,
-            gates: open,
-            shown: alarm.told(),
-            recover: welcome.recover,
-            seed: host::seed(),
-        };
-        let log_specs = origin.config.fleets.clone();
-        // Captured before any row is read: whatever is wrong with those, no worker waits in its write().
-        for (name, fd) in told_held {
-            if let Some(worker) = worker_of(&name, "log/") {
-                let spec = log_specs.get(&worker.fleet).map(|spec| spec.log.clone());
-                let spec = spec.unwrap_or_else(|| {
-                    crate::config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
-                });
-                let header = known.headers.get(&RowKey::Slot(worker.clone()));
-                let author = header.map(author);
-                capture.add(
-                    logs::Source {
-                        worker,
-                        stderr: name.ends_with("/stderr"),
-                    },
-                    fd,
-                    spec,
-                    author,
-                );
-            }
-            held.insert(name);
-        }
-        let mut effects = Effects::default();
-        let engine = Supervisor::new(origin, crate::sys::clock::now(), &mut effects);
-        let notify = link::watched(listeners.notify)
-            .map_err(|e| format!("failed to watch the notify socket: {e}"))?;
-        let bell = gates.bell().and_then(link::watched);
-        let bell = bell.map_err(|e| format!("failed to watch locks: {e}"))?;
-        let mut driver = Driver {
-            interactive: std::io::stderr().is_terminal() && !settings.quiet,
-            settings,
-            engine,
-            link,
-            held,
-            logs: capture,
-            journal,
-            console,
-            hand_in,
-            clients: BTreeMap::new(),
-            leaving: None,
-            gates,
-            deadlines,
-            by_hand: ByHand::default(),
-            alarm,
-            bell,
-            known,
-            inbox,
-            notify,
-            echo: Echo::None,
-            echoes: 0,
-            welcome,
-            requests: 0,
-            progress_at: None,
-            said: String::new(),
-            said_waiting: false,
-        };
-        if first {
-            driver.greet();
-        }
-        driver.perform(effects);
-        for event in driver.deadlines.came() {
-            driver.step(event);
-        }
-        driver.say_ready();
-        driver.note_leaders();
-        driver.take_news(told.rest);
-        Ok(driver)
-    }
-}
-
-fn start_capture(
-    settings: &Settings,
-    console: Option<Console>,
-    hand_in: mpsc::UnboundedSender<Inbox>,
-) -> Result<Capture, String> {
-    let trouble = hand_in.clone();
-    let settings = logs::Settings {
-        log_dir: settings.directories.log.clone(),
-        echo: console.map(|console| {
-            Box::new(move |line| console.echo(line)) as Box<dyn FnMut(logs::Line) + Send>
-        }),
-        closed: Box::new(move |source| {
-            let _ = hand_in.send(Inbox::LogClosed(source));
-        }),
-        trouble: Box::new(move |what| {
-            let _ = trouble.send(Inbox::LogTrouble(what));
-        }),
-        journal: std::env::var_os(JOURNAL_VARIABLE)
-            .map_or_else(|| journal::SOCKET.into(), PathBuf::from),
-    };
-    Capture::start(settings).map_err(|e| format!("failed to start the log thread: {e}"))
-}
-
 /// Who writes, as the keeper tells.
 pub(super) fn author(header: &Header) -> logs::Author {
     let pid = match &header.process {
@@ -384,7 +137,7 @@ pub(super) fn worker_of(name: &str, kind: &str) -> Option<WorkerId> {
 
 impl Driver {
     /// The first lines a person sees.
-    fn greet(&self) {
+    pub(super) fn greet(&self) {
         if self.settings.quiet {
             return;
         }
@@ -532,7 +285,7 @@ impl Driver {
         self.link.flush()
     }
 
-    fn take_news(&mut self, news: Vec<News>) {
+    pub(super) fn take_news(&mut self, news: Vec<News>) {
         let sorted = inputs::sort(news, &mut self.known);
         if self.echo == Echo::Asked(sorted.echo.unwrap_or(0)) {
             self.echo = Echo::Heard;
@@ -558,7 +311,7 @@ impl Driver {
     }
 
     /// Whoever takes a lock after us is to know whom to end.
-    fn note_leaders(&mut self) {
+    pub(super) fn note_leaders(&mut self) {
         let headers = &self.known.headers;
         self.gates.note_leaders(|worker| {
             match headers.get(&RowKey::Slot(worker.clone()))?.process {
@@ -715,7 +468,7 @@ impl Driver {
     }
 
     /// READY=1 with what people see in `systemctl status`: the size of it, and a reload that was refused.
-    fn say_ready(&mut self) {
+    pub(super) fn say_ready(&mut self) {
         let size = self.engine.config().size();
         let refused = if self.engine.is_rejected() {
             "; the newest reload was refused, nothing changed"
@@ -857,7 +610,7 @@ impl Driver {
 
 /// Whether the keeper was asked to tell all that it knows, for the sake of the datagram that waits first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Echo {
+pub(super) enum Echo {
     None,
     Asked(u64),
     Heard,
@@ -872,37 +625,4 @@ enum Next {
     Inbox(Box<Inbox>),
     Writable,
     Time,
-}
-
-/// The HTTP thread's way to the engine.
-struct Door {
-    hand_in: mpsc::UnboundedSender<Inbox>,
-}
-
-impl Engine for Door {
-    fn command(&self, command: Command) -> http::Answer<Result<Reply, Denial>> {
-        self.ask(|client| Inbox::Command(command, client))
-    }
-
-    fn status(&self) -> http::Answer<Status> {
-        self.ask(Inbox::Status)
-    }
-
-    fn config(&self) -> http::Answer<Box<crate::config::Config>> {
-        self.ask(Inbox::Config)
-    }
-}
-
-impl Door {
-    fn ask<T: Send + 'static>(
-        &self,
-        item: impl FnOnce(oneshot::Sender<T>) -> Inbox,
-    ) -> http::Answer<T> {
-        let (client, answer) = oneshot::channel();
-        let sent = self.hand_in.send(item(client));
-        Box::pin(async move {
-            sent.map_err(|_| EngineError::Gone)?;
-            answer.await.map_err(|_| EngineError::Gone)
-        })
-    }
 }
