@@ -32,7 +32,7 @@ const NOT_EXECUTABLE: u8 = 126;
   leasehold lock -n 3 encode --timeout 10m -- ffmpeg -i in.mkv out.webm
 
 The lock is that of a fleet's `singleton = { scope = \"node\", lock = NAME }`, of every daemon of this user; flock(1) respects it on the printed
-path. The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD and LEASEHOLD_FENCE in its environment, and what it leaves running is killed
+path. The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD, LEASEHOLD_FENCE and LEASEHOLD_PAGE_FD in its environment, and what it leaves running is killed
 when it ends, or when this process does.
 
 Exit codes: the command's own; 128+n if signal n ended it, or ended the waiting (130: ^C); 126 not executable, 127 not found, 2 usage;

@@ -21,7 +21,7 @@ pub(super) struct RunArgs {
     /// Control socket and instance lock [default: $RUNTIME_DIRECTORY, /run/leasehold, $XDG_RUNTIME_DIR/leasehold]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// Holds and sizes that outlive everything [default: $STATE_DIRECTORY, /var/lib/leasehold, ~/.local/state/leasehold]
+    /// Holds, sizes and jobs' books, which outlive everything [default: $STATE_DIRECTORY, /var/lib/leasehold, ~/.local/state/leasehold]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Workers' output [default: $LOGS_DIRECTORY, /var/log/leasehold, the state directory's log]
