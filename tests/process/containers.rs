@@ -244,6 +244,10 @@ impl Neighbours {
                     self.pair.rig(which).ok(&["start", "job"]);
                 }
             }
+            // Faults in a row, and faults that are waited out: a takeover may take a second here.
+            if dice.below(3) == 0 {
+                self.pair.goes_on(10_000);
+            }
             pause(dice.below(60));
         }
         self.pair.changes_hands();
