@@ -85,6 +85,10 @@ fn a_run_is_asked_for(mut rig: Rig) {
         command = {bad}
         schedule = "@yearly"
         retry = {{ attempts = 3, backoff = "1ms..2ms" }}
+        [cron.odd]
+        command = {good}
+        schedule = "@yearly"
+        success = [3]
         [cron.long]
         command = {long}
         schedule = "@yearly"
@@ -108,6 +112,8 @@ fn a_run_is_asked_for(mut rig: Rig) {
     assert_eq!(said.code, 7, "{}", said.err);
     let attempts: Vec<u32> = started(&rig, "bad").iter().map(|run| run.1).collect();
     assert_eq!(attempts, [1, 2, 3]);
+    let said = rig.cli(&["cron", "run", "odd", "--wait"]);
+    assert_eq!(said.code, 1, "{}", said.err);
     let said = rig.cli(&["cron", "run", "long", "--wait"]);
     assert_eq!(said.code, 1);
     assert!(
@@ -136,7 +142,7 @@ fn a_run_is_asked_for(mut rig: Rig) {
         (&3.into(), &7.into())
     );
     let all: Value = serde_json::from_str(&rig.request("GET", "/v1/crons", "").unwrap().1).unwrap();
-    assert_eq!(all.as_array().unwrap().len(), 4);
+    assert_eq!(all.as_array().unwrap().len(), 5);
     let fleet = rig.status().fleet("good").clone();
     assert_eq!(
         (&fleet["kind"], &fleet["last"]["outcome"]),
