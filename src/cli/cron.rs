@@ -63,8 +63,8 @@ enum CronVerb {
         /// Wait for its end, and exit with its code (0 after success, 128 and the number after a signal, 1 if it failed otherwise)
         #[arg(long)]
         wait: bool,
-        /// Wait no longer than this (then exit 6; the run goes on)
-        #[arg(long, value_name = "DURATION", default_value = "infinity", value_parser = parse_span)]
+        /// With --wait: no longer than this (then exit 6; the run goes on)
+        #[arg(long, value_name = "DURATION", default_value = "infinity", value_parser = parse_span, requires = "wait")]
         timeout: Span,
     },
 }

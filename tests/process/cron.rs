@@ -159,6 +159,7 @@ fn a_run_is_asked_for(mut rig: Rig) {
     for (words, code, text) in [
         (["cron", "run", "godo"].as_slice(), 4, "did you mean `good`"),
         (&["cron", "run", "steady"], 4, "no job"),
+        (&["cron", "run", "good", "--timeout", "1s"], 2, "--wait"),
         (&["restart", "good"], 9, "cron run good"),
         (&["scale", "good", "2"], 9, "one run at a time"),
     ] {
