@@ -54,7 +54,7 @@ enum CronVerb {
         #[command(flatten)]
         reach: Reach,
     },
-    /// Start a run now, whatever the schedule says; exit 9 if `overlap` refuses it
+    /// Start a run now, whatever the schedule says; exit 9 if `overlap`, a hold or its lock refuses it, 1 if the disk does
     Run {
         /// The job
         name: String,

@@ -92,12 +92,12 @@ impl Cron {
     pub(super) fn refuse(
         &mut self,
         scheduled: Stamp,
+        code: ExitCode,
         why: impl FnOnce() -> String,
         desk: &mut JobDesk<'_>,
     ) {
         if let Some(request) = self.clients.remove(&scheduled) {
             let why = format!("{}: {}", desk.name, why());
-            let code = ExitCode::Conflict;
             let reply = Err(Denial::new(code, why));
             desk.out.list.push(Effect::Reply { request, reply });
         }

@@ -493,7 +493,7 @@ fn what_cannot_be_claimed_is_not_started(mut rig: Rig) {
     disk.fill();
     let said = rig.cli(&["cron", "run", "job"]);
     assert!(
-        said.code == 9 && said.err.contains("could not be claimed"),
+        said.code == 1 && said.err.contains("could not be claimed"),
         "{said:?}"
     );
     assert!(said.err.contains("No space left"), "{said:?}");
