@@ -120,6 +120,9 @@ pub(super) struct Cron {
     /// Who waits to hear what became of a run that they asked for.
     #[serde(skip)]
     pub(super) clients: BTreeMap<Stamp, RequestId>,
+    /// Who asked for a run before its book was read, by the words for people.
+    #[serde(skip)]
+    pub(super) early: Vec<(RequestId, String)>,
     #[serde(skip)]
     pub(super) disk: Disk,
 }
