@@ -54,17 +54,17 @@ enum CronVerb {
         #[command(flatten)]
         reach: Reach,
     },
-    /// Start a run now, whatever the schedule says; exit 9 if `overlap` refuses it
+    /// Start a run now, whatever the schedule says; exit 9 if `overlap`, a hold or its lock refuses it, 1 if the disk does
     Run {
         /// The job
         name: String,
         #[command(flatten)]
         reach: Reach,
-        /// Wait for its end, and exit with its code (128 and the number after a signal, 1 if it was ended otherwise)
+        /// Wait for its end, and exit with its code (0 after success, 128 and the number after a signal, 1 if it failed otherwise)
         #[arg(long)]
         wait: bool,
-        /// Wait no longer than this (then exit 6; the run goes on)
-        #[arg(long, value_name = "DURATION", default_value = "infinity", value_parser = parse_span)]
+        /// With --wait: no longer than this (then exit 6; the run goes on)
+        #[arg(long, value_name = "DURATION", default_value = "infinity", value_parser = parse_span, requires = "wait")]
         timeout: Span,
     },
 }
@@ -298,5 +298,7 @@ fn run(name: &str, reach: &Reach, timeout: Span) -> Result<u8, Failure> {
     );
     let own = ended.code.or(ended.signal.map(|signal| 128 + signal));
     let own = own.and_then(|code| u8::try_from(code).ok());
+    // `success` may leave 0 out.
+    let own = own.filter(|code| *code != ExitCode::Ok.number());
     Ok(own.unwrap_or(ExitCode::Failed.number()))
 }

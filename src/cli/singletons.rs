@@ -361,6 +361,10 @@ fn outcome(slot: &SlotView) -> String {
             holder(slot)
         ),
         "shut" => format!("{id}: its lock is given back, {}\n", holder(slot)),
-        _ => format!("{id}: its lock has {}\n", holder(slot)),
+        _ if slot.holder.is_some() => format!("{id}: its lock went to {}\n", holder(slot)),
+        _ => format!(
+            "{id}: its lock is given back, and waited for: {}\n",
+            holder(slot)
+        ),
     }
 }

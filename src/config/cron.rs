@@ -63,7 +63,7 @@ pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) ->
         timezone: timezone(section),
         overlap: section.word("overlap", &OVERLAPS).unwrap_or(Overlap::Skip),
         catch_up: section.span("catch_up").unwrap_or(Span::ZERO),
-        timeout: section.span("timeout").unwrap_or(Span::FOREVER),
+        timeout: timeout(section),
         retry: retry(section),
         jitter: jitter(section),
         history: section.integer("history", 0, HISTORY_MAX).unwrap_or(20) as u32,
@@ -190,6 +190,23 @@ fn retry(section: &Section<'_, '_>) -> RetrySpec {
     };
     table.finish();
     spec
+}
+
+fn timeout(section: &Section<'_, '_>) -> Span {
+    let timeout = section.span("timeout").unwrap_or(Span::FOREVER);
+    if timeout == Span::ZERO {
+        let message = format!(
+            "{} would end every run as it begins",
+            section.name("timeout")
+        );
+        section.fault(
+            "E226",
+            "timeout",
+            message,
+            "leave it out, or give a duration such as \"20m\"",
+        );
+    }
+    timeout
 }
 
 fn jitter(section: &Section<'_, '_>) -> Span {

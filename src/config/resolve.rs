@@ -68,6 +68,7 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     }
     check_dependencies(&reader, &mut fleets, &top.declared);
     check_sockets(&reader, &fleets);
+    check_locks(&reader, &fleets);
     check_descriptors(&reader, &fleets);
     drop(top);
     let faults = reader.into_faults();
@@ -481,6 +482,35 @@ fn check_sockets(reader: &Reader<'_>, fleets: &Fleets) {
                     "give each its own address".to_owned(),
                 );
             }
+        }
+    }
+}
+
+/// All who use a lock by its name must mean the same number of slots: who comes second would wait for ever.
+fn check_locks(reader: &Reader<'_>, fleets: &Fleets) {
+    let mut sizes: BTreeMap<&FleetName, (u32, String)> = BTreeMap::new();
+    for (name, fleet) in fleets {
+        let named = fleet.spec.singleton.as_ref();
+        let Some(spec) = named.filter(|spec| spec.flock.is_none()) else {
+            continue;
+        };
+        let ours = path_of(name, fleet);
+        let (slots, theirs) = sizes
+            .entry(&spec.lock)
+            .or_insert_with(|| (spec.slots, ours.clone()));
+        if *slots != spec.slots {
+            let message = format!(
+                "{ours} gives the lock `{}` {}, and {theirs} gives it {slots}",
+                spec.lock,
+                count(spec.slots, "slot")
+            );
+            reader.fault(
+                "E216",
+                Some(fleet.place.clone()),
+                message,
+                "another number",
+                "say the same number of slots, or give one of them another lock".to_owned(),
+            );
         }
     }
 }

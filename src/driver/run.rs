@@ -82,6 +82,7 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
     let _ = rustix::thread::set_name(c"leasehold-super");
     // We are a background group of whatever terminal the keeper has.
     crate::sys::child::ignore_terminal_stops();
+    crate::sys::child::outlive_size_limit();
     let links = Link::inherited().and_then(|link| Ok((link, link::inherited_deadlines()?)));
     let (mut link, deadlines) = match links {
         Ok(links) => links,
@@ -90,18 +91,16 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
             return ExitCode::Usage.number();
         }
     };
+    // The lock was not had, whatever the reason.
+    let of_errand = settings.errand.as_ref().map(|errand| errand.code);
     let driver = match begin(settings, &mut link, deadlines).await {
         Ok(begin) => begin.into_driver(link),
         Err((code, why)) => {
             eprintln!("{}", why.trim_end());
-            link.push(vec![(
-                Op::Exit {
-                    code: code.number(),
-                },
-                None,
-            )]);
+            let code = of_errand.unwrap_or(code.number());
+            link.push(vec![(Op::Exit { code }, None)]);
             let _ = link.flush();
-            return code.number();
+            return code;
         }
     };
     match driver {

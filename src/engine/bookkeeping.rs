@@ -69,6 +69,7 @@ impl Cron {
         }
         self.book.cursor.get_or_insert(desk.shown());
         self.find_next();
+        self.hear_early(desk);
     }
 
     /// It was claimed, and nobody saw its end. Only a job that may be tried again, and still be late by so much, is.

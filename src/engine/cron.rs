@@ -27,6 +27,7 @@ use crate::{
         jitter::Jitter,
         slot::LastExit,
     },
+    exit::ExitCode,
     id::{FleetName, RequestId},
     time::{Moment, Span, Stamp},
     wire::ExitStatus,
@@ -119,6 +120,9 @@ pub(super) struct Cron {
     /// Who waits to hear what became of a run that they asked for.
     #[serde(skip)]
     pub(super) clients: BTreeMap<Stamp, RequestId>,
+    /// Who asked for a run before its book was read, by the words for people.
+    #[serde(skip)]
+    pub(super) early: Vec<(RequestId, String)>,
     #[serde(skip)]
     pub(super) disk: Disk,
 }
@@ -308,6 +312,7 @@ impl Cron {
                 let why = seen.waits.clone();
                 self.refuse(
                     run.scheduled,
+                    ExitCode::Conflict,
                     || {
                         let holder =
                             why.unwrap_or_else(|| "nobody said whether it is free".to_owned());
@@ -391,7 +396,7 @@ impl Cron {
     fn run_claimed(&mut self, run: Run, seen: &Seen, desk: &mut JobDesk<'_>) -> Move {
         if !desk.is_open() || (desk.gated && !seen.open) {
             let why = "it was called off".to_owned();
-            self.refuse(run.scheduled, || why, desk);
+            self.refuse(run.scheduled, ExitCode::Conflict, || why, desk);
             return self.close(run, Outcome::CalledOff, desk);
         }
         if seen.live {
@@ -406,6 +411,7 @@ impl Cron {
     fn miss_claim(&mut self, run: Run, why: String, desk: &mut JobDesk<'_>) -> Move {
         self.refuse(
             run.scheduled,
+            ExitCode::Failed,
             || format!("it could not be claimed, so it was not started: {why}"),
             desk,
         );
@@ -522,7 +528,12 @@ impl Cron {
     }
 
     pub(super) fn skip(&mut self, run: Run, why: Skip, desk: &mut JobDesk<'_>) -> Move {
-        self.refuse(run.scheduled, || why.reason().to_owned(), desk);
+        self.refuse(
+            run.scheduled,
+            ExitCode::Conflict,
+            || why.reason().to_owned(),
+            desk,
+        );
         desk.record(What::RunSkipped {
             scheduled: run.scheduled,
             why,

@@ -342,9 +342,25 @@ impl Fleet {
         }
     }
 
+    /// Are both jobs, or both not?
+    pub(super) fn is_kind_of(&self, spec: &FleetSpec) -> bool {
+        self.spec.cron.is_some() == spec.cron.is_some()
+    }
+
+    /// It is not configured any more, or its name is another kind's: a worker is no run, and a run no worker. The heir begins when nothing
+    /// of it is left.
+    pub(super) fn remove(&mut self) {
+        self.removed = true;
+        self.body.rollout = None;
+    }
+
     /// Takes over a new specification; slots follow by rollout or at once, as `config::diff` classes it.
     pub(super) fn respecify(&mut self, spec: FleetSpec, room: &mut Room<'_>) {
-        if self.spec.cron.is_some() || spec.cron.is_some() {
+        if !self.is_kind_of(&spec) {
+            self.remove();
+            return;
+        }
+        if spec.cron.is_some() {
             return self.respecify_job(spec, room);
         }
         let rolling = spec.revision != self.spec.revision;

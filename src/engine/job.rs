@@ -6,7 +6,7 @@ use crate::{
         book::Book,
         command::{By, Denial, Reply, Selected},
         cron::{Cron, JobDesk, Move, Seen},
-        effect::{Effects, Ending},
+        effect::Effects,
         fleet::{Fleet, Room, Stance},
         slot::{Slot, State},
         status::{CronStatus, RunStatus},
@@ -33,7 +33,6 @@ impl Fleet {
 
     /// A job's new settings are for its next run; its schedule changes at once.
     pub(super) fn respecify_job(&mut self, spec: FleetSpec, room: &mut Room<'_>) {
-        let is_other_kind = self.spec.cron.is_some() != spec.cron.is_some();
         self.removed = false;
         self.spec = spec;
         self.previous = None;
@@ -41,13 +40,7 @@ impl Fleet {
         self.fit_cron();
         let all: Vec<SlotIndex> = self.slots.keys().copied().collect();
         for index in all {
-            self.with_slot(index, room, |slot, desk| {
-                slot.respecified(desk);
-                // A worker is no run, and a run no worker.
-                if is_other_kind {
-                    slot.stop(Ending::Rollout, desk);
-                }
-            });
+            self.with_slot(index, room, |slot, desk| slot.respecified(desk));
         }
     }
 

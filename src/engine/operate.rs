@@ -538,8 +538,7 @@ impl Supervisor {
             match spec {
                 None => {
                     if let Some(fleet) = self.fleets.get_mut(&change.fleet) {
-                        fleet.removed = true;
-                        fleet.body.rollout = None;
+                        fleet.remove();
                     }
                 }
                 Some(spec) if self.fleets.contains_key(&change.fleet) => {
@@ -563,7 +562,7 @@ impl Supervisor {
         changes
     }
 
-    fn store_accepted(&self, out: &mut Effects) {
+    pub(super) fn store_accepted(&self, out: &mut Effects) {
         let previous = self.fleets.values().filter_map(|fleet| {
             let spec = if fleet.removed {
                 Some(&fleet.spec)

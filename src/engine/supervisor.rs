@@ -112,7 +112,11 @@ impl Supervisor {
             .collect();
         for (name, spec) in previous {
             match fleets.get_mut(&name) {
-                Some(fleet) => fleet.previous = Some(spec),
+                Some(fleet) if fleet.is_kind_of(&spec) => fleet.previous = Some(spec),
+                Some(fleet) => {
+                    *fleet = Fleet::new(name, spec);
+                    fleet.remove();
+                }
                 None => {
                     let mut fleet = Fleet::new(name.clone(), spec);
                     fleet.removed = true;
@@ -247,6 +251,19 @@ impl Supervisor {
 
     fn finish_step(&mut self, now: Moment, out: &mut Effects) {
         self.obey_signals(now, out);
+        self.settle(now, out);
+        self.follow_rollbacks(out);
+        if self.drop_removed(now, out) {
+            self.settle(now, out);
+        }
+        self.send_rows(out);
+        self.ask_to_be_woken(out);
+        self.say_goodbye(now, out);
+        self.check_invariants();
+    }
+
+    /// Every fleet moves as far as it can.
+    fn settle(&mut self, now: Moment, out: &mut Effects) {
         let names: Vec<FleetName> = self.fleets.keys().cloned().collect();
         // More than once: what one fleet reached may be what another waits for, and a rollback makes new things due.
         for _ in 0..4 {
@@ -262,12 +279,6 @@ impl Supervisor {
                 break;
             }
         }
-        self.follow_rollbacks(out);
-        self.drop_removed(now, out);
-        self.send_rows(out);
-        self.ask_to_be_woken(out);
-        self.say_goodbye(now, out);
-        self.check_invariants();
     }
 
     /// The wall clock is somebody else's to look at.
@@ -440,14 +451,15 @@ impl Supervisor {
         }
     }
 
-    /// Fleets that are not configured and have nothing left go, with everything they had.
-    fn drop_removed(&mut self, now: Moment, out: &mut Effects) {
+    /// Fleets that are not configured and have nothing left go, with everything they had. True if another kind has the name of one.
+    fn drop_removed(&mut self, now: Moment, out: &mut Effects) -> bool {
         let gone: Vec<FleetName> = self
             .fleets
             .values()
             .filter(|fleet| fleet.removed && fleet.live() == 0 && !fleet.is_writing(now))
             .map(|fleet| fleet.name.clone())
             .collect();
+        let mut heirs = false;
         for name in gone {
             let Some(fleet) = self.fleets.remove(&name) else {
                 continue;
@@ -462,10 +474,20 @@ impl Supervisor {
             }
             self.drop_row(RowKey::Fleet(name.clone()), out);
             out.list.push(Effect::KeepSockets {
-                fleet: name,
+                fleet: name.clone(),
                 names: Vec::new(),
             });
+            if let Some(spec) = self.config.fleets.get(&name) {
+                let heir = Fleet::new(name.clone(), spec.clone());
+                self.fleets.insert(name, heir);
+                heirs = true;
+            }
         }
+        if heirs {
+            // Before anything of them is: our own heir must not take it for what was removed.
+            self.store_accepted(out);
+        }
+        heirs
     }
 
     fn say_goodbye(&mut self, now: Moment, out: &mut Effects) {

@@ -30,7 +30,8 @@ impl Cron {
         desk: &mut JobDesk<'_>,
     ) -> Result<(), String> {
         if matches!(self.phase, Phase::Opening) {
-            return Err("its book is being read; try again".to_owned());
+            self.early.push((request, who.to_owned()));
+            return Ok(());
         }
         let busy = self.run().is_some() || !self.pending.is_empty();
         match desk.spec.overlap {
@@ -64,6 +65,17 @@ impl Cron {
         Ok(())
     }
 
+    /// The book was read: those who asked before that have their turn.
+    pub(super) fn hear_early(&mut self, desk: &mut JobDesk<'_>) {
+        for (request, who) in std::mem::take(&mut self.early) {
+            if let Err(why) = self.ask(request, &who, desk) {
+                let why = format!("{}: {why}", desk.name);
+                let reply = Err(Denial::new(ExitCode::Conflict, why));
+                desk.out.list.push(Effect::Reply { request, reply });
+            }
+        }
+    }
+
     /// Is a run called by this instant already?
     fn knows(&self, scheduled: Stamp) -> bool {
         self.run().is_some_and(|run| run.scheduled == scheduled)
@@ -92,12 +104,12 @@ impl Cron {
     pub(super) fn refuse(
         &mut self,
         scheduled: Stamp,
+        code: ExitCode,
         why: impl FnOnce() -> String,
         desk: &mut JobDesk<'_>,
     ) {
         if let Some(request) = self.clients.remove(&scheduled) {
             let why = format!("{}: {}", desk.name, why());
-            let code = ExitCode::Conflict;
             let reply = Err(Denial::new(code, why));
             desk.out.list.push(Effect::Reply { request, reply });
         }
@@ -274,5 +286,80 @@ impl Cron {
                 waiting: self.pending.len(),
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::spec::{CronSpec, RetrySpec},
+        engine::{
+            cron::{Clock, Move, Seen},
+            effect::Effects,
+            jitter::Jitter,
+        },
+        time::Moment,
+    };
+
+    /// A job is new here for as long as a disk takes. That is nobody's mistake, least of all of a script that has just reloaded.
+    #[test]
+    fn who_asks_before_the_book_is_read_is_heard_after() {
+        let spec = CronSpec {
+            schedule: "@yearly".to_owned(),
+            timezone: "UTC".to_owned(),
+            overlap: Overlap::Skip,
+            catch_up: Span::ZERO,
+            timeout: Span::FOREVER,
+            retry: RetrySpec {
+                attempts: 1,
+                backoff_min: Span::secs(1),
+                backoff_max: Span::secs(1),
+            },
+            jitter: Span::ZERO,
+            history: 20,
+        };
+        let (name, now) = ("job".parse().unwrap(), Moment(1));
+        let shown = Stamp(1_000_000_000_000);
+        let (mut out, mut jitter) = (Effects::default(), Jitter::new(1));
+        let mut desk = JobDesk {
+            now,
+            clock: Clock { shown, at: now },
+            name: &name,
+            spec: &spec,
+            success: &[0],
+            gated: false,
+            stance: Stance::Keep,
+            held: false,
+            removed: false,
+            jitter: &mut jitter,
+            out: &mut out,
+        };
+        let seen = Seen {
+            live: false,
+            since: None,
+            ending: None,
+            last_exit: None,
+            open: false,
+            waits: None,
+        };
+        let mut cron = Cron::default();
+        cron.follow(&spec);
+        assert_eq!(cron.turn(&seen, &mut desk), Move::Rest);
+        assert_eq!(cron.ask(RequestId(1), "one", &mut desk), Ok(()));
+        assert_eq!(cron.ask(RequestId(2), "two", &mut desk), Ok(()));
+        cron.book_read(Ok(None), &seen, &mut desk);
+        // The second is refused, as it would have been later; the first has its run claimed.
+        assert_eq!(cron.turn(&seen, &mut desk), Move::Again);
+        assert!(matches!(cron.phase, Phase::Claiming { .. }));
+        let refused: Vec<RequestId> = out
+            .list
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Reply { request, reply } => reply.is_err().then_some(*request),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(refused, [RequestId(2)]);
     }
 }

@@ -54,6 +54,7 @@ impl Signals {
 
     fn catch(wanted: &[i32], relays: bool) -> io::Result<Self> {
         child::ignore_terminal_stops();
+        child::outlive_size_limit();
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         // Whoever started us may have blocked signals; we must hear ours.

@@ -170,6 +170,13 @@ pub fn ignore_terminal_stops() {
     }
 }
 
+/// A limit on the size of files (RLIMIT_FSIZE) is to be an error of the write that meets it, as a full disk is, not our end.
+pub fn outlive_size_limit() {
+    use nix::sys::signal::{SigHandler, Signal as Name, signal};
+    // SAFETY: SIG_IGN installs no function, which is what signal(2) is unsafe for.
+    let _ = unsafe { signal(Name::SIGXFSZ, SigHandler::SigIgn) };
+}
+
 /// Stops us and our whole process group as a terminal does, and returns when somebody continues us. At once if nobody could: the kernel
 /// stops no orphaned group (setpgid(2)).
 pub fn stop_our_group(number: i32) {

@@ -21,6 +21,7 @@ both_ways!(
     what_cannot_be_claimed_is_not_started,
     nobody_else_runs_what_is_forbidden,
     an_edit_is_for_the_next_run,
+    a_name_may_become_another_kinds,
 );
 
 /// Notes `TICK ATTEMPT`, then does what `then` says.
@@ -84,6 +85,10 @@ fn a_run_is_asked_for(mut rig: Rig) {
         command = {bad}
         schedule = "@yearly"
         retry = {{ attempts = 3, backoff = "1ms..2ms" }}
+        [cron.odd]
+        command = {good}
+        schedule = "@yearly"
+        success = [3]
         [cron.long]
         command = {long}
         schedule = "@yearly"
@@ -107,6 +112,8 @@ fn a_run_is_asked_for(mut rig: Rig) {
     assert_eq!(said.code, 7, "{}", said.err);
     let attempts: Vec<u32> = started(&rig, "bad").iter().map(|run| run.1).collect();
     assert_eq!(attempts, [1, 2, 3]);
+    let said = rig.cli(&["cron", "run", "odd", "--wait"]);
+    assert_eq!(said.code, 1, "{}", said.err);
     let said = rig.cli(&["cron", "run", "long", "--wait"]);
     assert_eq!(said.code, 1);
     assert!(
@@ -135,7 +142,7 @@ fn a_run_is_asked_for(mut rig: Rig) {
         (&3.into(), &7.into())
     );
     let all: Value = serde_json::from_str(&rig.request("GET", "/v1/crons", "").unwrap().1).unwrap();
-    assert_eq!(all.as_array().unwrap().len(), 4);
+    assert_eq!(all.as_array().unwrap().len(), 5);
     let fleet = rig.status().fleet("good").clone();
     assert_eq!(
         (&fleet["kind"], &fleet["last"]["outcome"]),
@@ -152,6 +159,7 @@ fn a_run_is_asked_for(mut rig: Rig) {
     for (words, code, text) in [
         (["cron", "run", "godo"].as_slice(), 4, "did you mean `good`"),
         (&["cron", "run", "steady"], 4, "no job"),
+        (&["cron", "run", "good", "--timeout", "1s"], 2, "--wait"),
         (&["restart", "good"], 9, "cron run good"),
         (&["scale", "good", "2"], 9, "one run at a time"),
     ] {
@@ -485,7 +493,7 @@ fn what_cannot_be_claimed_is_not_started(mut rig: Rig) {
     disk.fill();
     let said = rig.cli(&["cron", "run", "job"]);
     assert!(
-        said.code == 9 && said.err.contains("could not be claimed"),
+        said.code == 1 && said.err.contains("could not be claimed"),
         "{said:?}"
     );
     assert!(said.err.contains("No space left"), "{said:?}");
@@ -602,5 +610,50 @@ fn an_edit_is_for_the_next_run(mut rig: Rig) {
         job["history"].as_array().unwrap().len() == 2
     });
     assert_eq!(again["last"]["code"], 6);
+    rig.drain(10_000);
+}
+
+/// A job becomes a fleet while it runs, and a job again: its run was ended, not lost, and neither kind begins beside the other.
+fn a_name_may_become_another_kinds(mut rig: Rig) {
+    let slow = job("trap 'sleep 1; exit 0' TERM; while :; do sleep 0.02; done");
+    let as_job =
+        format!("[cron.job]\ncommand = {slow}\nschedule = \"@yearly\"\noverlap = \"queue\"\n");
+    rig.configure(&as_job);
+    rig.start();
+    rig.ok(&["cron", "run", "job"]);
+    rig.ok(&["cron", "run", "job"]);
+    let started_once = || rig.notes("job").len() == 1;
+    until_true("it runs", 5_000, started_once);
+    let run = rig.status().worker("job/0").unwrap().pid;
+    rig.configure("[fleet.job]\ncommand = [{worker}, \"sleep\"]\n");
+    rig.ok(&["reload", "--no-wait"]);
+    // Whoever takes over meanwhile knows which of them it is that drains.
+    send(rig.status().supervisor(), Signal::KILL);
+    let now = rig.wait("the fleet", 10_000, |status| {
+        status.worker("job/0").is_some_and(|worker| worker.ready)
+    });
+    assert!(!lives(run) && now.worker("job/0").unwrap().pid != run);
+    assert_eq!(now.fleet("job")["kind"], "fleet");
+    // And knows, once it has drained, that it is the heir who is there.
+    send(rig.status().supervisor(), Signal::KILL);
+    let worker = now.worker("job/0").unwrap().pid;
+    rig.wait("the fleet, still", 10_000, |status| {
+        status.worker("job/0").is_some_and(|worker| worker.ready)
+    });
+    assert!(lives(worker));
+    rig.configure(&as_job);
+    rig.ok(&["reload"]);
+    let job = job_is(&rig, "job", "its history", |job| {
+        !job["history"].as_array().unwrap().is_empty()
+    });
+    let outcomes: Vec<&str> = job["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|run| run["outcome"].as_str())
+        .collect();
+    assert_eq!(outcomes, ["stopped", "skipped"], "{job}");
+    assert!(!lives(worker));
+    assert_eq!(rig.notes("job").len(), 1);
     rig.drain(10_000);
 }

@@ -456,6 +456,19 @@ fn waiting_has_an_end(rig: Rig) {
     send(child.id() as i32, Signal::TERM);
     assert_eq!(ended(&mut child).code(), Some(143));
     assert_eq!(ended(&mut waits).code(), Some(8));
+    // A record that may not be written is an error, not the end of whoever writes it, again and again.
+    for blocks in [0, 8] {
+        let limited = format!(
+            "ulimit -f {blocks}; exec {} lock {} --timeout 5s -- true",
+            env!("CARGO_BIN_EXE_leasehold"),
+            lock.words().join(" ")
+        );
+        let output = Command::new("sh").args(["-c", &limited]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(69), "{said}");
+        assert!(said.contains("File too large"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
     // Nobody can have this one.
     let path = lock.path(0);
     fs::write(&path, "somebody's data\n").unwrap();

@@ -111,7 +111,10 @@ fn a_lock_is_given_to_whoever_waits(rig: Rig) {
     assert_eq!(json[0]["gates"][0]["holder"]["fence"], ours["fence"]);
 
     let said = a.ok(&["singletons", "release", "billing"]);
-    assert!(said.contains("its lock has billing/0 on node-b"), "{said}");
+    assert!(
+        said.contains("its lock went to billing/0 on node-b"),
+        "{said}"
+    );
     assert!(!lives(worker.pid));
     let theirs = gate_is(&b, "the second has it", is("open"));
     assert_eq!(
@@ -416,7 +419,10 @@ fn one_slot_of_two_is_released() {
     b.start();
     gate_is(&b, "the second waits", is("waiting"));
     let said = a.ok(&["singletons", "release", "billing/1"]);
-    assert!(said.contains("billing/1: its lock has billing/"), "{said}");
+    assert!(
+        said.contains("billing/1: its lock went to billing/"),
+        "{said}"
+    );
     let theirs = until("the second has it", 5_000, || {
         let shown = shown(&b)?;
         let gates = shown["gates"].as_array().unwrap();
@@ -430,7 +436,10 @@ fn one_slot_of_two_is_released() {
     assert_eq!(all[0]["gates"][1]["state"], "waiting");
     // A neighbour that waits too is not meant.
     let said = b.ok(&["singletons", "release", &theirs]);
-    assert!(said.contains("its lock has billing/1 on node-a"), "{said}");
+    assert!(
+        said.contains("its lock went to billing/1 on node-a"),
+        "{said}"
+    );
     let said = a.cli(&["singletons", "release", "billing/2"]);
     assert!(
         said.err.contains("there is billing/0 to billing/1"),
