@@ -29,7 +29,7 @@ const FLEETS: &str = r#"
     [fleet.bite]
     command = [{worker}, "alive", "{dir}/silent"]
     ready = "notify"
-    health.watchdog = "500ms"
+    health.watchdog = "3s"
     [fleet.fall]
     command = [{worker}, "fail", "{notes}"]
     restart = { backoff = "2s..2s", burst = 100000 }

@@ -414,7 +414,7 @@ fn a_deaf_journald_blocks_or_costs_lines_as_chosen() {
     "#,
     );
     let status = rig.start();
-    until_true("what drops goes on", 15_000, || {
+    until_true("what drops goes on", 60_000, || {
         !rig.notes("done").is_empty()
     });
     until_true("people are told", 5_000, || {
