@@ -444,18 +444,30 @@ fn many_leases_at_once(mut rig: Rig) {
     rig.drain(5_000);
 }
 
-/// Processes that do nothing but that, and take all the time that they get.
+/// Processes that take all the time that they get, once they may.
 struct BusyLoops(Vec<Child>);
 
 impl BusyLoops {
-    fn start(count: usize) -> Self {
+    /// Stopped, as yet.
+    fn new(count: usize) -> Self {
         let one = |_| {
             Command::new("sh")
-                .args(["-c", "while :; do :; done"])
+                .args(["-c", "kill -STOP $$; while :; do :; done"])
                 .spawn()
                 .unwrap()
         };
-        Self((0..count).map(one).collect())
+        let loops = Self((0..count).map(one).collect());
+        until_true("all have stopped", 10_000, || {
+            let mut pids = loops.0.iter().map(|child| child.id() as i32);
+            pids.all(|pid| state_of(pid) == Some('T'))
+        });
+        loops
+    }
+
+    fn go(&self) {
+        for child in &self.0 {
+            send(child.id() as i32, Signal::CONT);
+        }
     }
 }
 
@@ -474,13 +486,18 @@ fn it_ends_among_busy_loops(rig: Rig) {
     let Some(mut leased) = Leased::new(rig, LONG) else {
         return;
     };
+    let busy = BusyLoops::new(64);
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
     let supervisor = leased.rig.status().supervisor();
     let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
         return;
     };
-    let busy = BusyLoops::start(64);
+    // Not for longer than it takes: other tests run beside, whose daemons renew leases.
+    let soon = Moment(deadline.0 - Span::millis(400).as_nanos());
+    until_true("the deadline is near", 8_000, || clock::now() >= soon);
+    busy.go();
+    assert!(clock::now() < deadline, "they came too late");
     leased.ends_at(&holder, deadline);
     drop(busy);
     drop(frozen);
