@@ -165,11 +165,17 @@ fn a_job_is_stopped_and_goes_on(rig: Rig) {
 
 fn the_background_leaves_the_terminal_alone(rig: Rig) {
     let Some(shell) = Shell::new(rig) else { return };
-    shell.says("$HELD -- sh -c 'echo u\"\"p; sleep 1000; :' &", "up\r\n");
+    shell.says(&format!("$HELD -- {UP_AND_WAITS} &"), "up\r\n");
     for n in 0..3 {
         shell.says(&format!("echo st''ill-{n}"), &format!("still-{n}"));
     }
     shell.terminal.answers("fg\n", "$HELD -- ");
+    // The shell says so before it gives the terminal away.
+    until_true("the job is in front", 5_000, || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", shell.shell.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[5] != fields[2]
+    });
     shell.terminal.answers(CTRL_C, "$ ");
     shell.says("echo co''de=$?", "code=130");
     // A keeper that is killed leaves the shell its terminal.
@@ -236,6 +242,9 @@ fn nobody_could_continue_us(rig: Rig) {
     lock.assert_nothing_left();
 }
 
+/// Says so on stderr, and waits from then on. Not a shell that starts another program: a signal between its fork and its exec is lost in it.
+const UP_AND_WAITS: &str = r#"python3 -SEc 'import os, signal as s; s.signal(2, s.SIG_DFL); os.write(2, b"up\n"); s.pause()'"#;
+
 /// Others of the pipeline need the terminal too: the command gets it when it wants to read there.
 fn a_pipeline_shares_the_terminal(rig: Rig) {
     let Some(shell) = Shell::new(rig) else { return };
@@ -249,10 +258,7 @@ fn a_pipeline_shares_the_terminal(rig: Rig) {
         "up\r\n",
     );
     shell.terminal.answers("b\n", "got-b\r\n");
-    shell.says(
-        "$HELD -- sh -c 'echo u\"\"p >&2; sleep 1000' | cat",
-        "up\r\n",
-    );
+    shell.says(&format!("$HELD -- {UP_AND_WAITS} | cat"), "up\r\n");
     shell.terminal.answers(CTRL_C, "$ ");
     shell.says("echo co''de=${PIPESTATUS[0]}", "code=130");
     shell.lock.assert_nothing_left();
