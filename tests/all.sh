@@ -42,8 +42,8 @@ if [ "${1:-}" = quick ]; then
   exit 0
 fi
 section simulation cargo test --locked --test sim
-section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-20}" cargo test --locked --test fuzz
-section soak env SOAK_SECONDS="${SOAK_SECONDS:-180}" cargo test --locked --test soak -- --nocapture
+section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-40}" cargo test --locked --test fuzz
+section soak env SOAK_SECONDS="${SOAK_SECONDS:-360}" cargo test --locked --test soak -- --nocapture
 # Says so where the machine cannot boot a container, and passes; everywhere else it must boot.
 section systemd env LEASEHOLD_SYSTEMD_OPTIONAL=yes tests/systemd/all.sh target/debug/leasehold
 printf '\nall tests passed in %d s\n' $((SECONDS - began))

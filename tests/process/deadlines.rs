@@ -113,6 +113,10 @@ impl Leased {
         self.holder()
     }
 
+    fn freeze_supervisor(&self) -> Option<Freeze> {
+        Freeze::new(&self.rig, "freeze", self.rig.status().supervisor())
+    }
+
     /// Whoever runs now.
     fn holder(&self) -> Holder {
         let status = self.rig.wait("it holds", 10_000, |status| {
@@ -322,8 +326,7 @@ fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
     };
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let supervisor = leased.rig.status().supervisor();
-    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+    let Some(frozen) = leased.freeze_supervisor() else {
         return;
     };
     leased.ends_at(&holder, deadline);
@@ -372,8 +375,7 @@ fn with_both_frozen_the_page_says_so(rig: Rig) {
     };
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let supervisor = leased.rig.status().supervisor();
-    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+    let Some(frozen) = leased.freeze_supervisor() else {
         return;
     };
     leased.rig.signal(Signal::STOP);
@@ -489,8 +491,7 @@ fn it_ends_among_busy_loops(rig: Rig) {
     let busy = BusyLoops::new(64);
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let supervisor = leased.rig.status().supervisor();
-    let Some(frozen) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+    let Some(frozen) = leased.freeze_supervisor() else {
         return;
     };
     // Not for longer than it takes: other tests run beside, whose daemons renew leases.
@@ -550,8 +551,7 @@ fn it_ends_though_the_keepers_main_thread_is_frozen(rig: Rig) {
     };
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let supervisor = leased.rig.status().supervisor();
-    let Some(one) = Freeze::new(&leased.rig, "freeze", supervisor) else {
+    let Some(one) = leased.freeze_supervisor() else {
         return;
     };
     let other = Freeze::new(&leased.rig, "freeze-one", leased.rig.keeper()).unwrap();
@@ -626,8 +626,7 @@ fn trouble(node: &mut Leased, dice: &mut Dice, leader: impl Fn() -> Option<i32>)
     let mut frozen = None;
     match dice.below(4) {
         0 => {
-            let supervisor = node.rig.status().supervisor();
-            frozen = Freeze::new(&node.rig, "freeze", supervisor);
+            frozen = node.freeze_supervisor();
             pause(dice.below(200));
             if dice.below(2) == 0 {
                 kill_leader();
