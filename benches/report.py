@@ -141,10 +141,12 @@ FIGURES = (
         figure
         for how, text in (("stop", "holder stopped in order"), ("kill", "holder's keeper killed"), ("flock", "flock(1) ended"))
         for figure in (
-            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's report, p50", duration,
+            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's first instruction, p50", duration,
                    at_most(lambda _: MS, duration), P50),
-            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's report, p99", duration,
+            Figure(f"takeover_{how}", f"takeover, {text}: end to the successor's first instruction, p99", duration,
                    at_most(lambda _: 5 * MS, duration), P99),
+            Figure(f"takeover_{how}_report", f"takeover, {text}: end to the top of its main, p50", duration,
+                   untargeted, P50),
         )
     ),
     Figure("lock", "`lock NAME -- CMD`, nobody else there, whole process", duration, untargeted),

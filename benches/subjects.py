@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,8 @@ class Workspace:
 
     def build(self) -> None:
         """Compiles the C programs; the worker without shared libraries where the system can do that."""
-        self.worker = self._compile("worker", "-static") or self._compile("worker")
+        own_entry = ("-Wl,-e,first_instruction",) if platform.machine() == "x86_64" else ()
+        self.worker = self._compile("worker", "-static", *own_entry) or self._compile("worker")
         self.baseline = self._compile("baseline")
         self.leased = self._compile("leased")
         if None in (self.worker, self.baseline, self.leased):

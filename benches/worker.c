@@ -13,7 +13,7 @@
  *
  * Reports are datagrams of text to the unix socket BENCH_SOCKET, times are CLOCK_BOOTTIME in nanoseconds:
  *
- *   start TIME PID ID
+ *   start TIME PID ID FIRST            (at the top of main, and at the very first instruction)
  *   done TIME PID ID BEGIN BYTES       (flood: written from BEGIN to TIME)
  *   closed TIME PID ID                 (watch: the file was closed at TIME)
  *   told TIME PID ID                   (watch: these were all)
@@ -57,6 +57,21 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/*
+ * The first thing that the process does, before the C library prepares itself: that asks the processor dozens of times what it can do
+ * (CPUID), each of which costs microseconds in a virtual machine.
+ */
+struct timespec first_instruction_at;
+#if defined(__x86_64__) && defined(__linux__)
+__asm__(".globl first_instruction\n"
+        "first_instruction:\n"
+        "    movl $228, %eax\n" /* clock_gettime */
+        "    movl $7, %edi\n"   /* CLOCK_BOOTTIME */
+        "    leaq first_instruction_at(%rip), %rsi\n"
+        "    syscall\n"
+        "    jmp _start\n");
+#endif
+
 /* The kernel queues about ten datagrams for a reader; a report waits for its place, so none is lost. */
 __attribute__((format(printf, 1, 2)))
 static void report(const char *format, ...) {
@@ -83,7 +98,8 @@ static void report(const char *format, ...) {
 }
 
 static void report_start(uint64_t started_ns) {
-    report("start %" PRIu64 " %d %s", started_ns, (int)getpid(), worker_id);
+    uint64_t first_ns = (uint64_t)first_instruction_at.tv_sec * 1000000000u + (uint64_t)first_instruction_at.tv_nsec;
+    report("start %" PRIu64 " %d %s %" PRIu64, started_ns, (int)getpid(), worker_id, first_ns > 0 ? first_ns : started_ns);
 }
 
 _Noreturn static void wait_for_ever(void) {

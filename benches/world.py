@@ -150,10 +150,11 @@ def reap_orphans() -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """A worker has started, by its own clock reading at the top of main."""
+    """A worker has started, by its own clock readings at the top of main and at its very first instruction."""
 
     at_ns: int
     pid: int
+    first_ns: int
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Reports:
     def _take(self, datagram: bytes) -> None:
         word, at_ns, pid, worker, *rest = datagram.decode().split()
         if word == "start":
-            self.starts[worker].append(Start(int(at_ns), int(pid)))
+            self.starts[worker].append(Start(int(at_ns), int(pid), int(rest[0])))
         elif word == "done":
             self.floods[worker] = Flood(int(rest[0]), int(at_ns), int(rest[1]))
         elif word == "closed":

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use tokio::sync::mpsc;
@@ -210,6 +211,13 @@ impl Gates {
         Some((Op::Release { name }, None))
     }
 
+    /// Nothing is left of any worker: whoever takes our locks need not look for it.
+    pub(super) fn free_all(&self) {
+        for held in self.held.values() {
+            set_free(&held.file);
+        }
+    }
+
     /// Tries everybody who waits, as it is time to.
     pub(super) fn look(&mut self) {
         self.look_times(1);
@@ -223,19 +231,19 @@ impl Gates {
             .map(|(worker, _)| worker.clone())
             .collect();
         self.look_at = None;
-        let mut buries = false;
+        let mut burying = BTreeSet::new();
         for look in 0..looks {
             if look > 0 && !waiting.is_empty() {
                 std::thread::yield_now();
             }
-            waiting.retain(|worker| {
-                let found = self.try_seeker(worker);
-                buries |= matches!(found, Look::Buries);
-                matches!(found, Look::Busy)
+            waiting.retain(|worker| match self.try_seeker(worker) {
+                Look::Busy => true,
+                Look::Buries => burying.insert(worker.clone()),
+                Look::Over => false,
             });
         }
-        if buries {
-            self.look_again(LOOK_AFTER_BURIAL);
+        if !burying.is_empty() {
+            self.pace = self.pace.min(LOOK_AFTER_BURIAL);
         }
         if !waiting.is_empty() {
             let pace = self.pace;
@@ -243,7 +251,9 @@ impl Gates {
             self.look_again(pace);
         }
         for worker in waiting {
-            self.report(worker);
+            if !burying.contains(&worker) {
+                self.report(worker);
+            }
         }
     }
 
@@ -405,9 +415,19 @@ impl Gates {
             match seeker.try_file(&path, &mut self.bell) {
                 Ok(true) => {
                     if let Some(file) = seeker.files.remove(&path) {
-                        let (off, work) = self.me.settle(worker, seeker, file, &self.hand_in);
+                        let off = Arc::new(AtomicBool::new(false));
+                        match self.me.take_in_order(worker, seeker, file) {
+                            Ok(taken) => {
+                                let had = Inbox::Locked(worker.clone(), seeker.ticket, taken);
+                                let _ = self.hand_in.send(had);
+                            }
+                            Err(file) => {
+                                let me = &self.me;
+                                let work = me.settle(worker, seeker, file, &off, &self.hand_in);
+                                self.settler.give(work);
+                            }
+                        }
                         seeker.settling = Some(off);
-                        self.settler.give(work);
                     }
                     return Look::Over;
                 }

@@ -21,8 +21,9 @@ use crate::{
 /// So long do we try; what hangs in the kernel is left to the next keeper.
 const PATIENCE: Span = Span::secs(5);
 
-/// Kills every containment and everything that carries this run's cookie, until nothing is left.
-pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Header>) {
+/// Kills every containment and everything that carries this run's cookie, until nothing is left. True if the kernel proves that: a
+/// directory of cgroups can be removed only when nobody is in any of them.
+pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Header>) -> bool {
     let until = clock::now().after(PATIENCE);
     let leaves = || {
         let base = welcome.cgroup.as_deref();
@@ -60,9 +61,8 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         }
         poll::pause(Span::millis(2));
     }
-    if let Some(base) = &welcome.cgroup {
-        let _ = std::fs::remove_dir(base);
-    }
+    let base = welcome.cgroup.as_ref();
+    base.is_some_and(|base| std::fs::remove_dir(base).is_ok())
 }
 
 /// Kills single workers without the keeper, which would do it but may be frozen.

@@ -12,7 +12,7 @@ use crate::{
         run::{Driver, author, worker_of},
         state,
     },
-    engine::{Effect, Effects, Event, event::Purpose, gate::GateNews},
+    engine::{Effect, Effects, Event, event::Purpose, gate::GateNews, log_pipes},
     http::EventRow,
     id::WorkerId,
     logs::{Author, Source},
@@ -68,7 +68,10 @@ impl Driver {
                         Inbox::EnvRead(worker, after, probe::read_env_files(&files))
                     });
                 }
-                Effect::SeekGate { worker, spec } => self.gates.seek(worker, spec),
+                Effect::SeekGate { worker, spec } => {
+                    ops.extend(self.make_logs_early(&worker));
+                    self.gates.seek(worker, spec);
+                }
                 Effect::YieldGate {
                     worker,
                     spec,
@@ -207,17 +210,7 @@ impl Driver {
         let (RowKey::Slot(worker) | RowKey::Task(worker, _)) = key else {
             return Vec::new();
         };
-        let mut ops = Vec::new();
-        for name in [&spec.stdout, &spec.stderr].into_iter().flatten() {
-            if !self.held.contains(name) {
-                match self.make_log(worker, name) {
-                    Ok(fd) => ops.push(self.hold(name.clone(), fd)),
-                    Err(error) => {
-                        self.complain(&format!("{worker}: cannot make its log pipe: {error}"))
-                    }
-                }
-            }
-        }
+        let mut ops = self.make_logs(worker, [&spec.stdout, &spec.stderr]);
         for name in &spec.pass {
             if name.starts_with("socket/") && !self.held.contains(name) {
                 match self.bind_by_name(worker, name) {
@@ -227,6 +220,29 @@ impl Driver {
             }
         }
         ops
+    }
+
+    fn make_logs(&mut self, worker: &WorkerId, names: [&Option<String>; 2]) -> Vec<Request> {
+        let mut ops = Vec::new();
+        for name in names.into_iter().flatten() {
+            if !self.held.contains(name) {
+                match self.make_log(worker, name) {
+                    Ok(fd) => ops.push(self.hold(name.clone(), fd)),
+                    Err(error) => {
+                        self.complain(&format!("{worker}: cannot make its log pipe: {error}"))
+                    }
+                }
+            }
+        }
+        ops
+    }
+
+    /// Of a worker that waits for its lock: when that is free there is less to do.
+    fn make_logs_early(&mut self, worker: &WorkerId) -> Vec<Request> {
+        let spec = self.engine.config().fleets.get(&worker.fleet);
+        let names = spec.map(|spec| log_pipes(worker, spec));
+        let (stdout, stderr) = names.unwrap_or_default();
+        self.make_logs(worker, [&stdout, &stderr])
     }
 
     fn hold(&mut self, name: String, fd: OwnedFd) -> Request {

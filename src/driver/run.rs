@@ -595,7 +595,9 @@ impl Driver {
 
     /// The keeper is dead.
     fn orphaned(&mut self) -> u8 {
-        last_rites::end_everything(&self.welcome, &self.known.headers);
+        if last_rites::end_everything(&self.welcome, &self.known.headers) {
+            self.gates.free_all();
+        }
         let logs = std::mem::replace(&mut self.logs, Capture::none());
         logs.finish();
         if self.settings.errand.is_none() {

@@ -50,6 +50,12 @@ impl Seeker {
         }
     }
 
+    /// How many there are; a file that was named by hand is a lock of one.
+    pub(super) fn slots(&self) -> Option<u32> {
+        let by_name = self.spec.flock.is_none();
+        by_name.then_some(self.spec.slots)
+    }
+
     /// Opens a file, again if it was replaced, and takes it if it is free.
     pub(super) fn try_file(&mut self, path: &Path, bell: &mut Bell) -> Result<bool, LockFault> {
         self.open(path, bell)?;

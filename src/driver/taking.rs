@@ -1,5 +1,5 @@
 //! The taking of a lock that is ours already: what is left of its last holder is ended, and we write ourselves in. That may block, so a
-//! thread does it.
+//! thread does it, unless the last holder gave it back in order.
 
 use std::sync::{
     Arc,
@@ -94,24 +94,43 @@ impl Settler {
 }
 
 impl Me {
+    /// What its last holder gave back is taken at once, where that needs no disk and nobody is to be looked for; otherwise the file is for
+    /// [`Me::settle`].
+    pub(super) fn take_in_order(
+        &self,
+        worker: &WorkerId,
+        seeker: &Seeker,
+        file: LockFile,
+    ) -> Result<Taken, LockFile> {
+        let slots = seeker.slots();
+        let before = match file.record() {
+            Ok(Some(before)) if !before.held && !seeker.replaced => before,
+            _ => return Err(file),
+        };
+        let first = file.path().with_extension("0");
+        let others = slots.is_some_and(|slots| locks::others_held(&first, slots));
+        if others || before.next_fence().must_reach_disk {
+            return Err(file);
+        }
+        Ok(self.write(worker, file, slots, Some(&before)))
+    }
+
     /// To be done where it may block: ends what is left of the last holder, and writes ourselves in.
     pub(super) fn settle(
         &self,
         worker: &WorkerId,
         seeker: &Seeker,
         file: LockFile,
+        called_off: &Arc<AtomicBool>,
         hand_in: &mpsc::UnboundedSender<Inbox>,
-    ) -> (Arc<AtomicBool>, Work) {
-        let off = Arc::new(AtomicBool::new(false));
+    ) -> Work {
         let (me, worker, hand_in, called_off) = (
             self.clone(),
             worker.clone(),
             hand_in.clone(),
-            Arc::clone(&off),
+            Arc::clone(called_off),
         );
-        // A file that was named by hand is a lock of one.
-        let spec = &seeker.spec;
-        let slots = spec.flock.is_none().then_some(spec.slots);
+        let slots = seeker.slots();
         let (ticket, replaced) = (seeker.ticket, seeker.replaced);
         let work = move || {
             if replaced {
@@ -141,7 +160,7 @@ impl Me {
             };
             let _ = hand_in.send(Inbox::Locked(worker, ticket, taken));
         };
-        (off, Box::new(work))
+        Box::new(work)
     }
 
     pub(super) fn write(

@@ -49,6 +49,6 @@ pub use command::{Command, Denial, Reply};
 pub use effect::{Effect, Effects, Transition};
 pub use event::Event;
 pub use intent::Intent;
-pub use spawn::{Facts, lock_name, socket_name};
+pub use spawn::{Facts, lock_name, log_pipes, socket_name};
 pub use status::Status;
 pub use supervisor::Supervisor;

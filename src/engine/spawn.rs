@@ -18,7 +18,7 @@ pub struct Facts {
 }
 
 /// The names under which the keeper holds a slot's log pipes: stdout and, if it is separate, stderr.
-fn log_pipes(worker: &WorkerId, spec: &FleetSpec) -> (Option<String>, Option<String>) {
+pub fn log_pipes(worker: &WorkerId, spec: &FleetSpec) -> (Option<String>, Option<String>) {
     if !spec.log.sink.is_captured() {
         return (None, None);
     }

@@ -31,6 +31,13 @@ pub fn other_number(first: &Path, slots: u32) -> Result<Option<String>, LockFaul
     Ok(None)
 }
 
+/// Is there a slot of another number that is not given back? Then [`settle_others`] has something to do; it has, too, where that cannot be told.
+pub fn others_held(first: &Path, slots: u32) -> bool {
+    let files = files_of(first);
+    let mut others = files.iter().map(|file| record_of_another(file, slots));
+    others.any(|other| !matches!(other, Ok(None)))
+}
+
 /// Ends what holders of another number of slots, dead since, left behind: no file that we may take says anything of them. Blocks; an error says who
 /// is left, for people.
 pub fn settle_others(first: &Path, slots: u32) -> Result<(), String> {
@@ -107,7 +114,9 @@ mod tests {
         // Dead: nothing of it is left, which is then written there.
         drop(other);
         assert_eq!(other_number(&first, 1).unwrap(), None);
+        assert!(others_held(&first, 1) && !others_held(&first, 3));
         settle_others(&first, 1).unwrap();
+        assert!(!others_held(&first, 1));
         let file = LockFile::open(&third, false, true).unwrap();
         assert!(!file.record().unwrap().unwrap().held);
     }
