@@ -56,6 +56,10 @@ pub struct NodeSpec {
     pub restart_rate: u64,
     /// Size of that bucket.
     pub restart_burst: u64,
+    /// No fleet grows while less of the machine's processors is idle: a share, in parts per million, and never below a quarter of a core.
+    pub cpu_reserve: u32,
+    /// No fleet grows if less memory than this share would be left, in parts per million, and never below 64 MiB.
+    pub memory_reserve: u32,
 }
 
 /// `[http]`.
@@ -96,9 +100,82 @@ pub struct FleetSpec {
     pub log: LogSpec,
     /// Its workers run only while they hold this lock.
     pub singleton: Option<SingletonSpec>,
+    /// It follows the load, between bounds.
+    #[serde(default)]
+    pub scale: Option<ScaleSpec>,
     /// It is a job, `[cron.NAME]`: its one slot is empty between runs.
     #[serde(default)]
     pub cron: Option<CronSpec>,
+}
+
+/// `scale`: a fleet that follows the load. Shares are in parts per million of what they are a share of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleSpec {
+    /// Never fewer; 0 needs a socket of ours, at which somebody can knock.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
+    /// Above this share of what its workers can use it grows ...
+    pub high: u32,
+    /// ... to land here; it shrinks only if that leaves it at or below.
+    pub target: u32,
+    /// What it is measured by; the largest answer wins.
+    pub signals: Vec<Signal>,
+    /// What one worker can use, in thousandths of a core.
+    pub worker_cores: u32,
+    /// A worker that has been ready for less says little.
+    pub warmup: Span,
+    /// Two decisions in a row, at most so far apart, make it grow.
+    pub up_window: Span,
+    /// It is as large as it had to be at any time in this window.
+    pub down_window: Span,
+    /// Its share of the machine beside other fleets that grow.
+    pub weight: u32,
+    /// With `min = 0`: idle for so long, it ends.
+    pub idle_timeout: Span,
+    /// So many start when somebody knocks.
+    pub wake: u32,
+    /// So many waiting connections make it grow at once; none: more than 16 and a tenth of the backlog.
+    pub backlog_alert: Option<u32>,
+    /// A worker that is pegged for so long while the others are not is suspect.
+    pub stuck_after: Span,
+    /// Is a suspect restarted, or only reported?
+    pub restart_stuck: bool,
+    /// Where the length of a queue is asked for; none: workers report it.
+    pub source: Option<SourceSpec>,
+    /// So much of the queue is one worker's work, in thousandths.
+    pub queue_per_worker: u64,
+}
+
+impl ScaleSpec {
+    /// Is it measured by this?
+    pub fn uses(&self, signal: Signal) -> bool {
+        self.signals.contains(&signal)
+    }
+}
+
+/// What a fleet's size can follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Signal {
+    /// Its workers' processor time.
+    Cpu,
+    /// Connections that nobody has accepted.
+    Backlog,
+    /// What workers say of themselves (`X_LEASEHOLD_BUSY=`).
+    Busy,
+    /// A queue somewhere else, or workers' own (`X_LEASEHOLD_QUEUE=`).
+    Queue,
+}
+
+/// `scale.source`: who knows how long a queue is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceSpec {
+    /// How it is asked; the answer is a number.
+    pub kind: ProbeKind,
+    /// So often.
+    pub interval: Span,
+    /// No answer by then is none.
+    pub timeout: Span,
 }
 
 /// What only `[cron.NAME]` says.

@@ -13,6 +13,7 @@ use crate::{
         event::Purpose,
         gate::Holder,
         intent::Intent,
+        load::SampleOrder,
         release::Given,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
@@ -106,6 +107,15 @@ pub enum Effect {
         book: Box<Book>,
         /// The run that it claims: refused if what is on disk does not allow it.
         claim: Option<Run>,
+    },
+    /// Measure; answered by `Sampled`.
+    Sample(SampleOrder),
+    /// Say, by `Knock`, when somebody waits at a socket of a fleet that has no workers; with false, do not any more.
+    Watch {
+        /// Whose sockets.
+        fleet: FleetName,
+        /// Or no longer?
+        on: bool,
     },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),

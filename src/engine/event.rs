@@ -2,7 +2,9 @@
 
 use crate::{
     config::Config,
-    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews},
+    engine::{
+        book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample,
+    },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Span, Stamp},
     wire::{Asked, Header, RowKey},
@@ -103,6 +105,17 @@ pub enum Event {
         /// Why not.
         result: Result<(), String>,
     },
+    /// What was to be measured was measured.
+    Sampled(Box<Sample>),
+    /// Somebody waits at a socket of a fleet that has no workers.
+    Knock(FleetName),
+    /// What a fleet's source says of its queue, in thousandths; or why it says nothing.
+    Sourced {
+        /// Whose.
+        fleet: FleetName,
+        /// So many, or why not.
+        result: Result<u64, String>,
+    },
     /// Time has passed.
     Tick,
 }
@@ -131,4 +144,12 @@ pub enum Note {
     Extend(Span),
     /// STATUS=text, for people; bounded.
     Status(String),
+    /// X_LEASEHOLD_BUSY=0.7: the share of it that works, in parts per million.
+    Busy(u32),
+    /// X_LEASEHOLD_INFLIGHT=n: what it works on.
+    Inflight(u32),
+    /// X_LEASEHOLD_QUEUE=n: what waits for it.
+    Queue(u32),
+    /// X_LEASEHOLD_DONE=n: what it has done so far.
+    Done(u64),
 }

@@ -31,6 +31,7 @@ pub mod intent;
 mod jitter;
 mod job;
 pub mod lease;
+pub mod load;
 mod operate;
 mod picture;
 pub mod release;
