@@ -126,6 +126,12 @@ impl Span {
         self >= Self::FOREVER
     }
 
+    /// So many times as long; saturates.
+    #[must_use]
+    pub const fn times(self, n: u32) -> Self {
+        Self(self.0.saturating_mul(n as u64))
+    }
+
     /// The difference; zero if `other` is longer.
     #[must_use]
     pub const fn minus(self, other: Self) -> Self {

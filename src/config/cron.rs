@@ -31,12 +31,13 @@ pub(super) const OVERLAPS: [(&str, Overlap); 4] = [
 ];
 
 /// What a fleet can say and a job cannot, and what to do instead.
-const NOT_FOR_JOBS: [(&str, &str); 8] = [
+const NOT_FOR_JOBS: [(&str, &str); 9] = [
     (
         "workers",
         "remove it: a job has one run at a time; see overlap",
     ),
     ("ready", "remove it: a run serves nobody"),
+    ("scale", "remove it: a job has one run at a time"),
     (
         "health",
         "remove it; timeout = \"20m\" ends a run that hangs",

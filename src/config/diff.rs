@@ -108,7 +108,8 @@ pub fn class(old: &FleetSpec, new: &FleetSpec) -> Option<Class> {
     if old.revision != new.revision {
         return Some(Class::Rolling);
     }
-    Some(if old.workers == new.workers {
+    let bounds = |spec: &FleetSpec| (spec.workers, spec.most());
+    Some(if bounds(old) == bounds(new) {
         Class::Live
     } else {
         Class::Scale

@@ -7,7 +7,7 @@ use crate::{
         commands::Placeholders,
         document::{Kind, Place},
         fault::nearest,
-        forms, probes, process,
+        forms, probes, process, scale,
         section::{Origin, Section},
         singleton,
         spec::*,
@@ -66,6 +66,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
     let (after, after_places) = after(section);
+    let has_socket = !sockets.is_empty();
     let mut spec = FleetSpec {
         revision: Revision::default(),
         workers: section.integer("workers", 0, WORKERS_MAX).unwrap_or(1) as u32,
@@ -80,9 +81,14 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         rank: 0,
         log: log(section),
         singleton: singleton::singleton(section, name),
+        scale: scale::scale(section, &programs, has_socket),
         cron: None,
         process,
     };
+    if let Some(scale) = &spec.scale {
+        // As many as there are at first.
+        spec.workers = scale.min;
+    }
     spec.revision = revision(&spec);
     check_ports(section, &spec);
     if let Some(lock) = &spec.singleton {
@@ -99,10 +105,10 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
 
 /// Keys of the design that this version does not have: better refused than ignored.
 pub(super) fn not_here_yet(section: &Section<'_, '_>) {
-    for key in ["scale", "publish"] {
+    for key in ["publish"] {
         if section.refused(key).is_some() {
             let message = format!("`{}` is not available in this version", section.name(key));
-            let help = "remove it; fleets of a fixed size work";
+            let help = "remove it; everything else of the fleet works";
             section.fault("E102", key, message, help);
         }
     }
@@ -133,7 +139,13 @@ fn check_ports(section: &Section<'_, '_>, spec: &FleetSpec) {
         return;
     };
     let have = u32::from(high - low) + 1;
-    let (workers, surge) = (spec.workers, spec.rollout.max_surge);
+    let surge = spec.rollout.max_surge;
+    // Of a fleet that follows the load some may be draining while others start.
+    let drains = spec
+        .scale
+        .as_ref()
+        .map_or(0, |scale| (scale.max / 4).max(1));
+    let workers = spec.most() + drains;
     if have >= workers + surge {
         return;
     }

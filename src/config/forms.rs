@@ -63,6 +63,28 @@ pub(super) const RATE: Form<u64> = Form {
     },
 };
 
+/// A share, in parts per million.
+pub(super) const PERCENT: Form<u32> = Form {
+    wanted: "a percentage from 0% to 100%, such as \"80%\"",
+    parse: units::percent,
+    guesses: |typed| {
+        let typed = squeezed(typed).replace("percent", "%");
+        let share = typed.parse().ok().filter(|share: &f64| *share < 1.0);
+        let share = share.map(|share| format!("{}%", share * 100.0));
+        [share, Some(format!("{}%", typed.trim_end_matches('%')))]
+            .into_iter()
+            .flatten()
+            .collect()
+    },
+};
+
+/// Cores, in thousandths of one.
+pub(super) const CORES: Form<u32> = Form {
+    wanted: "a number of cores such as 2 or \"0.5\"",
+    parse: units::cores,
+    guesses: |typed| vec![squeezed(typed).replace(',', ".")],
+};
+
 pub(super) const SPAN_RANGE: Form<(Span, Span)> = Form {
     wanted: "a range such as \"500ms..60s\"",
     parse: units::span_range,

@@ -33,6 +33,7 @@ mod limits;
 mod probes;
 mod process;
 mod resolve;
+mod scale;
 mod section;
 pub mod shown;
 mod singleton;
@@ -77,4 +78,6 @@ pub trait Surroundings {
     fn nofile_hard(&self) -> u64;
     /// How many CPUs there are.
     fn cpus(&self) -> u32;
+    /// What we may use of them (affinity, `cpu.max`), in thousandths of a core.
+    fn usable_cores(&self) -> u32;
 }

@@ -296,6 +296,9 @@ fn schema(section: &Section<'_, '_>) {
     }
 }
 
+/// A tenth of the machine, in parts per million, is not for fleets that grow.
+const RESERVE: u32 = 100_000;
+
 fn node(section: &Section<'_, '_>) -> NodeSpec {
     let rate = section.parsed("restart_rate", &forms::RATE);
     if rate == Some(0) {
@@ -315,6 +318,12 @@ fn node(section: &Section<'_, '_>) -> NodeSpec {
         restart_burst: section
             .integer("restart_burst", 1, 1_000_000)
             .unwrap_or(100) as u64,
+        cpu_reserve: section
+            .parsed("cpu_reserve", &forms::PERCENT)
+            .unwrap_or(RESERVE),
+        memory_reserve: section
+            .parsed("mem_reserve", &forms::PERCENT)
+            .unwrap_or(RESERVE),
     };
     section.finish();
     spec
@@ -533,7 +542,7 @@ struct Need {
 
 impl Need {
     fn of(spec: &FleetSpec) -> Self {
-        let (workers, surge) = (u64::from(spec.workers), u64::from(spec.rollout.max_surge));
+        let (workers, surge) = (u64::from(spec.most()), u64::from(spec.rollout.max_surge));
         let slots = workers + surge;
         let separate = spec.log.sink.is_captured() && spec.process.stderr_separate;
         let sockets = spec.sockets.values();

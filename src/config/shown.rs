@@ -8,6 +8,7 @@ use crate::{
         fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
         limits,
         process::{ON_ERROR, STDERR},
+        scale::{SIGNALS, STUCK},
         spec::*,
         units,
     },
@@ -36,6 +37,7 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         rank,
         log,
         singleton,
+        scale,
         cron,
     } = spec;
     let mut all = Shown::default();
@@ -59,6 +61,11 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
     all.log(log);
     if let Some(singleton) = singleton {
         all.singleton(singleton);
+    }
+    if let Some(scale) = scale {
+        all.scale(scale);
+        // Its bounds say how many.
+        all.0.remove("workers");
     }
     if let Some(cron) = cron {
         all.cron(cron);
@@ -306,6 +313,69 @@ impl Shown {
         );
         self.put("singleton.slots", slots);
         self.put("singleton.allow_network_fs", allow_network_fs);
+    }
+
+    fn scale(&mut self, scale: &ScaleSpec) {
+        let ScaleSpec {
+            min,
+            max,
+            high,
+            target,
+            signals,
+            worker_cores,
+            warmup,
+            up_window,
+            down_window,
+            weight,
+            idle_timeout,
+            wake,
+            backlog_alert,
+            stuck_after,
+            restart_stuck,
+            source,
+            queue_per_worker,
+        } = scale;
+        let percent = |share: &u32| format!("{}%", f64::from(*share) / 10_000.0);
+        let words = SIGNALS
+            .iter()
+            .filter(|(_, signal)| signals.contains(signal));
+        let words: Vec<&str> = words.map(|(word, _)| *word).collect();
+        self.put("scale.min", min);
+        self.put("scale.max", max);
+        self.put("scale.high", percent(high));
+        self.put("scale.target", percent(target));
+        self.put("scale.signals", format!("{words:?}"));
+        self.put("scale.worker_cores", f64::from(*worker_cores) / 1_000.0);
+        self.put("scale.warmup", warmup);
+        self.put("scale.up_window", up_window);
+        self.put("scale.down_window", down_window);
+        self.put("scale.weight", weight);
+        self.put("scale.idle_timeout", idle_timeout);
+        self.put("scale.wake", wake);
+        self.maybe("scale.backlog_alert", backlog_alert);
+        self.put("scale.stuck_after", stuck_after);
+        self.word("scale.stuck", &STUCK, restart_stuck);
+        if scale.uses(Signal::Queue) {
+            self.put("scale.queue_per_worker", queue_per_worker / 1_000);
+        }
+        if let Some(SourceSpec {
+            kind,
+            interval,
+            timeout,
+        }) = source
+        {
+            match kind {
+                ProbeKind::Tcp(address) => self.put("scale.source.tcp", address),
+                ProbeKind::Http { address, path } => {
+                    self.put("scale.source.http", format!("http://{address}{path}"));
+                }
+                ProbeKind::Exec(hook) => {
+                    self.command("scale.source.exec", &hook.program, &hook.argv);
+                }
+            }
+            self.put("scale.source.interval", interval);
+            self.put("scale.source.timeout", timeout);
+        }
     }
 
     fn cron(&mut self, cron: &CronSpec) {

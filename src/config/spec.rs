@@ -34,12 +34,17 @@ impl Config {
         let jobs = self.fleets.values().filter(|spec| spec.cron.is_some());
         let jobs = jobs.count();
         let fleets = self.fleets.values().filter(|spec| spec.cron.is_none());
-        let workers: u32 = fleets.map(|spec| spec.workers).sum();
-        let mut size = format!(
-            "{}, {}",
-            count(self.fleets.len() - jobs, "fleet"),
-            count(workers, "worker")
-        );
+        let (mut least, mut most) = (0, 0);
+        for spec in fleets {
+            least += spec.workers;
+            most += spec.most();
+        }
+        let workers = if least == most {
+            count(most, "worker")
+        } else {
+            format!("{least} to {most} workers")
+        };
+        let mut size = format!("{}, {workers}", count(self.fleets.len() - jobs, "fleet"));
         if jobs > 0 {
             size += &format!(", {}", count(jobs, "job"));
         }
@@ -108,6 +113,18 @@ pub struct FleetSpec {
     pub cron: Option<CronSpec>,
 }
 
+impl FleetSpec {
+    /// So many workers it may have, holds and rollouts aside.
+    pub fn most(&self) -> u32 {
+        self.scale.as_ref().map_or(self.workers, |scale| scale.max)
+    }
+
+    /// Is it well without a single worker?
+    pub fn may_be_empty(&self) -> bool {
+        self.scale.as_ref().map_or(self.workers, |scale| scale.min) == 0
+    }
+}
+
 /// `scale`: a fleet that follows the load. Shares are in parts per million of what they are a share of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScaleSpec {
@@ -148,6 +165,29 @@ pub struct ScaleSpec {
 }
 
 impl ScaleSpec {
+    /// With everything else as it is unless said.
+    pub fn between(min: u32, max: u32) -> Self {
+        Self {
+            min,
+            max,
+            high: 800_000,
+            target: 600_000,
+            signals: vec![Signal::Cpu, Signal::Backlog],
+            worker_cores: 1_000,
+            warmup: Span::secs(10),
+            up_window: Span::secs(10),
+            down_window: Span::secs(120),
+            weight: 100,
+            idle_timeout: Span::secs(300),
+            wake: 1,
+            backlog_alert: None,
+            stuck_after: Span::secs(60),
+            restart_stuck: false,
+            source: None,
+            queue_per_worker: 1_000,
+        }
+    }
+
     /// Is it measured by this?
     pub fn uses(&self, signal: Signal) -> bool {
         self.signals.contains(&signal)
@@ -335,6 +375,7 @@ impl FleetSpec {
                 buffer: 65_536,
             },
             singleton: None,
+            scale: None,
             cron: None,
         }
     }

@@ -34,6 +34,24 @@ pub const SPAN_FORM: &str = "a duration such as \"30s\", \"250ms\" or \"1h30m\""
 /// What a size looks like.
 pub const SIZE_FORM: &str = "a size such as \"64KiB\", \"8MiB\" or \"1GB\"";
 
+/// `80%`, in parts per million.
+pub fn percent(text: &str) -> Option<u32> {
+    let (number, tail) = split_number(text.strip_suffix('%')?)?;
+    let share = scaled(number, 10_000).filter(|_| tail.is_empty())?;
+    u32::try_from(share)
+        .ok()
+        .filter(|share| *share <= 1_000_000)
+}
+
+/// `0.5`, in thousandths; not nothing.
+pub fn cores(text: &str) -> Option<u32> {
+    let (number, tail) = split_number(text)?;
+    let cores = scaled(number, 1_000).filter(|_| tail.is_empty())?;
+    u32::try_from(cores)
+        .ok()
+        .filter(|cores| (1..=1_024_000).contains(cores))
+}
+
 /// `30s`, `1h30m`, `1.5s`, `infinity`.
 pub fn span(text: &str) -> Option<Span> {
     if matches!(text, "infinity" | "never" | "forever") {

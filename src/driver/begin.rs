@@ -25,6 +25,7 @@ use crate::{
         last_rites::ByHand,
         link::{self, Link},
         run::{Driver, Echo, author, worker_of},
+        sampler::Sampler,
         state,
     },
     engine::{Effects, Facts, Supervisor, supervisor::Origin},
@@ -187,7 +188,13 @@ impl Begin {
         };
         let log_specs = origin.config.fleets.clone();
         // Captured before any row is read: whatever is wrong with those, no worker waits in its write().
+        let mut sockets = BTreeMap::new();
         for (name, fd) in told_held {
+            if name.starts_with("socket/")
+                && let Ok(fd) = fd.try_clone()
+            {
+                sockets.insert(name.clone(), fd);
+            }
             if let Some(worker) = worker_of(&name, "log/") {
                 let spec = log_specs.get(&worker.fleet).map(|spec| spec.log.clone());
                 let spec = spec.unwrap_or_else(|| {
@@ -219,6 +226,9 @@ impl Begin {
             engine,
             link,
             held,
+            sockets,
+            sampler: Sampler::default(),
+            watchers: BTreeMap::new(),
             logs: capture,
             journal,
             console,

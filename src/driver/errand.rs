@@ -53,6 +53,8 @@ impl Errand {
                 name: host::hostname(),
                 restart_rate: 1_000,
                 restart_burst: 1,
+                cpu_reserve: 0,
+                memory_reserve: 0,
             },
             http: HttpSpec::default(),
             fleets: BTreeMap::from([(self.lock.clone(), fleet)]),

@@ -12,6 +12,7 @@ use crate::{
         book::Book,
         command::{Command, Denial, Reply},
         event::Purpose,
+        load::Sample,
         status::Status,
     },
     id::{FleetName, Generation, WorkerId},
@@ -44,6 +45,12 @@ pub(super) enum Inbox {
     Gate(Event),
     /// The keeper is to hold this.
     Hold(String, OwnedFd),
+    /// What was to be measured.
+    Sampled(Box<Sample>),
+    /// Somebody waits at a socket of a fleet without workers.
+    Knock(FleetName),
+    /// What a fleet's source said.
+    Sourced(FleetName, Result<u64, String>),
     /// A log was read to its end and closed.
     LogClosed(Source),
     /// Output cannot be written where it belongs, or can again.

@@ -137,6 +137,10 @@ pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
                 .parse()
                 .ok()
                 .map(|micros| Note::Extend(Span::micros(micros))),
+            ("X_LEASEHOLD_BUSY", share) => share_of(share).map(Note::Busy),
+            ("X_LEASEHOLD_INFLIGHT", count) => count.parse().ok().map(Note::Inflight),
+            ("X_LEASEHOLD_QUEUE", length) => length.parse().ok().map(Note::Queue),
+            ("X_LEASEHOLD_DONE", count) => count.parse().ok().map(Note::Done),
             ("STATUS", text) => Some(Note::Status(
                 text.chars().filter(|c| !c.is_control()).collect(),
             )),
@@ -146,9 +150,30 @@ pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
     notes.collect()
 }
 
+/// `0.7` in parts per million; what is no share, or not one of a whole, says nothing.
+fn share_of(text: &str) -> Option<u32> {
+    let share: f64 = text.parse().ok()?;
+    (0.0..=1.0).contains(&share).then_some((share * 1e6) as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_workers_say_of_their_work() {
+        let notes = parse_note(b"X_LEASEHOLD_BUSY=0.25\nX_LEASEHOLD_INFLIGHT=3\nX_LEASEHOLD_QUEUE=7\nX_LEASEHOLD_DONE=12");
+        let said = [
+            Note::Busy(250_000),
+            Note::Inflight(3),
+            Note::Queue(7),
+            Note::Done(12),
+        ];
+        assert_eq!(notes, said);
+        // Lies are not believed.
+        let lies = b"X_LEASEHOLD_BUSY=NaN\nX_LEASEHOLD_BUSY=-1\nX_LEASEHOLD_BUSY=1e9\nX_LEASEHOLD_BUSY=inf\nX_LEASEHOLD_QUEUE=-4\nX_LEASEHOLD_DONE=";
+        assert_eq!(parse_note(lies), []);
+    }
 
     #[test]
     fn datagrams() {

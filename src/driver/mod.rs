@@ -18,6 +18,8 @@
 //! | `door` | the HTTP thread's way to the engine |
 //! | `console` | the terminal, on a thread of its own: a slow one loses lines, not time |
 //! | `alarm` | the wall clock, for jobs |
+//! | `load` | what fleets that follow the load need: measurements, sources, a knock |
+//! | `sampler` | the thread that measures |
 //! | `state` | the operator's intent on disk |
 //! | `books` | what is known of jobs' ticks, on disk |
 //! | `errand` | one command under one lock, without a daemon |
@@ -39,9 +41,11 @@ mod inputs;
 mod journal;
 mod last_rites;
 mod link;
+mod load;
 mod perform;
 mod probe;
 mod run;
+mod sampler;
 mod seeker;
 mod state;
 mod taking;

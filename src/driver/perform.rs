@@ -122,6 +122,9 @@ impl Driver {
                         Inbox::BookKept(fleet, kept)
                     });
                 }
+                Effect::Sample(order) => self.sample(&order),
+                Effect::Watch { fleet, on } => self.watch_sockets(&fleet, on),
+                Effect::AskSource { fleet, source } => self.ask_source(fleet, source),
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {
                     let prefix = format!("socket/{fleet}/");
@@ -133,6 +136,7 @@ impl Driver {
                         .collect();
                     for name in gone {
                         self.held.remove(&name);
+                        self.sockets.remove(&name);
                         ops.push((Op::Release { name }, None));
                     }
                 }
@@ -245,7 +249,12 @@ impl Driver {
         self.make_logs(worker, [&stdout, &stderr])
     }
 
-    fn hold(&mut self, name: String, fd: OwnedFd) -> Request {
+    pub(super) fn hold(&mut self, name: String, fd: OwnedFd) -> Request {
+        if name.starts_with("socket/")
+            && let Ok(fd) = fd.try_clone()
+        {
+            self.sockets.insert(name.clone(), fd);
+        }
         self.held.insert(name.clone());
         (Op::Hold { name }, Some(fd))
     }

@@ -32,13 +32,12 @@ async fn ask_without_end(target: &ProbeTarget) -> io::Result<()> {
     }
 }
 
+/// Of an answer with a number so many bytes are read.
+const BODY_MAX: u64 = 16_384;
+
 /// One GET; the status line is all that matters.
 async fn get(address: &str, path: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: leasehold\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await?;
+    let mut stream = begin(address, path).await?;
     let mut head = Vec::new();
     let mut chunk = [0; 256];
     while !head.contains(&b'\n') && head.len() < 4_096 {
@@ -48,8 +47,35 @@ async fn get(address: &str, path: &str) -> io::Result<()> {
         }
         head.extend_from_slice(&chunk[..n]);
     }
-    let line = String::from_utf8_lossy(&head);
-    let line = line.lines().next().unwrap_or_default().trim();
+    is_well(&String::from_utf8_lossy(&head))
+}
+
+/// One GET, and what it answers, in HTTP/1.0: then that has no parts.
+pub(super) async fn get_body(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nUser-Agent: leasehold\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(BODY_MAX).read_to_end(&mut answer).await?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    is_well(&text)?;
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    body.ok_or_else(|| io::Error::other("answered without a body"))
+}
+
+async fn begin(address: &str, path: &str) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: leasehold\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    Ok(stream)
+}
+
+/// Does an answer begin with a good status?
+fn is_well(answer: &str) -> io::Result<()> {
+    let line = answer.lines().next().unwrap_or_default().trim();
     match line
         .split(' ')
         .nth(1)

@@ -9,6 +9,7 @@ use std::{
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, oneshot},
+    task::JoinHandle,
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
         journal::Journal,
         last_rites::{self, ByHand},
         link::{self, Link},
+        sampler::Sampler,
     },
     engine::{
         Effects, Event, Supervisor,
@@ -50,6 +52,10 @@ pub(super) struct Driver {
     pub(super) engine: Supervisor,
     pub(super) link: Link,
     pub(super) held: BTreeSet<String>,
+    /// Of those the listening sockets: who waits at them is looked at.
+    pub(super) sockets: BTreeMap<String, OwnedFd>,
+    pub(super) sampler: Sampler,
+    pub(super) watchers: BTreeMap<FleetName, Vec<JoinHandle<()>>>,
     pub(super) logs: Capture,
     pub(super) journal: Arc<Journal>,
     pub(super) console: Console,
@@ -413,6 +419,9 @@ impl Driver {
                 }
             }
             Inbox::Gate(event) => self.step(event),
+            Inbox::Sampled(sample) => self.step(Event::Sampled(sample)),
+            Inbox::Knock(fleet) => self.step(Event::Knock(fleet)),
+            Inbox::Sourced(fleet, result) => self.step(Event::Sourced { fleet, result }),
             Inbox::Hold(name, fd) => self.link.push(vec![(Op::Hold { name }, Some(fd))]),
             Inbox::LogClosed(source) => {
                 let suffix = if source.stderr { "/stderr" } else { "" };
@@ -487,8 +496,7 @@ impl Driver {
         let bound = boot::bind_missing(config, &self.held, false)?;
         let mut ops = Vec::new();
         for (name, fd) in bound {
-            self.held.insert(name.clone());
-            ops.push((Op::Hold { name }, Some(fd)));
+            ops.push(self.hold(name, fd));
         }
         self.link.push(ops);
         Ok(())

@@ -6,6 +6,7 @@ use crate::{
     config::{diff::Change, fault::nearest},
     exit::ExitCode,
     id::{FleetName, WorkerId},
+    time::Span,
 };
 
 /// One request. Names are checked against what there is; stopping twice is not an error.
@@ -34,8 +35,10 @@ pub enum Command {
     Scale {
         /// Which fleet.
         fleet: String,
-        /// So many; none: as configured.
-        workers: Option<u32>,
+        /// What it is to have.
+        to: Sizing,
+        /// For so long; none: until somebody says otherwise.
+        lasting: Option<Span>,
         /// Who asks and when.
         by: By,
     },
@@ -66,6 +69,17 @@ pub enum Command {
     Reload,
     /// Read it and only say what would change.
     Plan,
+}
+
+/// What an operator wants of a fleet's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizing {
+    /// So many; of a fleet that follows the load, at least so many.
+    Workers(u32),
+    /// As configured.
+    Auto,
+    /// As it is, whatever the load.
+    Pause,
 }
 
 /// Who asked, and when by the wall clock: both for people only.

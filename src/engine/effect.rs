@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     config::{
         Config,
-        spec::{EnvFile, FleetSpec, SingletonSpec},
+        spec::{EnvFile, FleetSpec, SingletonSpec, SourceSpec},
     },
     engine::{
         book::{Book, Miss, Outcome, Run, Skip},
@@ -15,6 +15,7 @@ use crate::{
         intent::Intent,
         load::SampleOrder,
         release::Given,
+        scale::{Block, Reason},
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Clocks, Moment, Span, Stamp},
@@ -116,6 +117,13 @@ pub enum Effect {
         fleet: FleetName,
         /// Or no longer?
         on: bool,
+    },
+    /// Ask how long a queue is; answered by `Sourced`.
+    AskSource {
+        /// For whom.
+        fleet: FleetName,
+        /// Whom.
+        source: SourceSpec,
     },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
@@ -465,6 +473,45 @@ pub enum What {
         /// Who.
         who: String,
     },
+    /// It follows the load, and grew.
+    Grew {
+        /// It had so many.
+        from: u32,
+        /// And has so many.
+        to: u32,
+        /// Why.
+        reason: Reason,
+    },
+    /// It follows the load, and has fewer.
+    Shrank {
+        /// It had so many.
+        from: u32,
+        /// And has so many.
+        to: u32,
+        /// Why.
+        reason: Reason,
+    },
+    /// It should grow and cannot.
+    GrowthBlocked {
+        /// Why.
+        block: Block,
+        /// It has so many.
+        workers: u32,
+        /// It would have so many.
+        wanted: u32,
+    },
+    /// It is pegged while the others are not, or says that it gets nothing done.
+    Stuck {
+        /// Is it restarted?
+        restart: bool,
+    },
+    /// An operator wants its size left alone.
+    Paused {
+        /// Who.
+        who: String,
+    },
+    /// An operator's word on how many has expired.
+    SizeExpired,
     /// A configuration was accepted.
     Accepted {
         /// So many fleets changed.

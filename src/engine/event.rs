@@ -2,9 +2,7 @@
 
 use crate::{
     config::Config,
-    engine::{
-        book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample,
-    },
+    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample},
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Span, Stamp},
     wire::{Asked, Header, RowKey},

@@ -9,10 +9,12 @@ use crate::{
     engine::{
         cron::{Clock, Cron},
         effect::{Effects, Ending, Subject, What},
-        intent::Intent,
+        intent::{Hold, Intent},
         jitter::Jitter,
+        places::Places,
         restart::Bucket,
         rollout::Rollout,
+        scale::Scaling,
         slot::{Desk, Slot, State},
         spawn::Facts,
     },
@@ -31,6 +33,8 @@ pub(super) struct FleetBody {
     unwell: u32,
     /// Of a job.
     pub(super) cron: Option<Box<Cron>>,
+    /// Of a fleet that follows the load.
+    pub(super) scale: Option<Box<Scaling>>,
 }
 
 /// One fleet.
@@ -90,13 +94,26 @@ impl Fleet {
             looked: Moment(0),
         };
         fleet.fit_cron();
+        fleet.fit_scale(Moment(0));
         fleet
+    }
+
+    /// The slots that it should fill, holds of single ones aside.
+    pub(super) fn places(&self, intent: &Intent) -> Places {
+        match &self.body.scale {
+            Some(_) if self.removed || intent.fleets.contains_key(&self.name) => Places::First(0),
+            Some(scaling) => Places::These(scaling.members.clone()),
+            None => Places::First(self.size(intent)),
+        }
     }
 
     /// How many it should have, holds of single slots aside.
     pub(super) fn size(&self, intent: &Intent) -> u32 {
         if self.removed || intent.fleets.contains_key(&self.name) {
             return 0;
+        }
+        if let Some(scaling) = &self.body.scale {
+            return scaling.members.len() as u32;
         }
         // Whatever somebody once said of a fleet that had its name.
         if self.spec.cron.is_some() {
@@ -115,12 +132,14 @@ impl Fleet {
         if self.spec.cron.is_some() {
             return self.ready();
         }
-        let size = self.size(intent);
-        let held = intent
-            .slots
-            .get(&self.name)
-            .map_or(0, |slots| slots.range(..size).count());
-        size - u32::try_from(held).unwrap_or(size).min(size)
+        let places = self.places(intent);
+        let is_held = |slots: &BTreeMap<u32, Hold>| {
+            let held = slots
+                .keys()
+                .filter(|index| places.contains(SlotIndex(**index)));
+            held.count() as u32
+        };
+        places.len() - intent.slots.get(&self.name).map_or(0, is_held)
     }
 
     pub(super) fn ready(&self) -> u32 {
@@ -217,13 +236,17 @@ impl Fleet {
     /// Brings live nearer to desired.
     pub(super) fn reconcile(&mut self, stance: Stance, room: &mut Room<'_>) {
         self.looked = room.now;
-        let size = self.size(room.intent);
-        if self.slots.range(..SlotIndex(size)).count() < size as usize {
-            for index in 0..size {
-                self.slots.entry(SlotIndex(index)).or_default();
+        let places = self.places(room.intent);
+        let there = match &places {
+            Places::First(size) => self.slots.range(..SlotIndex(*size)).count(),
+            Places::These(_) => 0,
+        };
+        if there < places.len() as usize {
+            for index in places.iter() {
+                self.slots.entry(index).or_default();
             }
         }
-        self.stop_unwanted(size, stance, room);
+        self.stop_unwanted(&places, stance, room);
         if self.spec.cron.is_some() {
             self.tend_job(stance, room);
             self.tend_gates(stance, room);
@@ -231,18 +254,18 @@ impl Fleet {
         }
         self.tend_gates(stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
-            self.start_wanted(size, stance, room);
+            self.start_wanted(&places, stance, room);
         }
         if stance == Stance::Keep {
-            self.roll(size, room);
+            self.roll(&places, room);
         }
     }
 
-    fn stop_unwanted(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
+    fn stop_unwanted(&mut self, places: &Places, stance: Stance, room: &mut Room<'_>) {
         let surge = if self.is_rolling() {
-            self.spec.rollout.max_surge
+            places.beyond(self.spec.rollout.max_surge)
         } else {
-            0
+            Vec::new()
         };
         let all_held = room.intent.fleets.contains_key(&self.name);
         let held = room.intent.slots.get(&self.name);
@@ -253,7 +276,7 @@ impl Fleet {
             Stance::Keep | Stance::Wait | Stance::Closing if self.removed => Some(Ending::Removed),
             Stance::Keep | Stance::Wait | Stance::Closing if is_held(index) => Some(Ending::Held),
             Stance::Keep | Stance::Wait | Stance::Closing => {
-                (index.0 >= size.saturating_add(surge)).then_some(Ending::ScaleIn)
+                (!places.contains(*index) && !surge.contains(index)).then_some(Ending::ScaleIn)
             }
         };
         let kill = stance == Stance::Kill;
@@ -278,7 +301,7 @@ impl Fleet {
         }
     }
 
-    fn start_wanted(&mut self, size: u32, stance: Stance, room: &mut Room<'_>) {
+    fn start_wanted(&mut self, places: &Places, stance: Stance, room: &mut Room<'_>) {
         let parallel = match self.spec.start.parallel {
             0 => usize::MAX,
             limit => limit as usize,
@@ -296,8 +319,8 @@ impl Fleet {
         };
         let candidates: Vec<SlotIndex> = self
             .slots
-            .range(..SlotIndex(size))
-            .filter(|(_, slot)| due(slot))
+            .iter()
+            .filter(|(index, slot)| due(slot) && places.contains(**index))
             .map(|(index, _)| *index)
             .collect();
         for index in candidates {
@@ -366,10 +389,12 @@ impl Fleet {
         let rolling = spec.revision != self.spec.revision;
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);
+        self.fit_scale(room.now);
         // A rollback goes to the last revision that was reached, and is about what workers are: how many there are stays as it was said.
         match &mut self.previous {
             Some(previous) if !rolling || self.body.rollout.is_some() => {
                 previous.workers = self.spec.workers;
+                previous.scale.clone_from(&self.spec.scale);
             }
             _ if rolling => self.previous = Some(before),
             _ => {}

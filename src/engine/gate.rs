@@ -354,7 +354,7 @@ impl Fleet {
             let who = hold.who.clone();
             return Some(Cause::Stopped { who });
         }
-        if index.0 >= self.size(intent) {
+        if !self.places(intent).contains(index) {
             return Some(Cause::ScaledIn);
         }
         if gate.sought.is_some() && gate.sought != self.spec.singleton {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{FleetName, SlotIndex, WorkerId};
+use crate::{
+    id::{FleetName, SlotIndex, WorkerId},
+    time::Stamp,
+};
 
 /// The operator's word. A file in `state_dir`; keys are only ever added.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,8 +17,10 @@ pub struct Intent {
     pub fleets: BTreeMap<FleetName, Hold>,
     /// Slots that stay stopped.
     pub slots: BTreeMap<FleetName, BTreeMap<u32, Hold>>,
-    /// Sizes other than configured.
+    /// Sizes other than configured; of a fleet that follows the load, how many it has at least.
     pub sizes: BTreeMap<FleetName, Size>,
+    /// Fleets that follow the load no longer, and stay as they are.
+    pub pauses: BTreeMap<FleetName, Hold>,
 }
 
 /// Somebody stopped it.
@@ -38,6 +43,8 @@ pub struct Size {
     pub who: String,
     /// When, RFC 3339.
     pub when: String,
+    /// Until then, by the wall clock; none: until somebody says otherwise.
+    pub until: Option<Stamp>,
 }
 
 impl Intent {

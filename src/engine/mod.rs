@@ -18,6 +18,7 @@
 //!                 Done       ◀─────────────────────── the policy says no ◀────────────────────────────────────────────┘
 //! ```
 
+mod autoscale;
 pub mod book;
 mod bookkeeping;
 pub mod command;
@@ -27,17 +28,21 @@ mod ending;
 pub mod event;
 mod fleet;
 pub mod gate;
+mod host;
 pub mod intent;
 mod jitter;
 mod job;
 pub mod lease;
 pub mod load;
+mod meter;
 mod operate;
 mod picture;
+mod places;
 pub mod release;
 pub mod restart;
 mod rollout;
 mod rows;
+pub mod scale;
 mod slot;
 mod spawn;
 pub mod status;

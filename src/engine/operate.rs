@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     config::{Config, diff, units::count},
     engine::{
-        command::{By, Command, Denial, Reply, Selected, select},
+        command::{By, Command, Denial, Reply, Selected, Sizing, select},
         effect::{Effect, Effects, Ending, Subject, Transition, What},
         event::Purpose,
         fleet::Fleet,
@@ -14,7 +14,7 @@ use crate::{
     },
     exit::ExitCode,
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
-    time::Moment,
+    time::{Moment, Stamp},
     wire::Stopping,
 };
 
@@ -52,7 +52,15 @@ impl Supervisor {
             }
             Command::Start { names, by } => self.start(request, &names, by, out),
             Command::Stop { names, by } => self.stop(request, &names, by, out),
-            Command::Scale { fleet, workers, by } => self.scale(request, fleet, workers, by, out),
+            Command::Scale {
+                fleet,
+                to,
+                lasting,
+                by,
+            } => {
+                let until = lasting.map(|span| self.clock.at(now).after(span));
+                self.scale(request, fleet, (to, until), by, out)
+            }
             Command::Restart { names } => self.restart(&names, now, out).map(Some),
             Command::Signal { names, signal } => self.signal(&names, signal, now, out).map(Some),
             Command::Run { name, by } => self.run(request, &name, &by, now, out),
@@ -75,8 +83,13 @@ impl Supervisor {
             .fleets
             .values()
             .map(|fleet| {
-                let size = fleet.spec.workers.max(fleet.size(&self.intent));
+                let size = match &fleet.body.scale {
+                    Some(_) => 0,
+                    None => fleet.spec.workers,
+                };
+                let places = fleet.places(&self.intent);
                 let slots: BTreeSet<u32> = (0..size)
+                    .chain(places.iter().map(|index| index.0))
                     .chain(
                         fleet
                             .slots
@@ -89,6 +102,22 @@ impl Supervisor {
             })
             .collect();
         select(names, &fleets)
+    }
+
+    /// What an operator said for a while is over.
+    pub(super) fn expire_sizes(&mut self, now: Moment, out: &mut Effects) {
+        let wall = self.clock.at(now);
+        let is_over = |size: &Size| size.until.is_some_and(|until| until <= wall);
+        let sizes = &mut self.intent.sizes;
+        let over: Vec<FleetName> = sizes
+            .iter()
+            .filter(|(_, size)| is_over(size))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in over {
+            sizes.remove(&name);
+            out.record(now, Subject::Fleet(name), What::SizeExpired);
+        }
     }
 
     pub(super) fn not_stopping(&self) -> Result<(), Denial> {
@@ -201,7 +230,7 @@ impl Supervisor {
         &mut self,
         request: RequestId,
         fleet: String,
-        workers: Option<u32>,
+        (to, until): (Sizing, Option<Stamp>),
         by: By,
         out: &mut Effects,
     ) -> Result<Option<Reply>, Denial> {
@@ -216,32 +245,42 @@ impl Supervisor {
                     "only a whole fleet has a size; name it without a slot",
                 ));
             };
-            self.check_size(name, workers)?;
-            match workers {
-                Some(workers) => {
+            self.check_size(name, to)?;
+            let (who, when) = (by.who.clone(), by.when.clone());
+            let what = match to {
+                Sizing::Workers(workers) => {
                     let size = Size {
                         workers,
-                        who: by.who.clone(),
-                        when: by.when.clone(),
+                        who: who.clone(),
+                        when,
+                        until,
                     };
                     intent.sizes.insert(name.clone(), size);
+                    let workers = Some(workers);
+                    What::Scaled { workers, who }
                 }
-                None => {
+                Sizing::Auto => {
                     intent.sizes.remove(name);
+                    intent.pauses.remove(name);
+                    What::Scaled { workers: None, who }
                 }
-            }
-            records.push((
-                Subject::Fleet(name.clone()),
-                What::Scaled {
-                    workers,
-                    who: by.who.clone(),
-                },
-            ));
+                Sizing::Pause => {
+                    let hold = Hold {
+                        who: who.clone(),
+                        when,
+                    };
+                    intent.pauses.insert(name.clone(), hold);
+                    What::Paused { who }
+                }
+            };
+            records.push((Subject::Fleet(name.clone()), what));
         }
+        let before = &self.intent;
         let unchanged = selected.iter().all(|one| match one {
             Selected::Fleet(name) => {
-                intent.sizes.get(name).map(|s| s.workers)
-                    == self.intent.sizes.get(name).map(|s| s.workers)
+                let same = |size: &Size| (size.workers, size.until);
+                intent.sizes.get(name).map(same) == before.sizes.get(name).map(same)
+                    && intent.pauses.contains_key(name) == before.pauses.contains_key(name)
             }
             Selected::Slot(_) => false,
         });
@@ -256,13 +295,30 @@ impl Supervisor {
         Ok(self.save(request, selected, change, out))
     }
 
-    fn check_size(&self, name: &FleetName, workers: Option<u32>) -> Result<(), Denial> {
+    fn check_size(&self, name: &FleetName, to: Sizing) -> Result<(), Denial> {
         if self.is_job(name) {
             let why = format!("{name} is a job: it has one run at a time, and no size");
             return Err(Denial::new(ExitCode::Conflict, why));
         }
-        let (Some(workers), Some(fleet)) = (workers, self.fleets.get(name)) else {
+        let Some(fleet) = self.fleets.get(name) else {
             return Ok(());
+        };
+        let workers = match (to, &fleet.spec.scale) {
+            (Sizing::Auto, _) | (Sizing::Pause, Some(_)) => return Ok(()),
+            (Sizing::Pause, None) => {
+                let why = format!(
+                    "{name} does not follow the load ([fleet.{name}.scale]): its size stays as it is"
+                );
+                return Err(Denial::new(ExitCode::Conflict, why));
+            }
+            (Sizing::Workers(workers), Some(scale)) if workers > scale.max => {
+                let why = format!(
+                    "{name} has at most {} (scale.max); raise that first",
+                    count(scale.max, "worker")
+                );
+                return Err(Denial::new(ExitCode::Conflict, why));
+            }
+            (Sizing::Workers(workers), _) => workers,
         };
         if workers > 20_000 {
             let why = format!("{workers} workers are more than a fleet can have (20000)");

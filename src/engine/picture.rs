@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 use crate::{
     engine::{
         fleet::{Fleet, Stance},
+        places::Places,
         rollout::Rollout,
         slot::{Slot, State},
-        status::{ExitView, FleetStatus, GateStatus, LockStatus, Status, WorkerStatus},
+        status::{
+            ExitView, FleetStatus, GateStatus, LockStatus, ScaleStatus, Status, WorkerStatus,
+        },
         supervisor::Supervisor,
     },
     id::{SlotIndex, WorkerId},
@@ -63,15 +66,18 @@ impl Supervisor {
         };
         let size = fleet.size(&self.intent);
         // Slots are shown as held whether or not they were ever used.
-        let shown = fleet.spec.workers.max(size);
-        let held_slots = (0..shown)
-            .map(SlotIndex)
+        let shown = match &fleet.body.scale {
+            Some(_) => fleet.places(&self.intent),
+            None => Places::First(fleet.spec.workers.max(size)),
+        };
+        let held_slots = shown
+            .iter()
             .filter(|index| self.intent.holds(&fleet.name, *index));
         let indexes: BTreeSet<SlotIndex> = fleet.slots.keys().copied().chain(held_slots).collect();
         let unused = Slot::default();
         let workers = indexes.into_iter().filter_map(|index| {
             let slot = fleet.slots.get(&index).unwrap_or(&unused);
-            self.worker_status(fleet, index, slot, shown, now)
+            self.worker_status(fleet, index, slot, &shown, now)
         });
         FleetStatus {
             name: fleet.name.clone(),
@@ -90,8 +96,30 @@ impl Supervisor {
             revision: fleet.revision(),
             lock: self.lock_status(fleet, now),
             cron,
+            scale: self.scale_status(fleet, now),
             workers: workers.collect(),
         }
+    }
+
+    fn scale_status(&self, fleet: &Fleet, now: Moment) -> Option<ScaleStatus> {
+        let spec = fleet.spec.scale.clone()?;
+        let scaling = fleet.body.scale.as_ref()?;
+        let last = scaling.decisions.back();
+        Some(ScaleStatus {
+            members: scaling.members.len() as u32,
+            floor: self.intent.sizes.get(&fleet.name).cloned(),
+            paused: self.intent.pauses.get(&fleet.name).cloned(),
+            utilization: last.and_then(|decision| decision.utilization),
+            recommended: last.map(|decision| decision.recommended),
+            penalty: scaling.penalty,
+            waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
+            source: scaling.sourced.as_ref().map(|(_, said)| said.clone()),
+            blocked: scaling.blocked,
+            blocks: scaling.blocks.clone(),
+            idle: self.host.idle(now),
+            decisions: scaling.decisions.iter().cloned().collect(),
+            spec,
+        })
     }
 
     fn worker_status(
@@ -99,10 +127,11 @@ impl Supervisor {
         fleet: &Fleet,
         index: SlotIndex,
         slot: &Slot,
-        shown: u32,
+        shown: &Places,
         now: Moment,
     ) -> Option<WorkerStatus> {
-        let held = self.intent.holds(&fleet.name, index) && !slot.is_live() && index.0 < shown;
+        let held =
+            self.intent.holds(&fleet.name, index) && !slot.is_live() && shown.contains(index);
         let waits = slot.gate.waits() && !slot.is_live();
         if slot.state == State::Vacant && !held && !waits {
             return None;

@@ -14,6 +14,7 @@ use crate::{
     engine::{
         effect::{Effect, Ending, What},
         fleet::{Fleet, Room},
+        places::Places,
         slot::{Slot, State},
         spawn::socket_name,
     },
@@ -70,7 +71,7 @@ impl Fleet {
     }
 
     /// One step of a running rollout.
-    pub(super) fn roll(&mut self, size: u32, room: &mut Room<'_>) {
+    pub(super) fn roll(&mut self, places: &Places, room: &mut Room<'_>) {
         let Some(Rollout::Running { back }) = self.body.rollout else {
             return;
         };
@@ -79,14 +80,14 @@ impl Fleet {
         }
         let outdated: Vec<SlotIndex> = self.outdated();
         if outdated.is_empty() {
-            if self.newcomers_ready(room) {
+            if self.newcomers_ready(places, room) {
                 self.body.rollout = None;
                 self.record(What::RolloutDone, room);
                 self.keep_sockets(room);
             }
             return;
         }
-        self.add_surge(size, room);
+        self.add_surge(places, room);
         self.replace_some(outdated, room);
     }
 
@@ -118,9 +119,9 @@ impl Fleet {
             .map(|(index, _)| *index)
     }
 
-    fn newcomers_ready(&self, room: &Room<'_>) -> bool {
+    fn newcomers_ready(&self, places: &Places, room: &Room<'_>) -> bool {
         let wanted = self.slots.iter().filter(|(index, _)| {
-            index.0 < self.size(room.intent) && !room.intent.holds(&self.name, **index)
+            places.contains(**index) && !room.intent.holds(&self.name, **index)
         });
         wanted.map(|(_, slot)| slot).all(|slot| {
             // Who waits for its lock may do so for good, and has nobody to be replaced.
@@ -139,9 +140,9 @@ impl Fleet {
         }
     }
 
-    fn add_surge(&mut self, size: u32, room: &mut Room<'_>) {
-        let most = size.saturating_add(self.spec.rollout.max_surge);
-        for index in (size..most).map(SlotIndex) {
+    fn add_surge(&mut self, places: &Places, room: &mut Room<'_>) {
+        let most = places.len().saturating_add(self.spec.rollout.max_surge);
+        for index in places.beyond(self.spec.rollout.max_surge) {
             let free = self
                 .slots
                 .get(&index)

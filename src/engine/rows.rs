@@ -52,6 +52,10 @@ impl Supervisor {
                 RowKey::Task(..) => {}
             }
         }
+        for fleet in self.fleets.values_mut() {
+            // If its row said nothing, by what is there.
+            fleet.fit_scale(now);
+        }
         let workers = self.fleets.values().map(Fleet::live).sum();
         if !rows.is_empty() {
             out.record(now, Subject::Node, What::TookOver { workers });

@@ -9,6 +9,7 @@ use crate::{
         effect::{Effect, Effects, Ending, Subject, What},
         gate::Gate,
         jitter::Jitter,
+        meter::Meter,
         restart::Restart,
         spawn::{self, Facts},
         vitals::Vitals,
@@ -136,6 +137,9 @@ pub(super) struct Slot {
     /// Probe and watchdog; they get a full period after a change of supervisor.
     #[serde(skip)]
     pub(super) vitals: Vitals,
+    /// How busy it is.
+    #[serde(skip)]
+    pub(super) meter: Meter,
     /// STATUS= of the worker.
     #[serde(skip)]
     pub(super) said: String,

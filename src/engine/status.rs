@@ -1,11 +1,15 @@
 //! The read-only picture: what people and programs see. Times are moments; the shells put the wall clock in.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    config::spec::CronSpec,
+    config::spec::{CronSpec, ScaleSpec},
     engine::{
         book::{Run, RunRecord},
         effect::{Cause, Ending},
         gate::{Holder, Pass},
+        intent::{Hold, Size},
+        scale::{Block, Decision},
     },
     id::{FleetName, Generation, Revision, SlotIndex, WorkerId},
     time::{Moment, Span, Stamp},
@@ -55,8 +59,41 @@ pub struct FleetStatus {
     pub lock: Option<LockStatus>,
     /// Of a job.
     pub cron: Option<CronStatus>,
+    /// Of a fleet that follows the load.
+    pub scale: Option<ScaleStatus>,
     /// Its slots.
     pub workers: Vec<WorkerStatus>,
+}
+
+/// A fleet that follows the load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScaleStatus {
+    /// By what it does so.
+    pub spec: ScaleSpec,
+    /// So many it is to have now.
+    pub members: u32,
+    /// An operator wants at least so many.
+    pub floor: Option<Size>,
+    /// An operator wants it as it is.
+    pub paused: Option<Hold>,
+    /// How busy its workers are, in parts per million of what they can use; none: not known.
+    pub utilization: Option<u64>,
+    /// What the last decision asked for.
+    pub recommended: Option<u32>,
+    /// Times its down window is longer than configured.
+    pub penalty: u32,
+    /// Connections that nobody has accepted; none: it has no sockets, or they were not read.
+    pub waiting: Option<u32>,
+    /// What its source said last, in thousandths; or why it said nothing.
+    pub source: Option<Result<u64, String>>,
+    /// Why it cannot grow, if it should.
+    pub blocked: Option<Block>,
+    /// So often it could not, since this supervisor began.
+    pub blocks: BTreeMap<Block, u64>,
+    /// Idle processors of the machine, in thousandths of a core.
+    pub idle: Option<u32>,
+    /// The last decisions, oldest first.
+    pub decisions: Vec<Decision>,
 }
 
 /// One job.

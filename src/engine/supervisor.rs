@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{Config, spec::FleetSpec},
     engine::{
+        autoscale::Rhythm,
         command::Command,
         cron::Clock,
         effect::{Effect, Effects, Subject, What},
         event::{Event, Purpose},
         fleet::{Fleet, Room, Stance},
         gate::Kept,
+        host::Host,
         intent::Intent,
         jitter::Jitter,
         operate::Saving,
@@ -74,6 +76,10 @@ pub struct Supervisor {
     /// When it asked to hear of the wall clock.
     wake: Option<Stamp>,
     pub(super) jitter: Jitter,
+    /// When to measure and decide.
+    pub(super) rhythm: Rhythm,
+    /// What the machine has to give.
+    pub(super) host: Host,
     /// Bodies as the keeper has them.
     pub(super) stored: BTreeMap<RowKey, Vec<u8>>,
     pub(super) touched: BTreeSet<RowKey>,
@@ -134,6 +140,8 @@ impl Supervisor {
             clock: Clock { shown, at: now },
             wake: None,
             jitter: Jitter::new(seed),
+            rhythm: Rhythm::default(),
+            host: Host::default(),
             stored: BTreeMap::new(),
             touched: BTreeSet::new(),
             saving: None,
@@ -207,6 +215,9 @@ impl Supervisor {
                     fleet.book_kept(stance, result, room);
                 });
             }
+            Event::Sampled(sample) => self.sampled(&sample, now, out),
+            Event::Knock(fleet) => self.knocked(&fleet, now, out),
+            Event::Sourced { fleet, result } => self.sourced(&fleet, result, now),
             Event::Tick => {}
         }
         self.finish_step(now, out);
@@ -214,7 +225,8 @@ impl Supervisor {
 
     /// When a `Tick` is due.
     pub fn deadline(&self) -> Option<Moment> {
-        self.fleets.values().filter_map(Fleet::deadline).min()
+        let fleets = self.fleets.values().filter_map(Fleet::deadline);
+        fleets.chain(self.scale_deadline()).min()
     }
 
     /// The state of every slot that is due at `now`, for whoever looks into a deadline that is never met.
@@ -251,6 +263,8 @@ impl Supervisor {
 
     fn finish_step(&mut self, now: Moment, out: &mut Effects) {
         self.obey_signals(now, out);
+        self.expire_sizes(now, out);
+        self.follow_load(now, out);
         self.settle(now, out);
         self.follow_rollbacks(out);
         if self.drop_removed(now, out) {
@@ -287,7 +301,11 @@ impl Supervisor {
             let held = self.intent.holds(&fleet.name, SlotIndex(0));
             fleet.wake(held)
         });
-        let wake = wakes.min().filter(|_| self.asked.stopping == Stopping::No);
+        let expiries = self.intent.sizes.values().filter_map(|size| size.until);
+        let wake = wakes
+            .chain(expiries)
+            .min()
+            .filter(|_| self.asked.stopping == Stopping::No);
         if wake != self.wake {
             self.wake = wake;
             out.list.push(Effect::WakeAt(wake));
@@ -335,7 +353,7 @@ impl Supervisor {
                     .count() as u32,
             };
             // A dependency that an operator holds is not there.
-            reached >= desired && (desired > 0 || other.spec.workers == 0)
+            reached >= desired && (desired > 0 || other.spec.may_be_empty())
         })
     }
 

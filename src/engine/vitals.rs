@@ -193,6 +193,16 @@ impl Slot {
                 text.truncate(end);
                 self.said = text;
             }
+            Note::Busy(_) | Note::Inflight(_) | Note::Queue(_) | Note::Done(_) => {
+                self.meter.fit(generation);
+                match note {
+                    Note::Busy(share) => self.meter.busy = Some(share),
+                    Note::Inflight(count) => self.meter.inflight = Some(count),
+                    Note::Queue(length) => self.meter.queue = Some(length),
+                    Note::Done(count) => self.meter.has_done(count, desk.now),
+                    _ => {}
+                }
+            }
         }
     }
 

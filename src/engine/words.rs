@@ -7,6 +7,7 @@ use crate::{
     engine::{
         effect::{Cause, What},
         gate::Holder,
+        scale::{Block, Reason},
     },
     time::Span,
     wire::ExitStatus,
@@ -102,6 +103,23 @@ impl fmt::Display for What {
             Self::Scaled { workers: None, who } => {
                 write!(f, "back to its configured size by {who}")
             }
+            Self::Grew { from, to, reason } => write!(f, "grows from {from} to {to}: {reason}"),
+            Self::Shrank { from, to, reason } => write!(f, "shrinks from {from} to {to}: {reason}"),
+            Self::GrowthBlocked {
+                block,
+                workers,
+                wanted,
+            } => write!(f, "stays at {workers} instead of {wanted}: {block}"),
+            Self::Stuck { restart } => {
+                f.write_str("uses all it can and gets nothing done, as far as can be told; ")?;
+                f.write_str(if *restart {
+                    "it is restarted"
+                } else {
+                    "it does not count, another one takes its place"
+                })
+            }
+            Self::Paused { who } => write!(f, "its size is left alone, by {who}"),
+            Self::SizeExpired => f.write_str("what was said of its size has expired"),
             Self::Accepted { changes: 0 } => f.write_str("configuration accepted: nothing changes"),
             Self::Accepted { changes: 1 } => f.write_str("configuration accepted: 1 fleet changes"),
             Self::Accepted { changes } => {
@@ -263,6 +281,33 @@ impl fmt::Display for Cause {
             Self::Lost => "it excluded nobody any more",
             Self::Lapsed => "its lease was not renewed in time",
             Self::NotWanted => "nobody wanted it any more",
+        })
+    }
+}
+
+/// `its workers are busy`, for people.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "the processor time of its workers",
+            Self::Backlog => "connections that nobody accepts",
+            Self::Busy => "its workers say so",
+            Self::Queue => "the length of its queue",
+            Self::Min => "it must have so many",
+            Self::Max => "it may not have more",
+            Self::Manual => "an operator wants at least so many",
+            Self::Wake => "somebody knocked",
+            Self::Idle => "it has nothing to do",
+        })
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Max => "scale.max",
+            Self::HostCpu => "the machine has no idle processor left",
+            Self::HostMemory => "the machine has not enough memory left",
         })
     }
 }

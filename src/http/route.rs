@@ -2,7 +2,14 @@
 
 use serde::Deserialize;
 
-use crate::{config::units, engine::Command, engine::command::By};
+use crate::{
+    config::units,
+    engine::{
+        Command,
+        command::{By, Sizing},
+    },
+    time::Span,
+};
 
 /// Most ticks of a job that are told at once.
 pub const TICKS_MAX: usize = 1_000;
@@ -89,6 +96,9 @@ struct Body {
     auto: bool,
     signal: Option<String>,
     slot: Option<u32>,
+    pause: bool,
+    /// A duration, such as `1h`.
+    r#for: Option<String>,
 }
 
 /// One request as it came.
@@ -250,13 +260,32 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
                 .into_iter()
                 .next()
                 .ok_or_else(|| Refusal::new(400, "names is missing: which fleet?"))?;
-            let workers = match (body.workers, body.auto) {
-                (Some(_), true) | (None, false) => {
-                    return Err(Refusal::new(400, "give either workers or auto"));
-                }
-                (workers, _) => workers,
+            let to = match (body.workers, body.auto, body.pause) {
+                (Some(workers), false, false) => Sizing::Workers(workers),
+                (None, true, false) => Sizing::Auto,
+                (None, false, true) => Sizing::Pause,
+                _ => return Err(Refusal::new(400, "give one of workers, auto and pause")),
             };
-            Command::Scale { fleet, workers, by }
+            let lasting = body.r#for.map(|text| {
+                let span = units::span(&text).filter(|span| *span > Span::ZERO);
+                span.ok_or_else(|| {
+                    let why = format!("for: {text:?} is not {}", units::SPAN_FORM);
+                    Refusal::new(400, why)
+                })
+            });
+            let lasting = lasting.transpose()?.filter(|span| !span.is_forever());
+            if lasting.is_some() && !matches!(to, Sizing::Workers(_)) {
+                return Err(Refusal::new(
+                    400,
+                    "for belongs to workers: they are wanted for a while",
+                ));
+            }
+            Command::Scale {
+                fleet,
+                to,
+                lasting,
+                by,
+            }
         }
         "signal" => {
             let text = body
@@ -377,7 +406,8 @@ mod tests {
         assert_eq!(ask(Door::Tcp, "POST", "/v1/config/reload", ""), Err(403));
         let scale = Command::Scale {
             fleet: "web".to_owned(),
-            workers: Some(3),
+            to: Sizing::Workers(3),
+            lasting: None,
             by: By::default(),
         };
         assert_eq!(
@@ -391,6 +421,9 @@ mod tests {
         );
         for (path, body) in [
             ("/v1/fleets/web/scale", "{}"),
+            ("/v1/fleets/web/scale", r#"{"workers":3,"pause":true}"#),
+            ("/v1/fleets/web/scale", r#"{"workers":3,"for":"soon"}"#),
+            ("/v1/fleets/web/scale", r#"{"auto":true,"for":"1h"}"#),
             ("/v1/stop", "nonsense"),
             ("/v1/stop", r#"{"nmaes":["web"]}"#),
             ("/v1/signal", r#"{"names":["web"],"signal":"SIGFOO"}"#),

@@ -27,6 +27,25 @@ pub fn boot_id() -> &'static str {
     })
 }
 
+/// What we may use of the processors, in thousandths of a core: those of our affinity, and no more than `cpu.max` of our cgroup or one
+/// above it.
+pub fn usable_cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(1_000)
+}
+
+/// The processors that we may run on.
+pub fn usable_cpus() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None);
+    let highest = rustix::thread::CpuSet::MAX_CPU;
+    set.map_or_else(
+        |_| vec![0],
+        |set| (0..highest).filter(|cpu| set.is_set(*cpu)).collect(),
+    )
+}
+
 /// The inode of our pid namespace: a pid of another one proves nothing. No process ever changes its own.
 pub fn pid_namespace() -> u64 {
     static INODE: OnceLock<u64> = OnceLock::new();

@@ -20,6 +20,9 @@
 //! | `notify` | the workers' notify socket |
 //! | `listen` | bound sockets |
 //! | `host` | users, limits, hostname, boot |
+//! | `usage` | processor time and memory of a worker |
+//! | `machine` | what the machine has left |
+//! | `queues` | who waits at listening sockets |
 //! | `surroundings` | what a configuration may ask of this machine |
 
 pub mod cgroup;
@@ -31,14 +34,17 @@ pub mod host;
 pub mod journal;
 pub mod listen;
 pub mod lock;
+pub mod machine;
 pub mod memfd;
 pub mod notify;
 pub mod packet;
 pub mod page;
 pub mod pipe;
 pub mod poll;
+pub mod queues;
 pub mod sd;
 pub mod seats;
 pub mod spawn;
 pub mod surroundings;
 pub mod timer;
+pub mod usage;

@@ -77,4 +77,8 @@ impl Surroundings for ThisMachine {
             .unwrap_or(1)
             .max(1)
     }
+
+    fn usable_cores(&self) -> u32 {
+        host::usable_cores()
+    }
 }

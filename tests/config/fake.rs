@@ -120,4 +120,8 @@ impl Surroundings for FakeMachine {
     fn cpus(&self) -> u32 {
         2
     }
+
+    fn usable_cores(&self) -> u32 {
+        2_000
+    }
 }

@@ -189,6 +189,8 @@ fn config(fleets: BTreeMap<FleetName, FleetSpec>) -> Config {
         name: "sim".to_owned(),
         restart_rate: 20_000,
         restart_burst: 50,
+        cpu_reserve: 100_000,
+        memory_reserve: 100_000,
     };
     let revision = Revision::of(format!("{fleets:?}").as_bytes());
     Config {

@@ -1,0 +1,157 @@
+//! What scaled fleets need of the world: measurements, sources of numbers, and a knock at the door of one that sleeps.
+
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
+
+use tokio::{io::Interest, io::unix::AsyncFd};
+
+use crate::{
+    config::spec::{ProbeKind, SourceSpec},
+    driver::{
+        inbox::Inbox,
+        link::watched,
+        probe,
+        run::Driver,
+        sampler::{Order, Subject, inode_of},
+    },
+    engine::load::SampleOrder,
+    id::FleetName,
+    sys::cgroup::leaf_name,
+    wire::{Containment, Process, RowKey},
+};
+
+/// A source that says more has something else to say.
+const NUMBER_MAX: f64 = 1e12;
+
+impl Driver {
+    /// Has the workers of these fleets measured.
+    pub(super) fn sample(&mut self, order: &SampleOrder) {
+        let base = self.welcome.cgroup.as_deref().map(Path::new);
+        let mut subjects = Vec::new();
+        for (key, header) in &self.known.headers {
+            let (RowKey::Slot(worker), Process::Alive(alive)) = (key, &header.process) else {
+                continue;
+            };
+            if !order.fleets.contains(&worker.fleet) {
+                continue;
+            }
+            let leaf = base.filter(|_| alive.containment != Containment::Group);
+            subjects.push(Subject {
+                worker: worker.clone(),
+                generation: header.generation,
+                leader: alive.pid,
+                leaf: leaf.map(|base| base.join(leaf_name(key, header.generation))),
+            });
+        }
+        let sockets = self.sockets.iter().filter_map(|(name, fd)| {
+            let fleet = fleet_of_socket(name)?;
+            let wanted = order.fleets.contains(&fleet);
+            Some((fleet, inode_of(fd)?)).filter(|_| wanted)
+        });
+        let order = Order {
+            subjects,
+            sockets: sockets.collect(),
+        };
+        self.sampler.measure(order, &self.hand_in);
+    }
+
+    /// Says when somebody waits at a socket of this fleet; or does not any more.
+    pub(super) fn watch_sockets(&mut self, fleet: &FleetName, on: bool) {
+        if let Some(watchers) = self.watchers.remove(fleet) {
+            for watcher in watchers {
+                watcher.abort();
+            }
+        }
+        if !on {
+            return;
+        }
+        let prefix = format!("socket/{fleet}/");
+        let theirs = self
+            .sockets
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix));
+        let theirs: Vec<OwnedFd> = theirs.filter_map(|(_, fd)| fd.try_clone().ok()).collect();
+        let watchers = theirs.into_iter().filter_map(|fd| {
+            let fd = watched(fd).ok()?;
+            let (hand_in, fleet) = (self.hand_in.clone(), fleet.clone());
+            Some(tokio::spawn(async move {
+                if knocks(&fd).await {
+                    let _ = hand_in.send(Inbox::Knock(fleet));
+                }
+            }))
+        });
+        let watchers = watchers.collect();
+        self.watchers.insert(fleet.clone(), watchers);
+    }
+
+    /// Asks a source for its number.
+    pub(super) fn ask_source(&self, fleet: FleetName, source: SourceSpec) {
+        let hand_in = self.hand_in.clone();
+        tokio::spawn(async move {
+            let limit = Duration::from(source.timeout);
+            let answer = tokio::time::timeout(limit, number_of(&source)).await;
+            let result = answer.unwrap_or_else(|_| Err(format!("no answer in {}", source.timeout)));
+            let _ = hand_in.send(Inbox::Sourced(fleet, result));
+        });
+    }
+}
+
+/// `socket/web/…`.
+fn fleet_of_socket(name: &str) -> Option<FleetName> {
+    name.strip_prefix("socket/")?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Until somebody waits there.
+async fn knocks(socket: &AsyncFd<OwnedFd>) -> bool {
+    socket.ready(Interest::READABLE).await.is_ok()
+}
+
+async fn number_of(source: &SourceSpec) -> Result<u64, String> {
+    let (whose, text) = match &source.kind {
+        ProbeKind::Http { address, path } => {
+            let whose = format!("http://{address}{path}");
+            let body = probe::get_body(address, path).await;
+            (
+                whose.clone(),
+                body.map_err(|error| format!("{whose}: {error}"))?,
+            )
+        }
+        ProbeKind::Exec(hook) => (hook.program.clone(), String::new()),
+        ProbeKind::Tcp(address) => (address.clone(), String::new()),
+    };
+    thousandths(&text).ok_or_else(|| {
+        format!(
+            "{whose} answered {:?}, which is not a number",
+            shortened(&text)
+        )
+    })
+}
+
+/// A number that can be the length of a queue.
+fn thousandths(text: &str) -> Option<u64> {
+    let number: f64 = text.trim().parse().ok()?;
+    (0.0..=NUMBER_MAX)
+        .contains(&number)
+        .then_some((number * 1_000.0) as u64)
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_lies_is_not_believed() {
+        assert_eq!(thousandths("12\n"), Some(12_000));
+        assert_eq!(thousandths("0.5"), Some(500));
+        for lie in ["", "-1", "NaN", "inf", "1e300", "12 jobs", "<html>"] {
+            assert_eq!(thousandths(lie), None, "{lie}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Measures what fleets that follow the load are decided by. A thread of its own: a thousand workers are milliseconds.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::mpsc::{Sender, channel},
+};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    driver::inbox::Inbox,
+    engine::load::{QueueLoad, Sample, WorkerLoad},
+    id::{FleetName, Generation, WorkerId},
+    sys::{
+        clock,
+        machine::Machine,
+        queues,
+        usage::{self, Clock, Place},
+    },
+    time::{Moment, Span},
+};
+
+/// Memory changes slowly, and costs more to read.
+const MEMORY_EVERY: Span = Span::secs(10);
+
+/// One worker to be measured.
+pub(super) struct Subject {
+    pub(super) worker: WorkerId,
+    pub(super) generation: Generation,
+    pub(super) leader: i32,
+    /// Its cgroup, if it has one.
+    pub(super) leaf: Option<PathBuf>,
+}
+
+impl Subject {
+    fn place(&self) -> Place {
+        self.leaf
+            .clone()
+            .map_or(Place::Group(self.leader), Place::Leaf)
+    }
+}
+
+/// What is to be measured.
+pub(super) struct Order {
+    pub(super) subjects: Vec<Subject>,
+    /// Inodes of each fleet's listening sockets.
+    pub(super) sockets: Vec<(FleetName, u64)>,
+}
+
+/// The thread, once there is something to measure.
+#[derive(Default)]
+pub(super) struct Sampler {
+    orders: Option<Sender<Order>>,
+}
+
+impl Sampler {
+    /// Has it measured; what comes of it is handed in.
+    pub(super) fn measure(&mut self, order: Order, hand_in: &mpsc::UnboundedSender<Inbox>) {
+        let orders = self.orders.get_or_insert_with(|| {
+            let (orders, received) = channel::<Order>();
+            let hand_in = hand_in.clone();
+            let body = move || {
+                let mut bench = Bench::default();
+                for order in received {
+                    let _ = hand_in.send(Inbox::Sampled(Box::new(bench.measure(&order))));
+                }
+            };
+            // Without it nothing is measured, and the decisions say so.
+            let _ = std::thread::Builder::new()
+                .name("sampler".to_owned())
+                .spawn(body);
+            orders
+        });
+        if orders.send(order).is_err() {
+            self.orders = None;
+        }
+    }
+}
+
+/// What is kept from one measurement to the next.
+#[derive(Default)]
+struct Bench {
+    machine: Machine,
+    clocks: BTreeMap<WorkerId, (Generation, Clock)>,
+    memories: BTreeMap<WorkerId, u64>,
+    memory_at: Option<Moment>,
+}
+
+impl Bench {
+    fn measure(&mut self, order: &Order) -> Sample {
+        let at = clock::now();
+        let memory_due = self
+            .memory_at
+            .is_none_or(|last| last.after(MEMORY_EVERY) <= at);
+        if memory_due {
+            self.memory_at = Some(at);
+            self.memories.clear();
+        }
+        let mut clocks = BTreeMap::new();
+        let mut workers = Vec::with_capacity(order.subjects.len());
+        for subject in &order.subjects {
+            let known = self.clocks.remove(&subject.worker);
+            let known = known.filter(|(generation, _)| *generation == subject.generation);
+            let clock = known
+                .map(|(_, clock)| clock)
+                .or_else(|| Clock::open(&subject.place()));
+            let Some(clock) = clock else {
+                continue;
+            };
+            if memory_due && let Some(memory) = usage::memory_of(&subject.place()) {
+                self.memories.insert(subject.worker.clone(), memory);
+            }
+            if let Some(cpu) = clock.read() {
+                workers.push(WorkerLoad {
+                    worker: subject.worker.clone(),
+                    generation: subject.generation,
+                    cpu,
+                    memory: self.memories.get(&subject.worker).copied(),
+                });
+                clocks.insert(subject.worker.clone(), (subject.generation, clock));
+            }
+        }
+        self.clocks = clocks;
+        Sample {
+            at,
+            host: self.machine.read(),
+            workers,
+            queues: queues_of(&order.sockets),
+        }
+    }
+}
+
+/// All sockets of a fleet together; a fleet none of whose sockets is found is left out.
+fn queues_of(sockets: &[(FleetName, u64)]) -> Vec<QueueLoad> {
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let all = queues::all().unwrap_or_default();
+    let mut fleets: BTreeMap<&FleetName, (u32, u32)> = BTreeMap::new();
+    for (fleet, inode) in sockets {
+        if let Some(queue) = all.get(inode) {
+            let (waiting, backlog) = fleets.entry(fleet).or_default();
+            *waiting = waiting.saturating_add(queue.waiting);
+            *backlog = backlog.saturating_add(queue.backlog);
+        }
+    }
+    let loads = fleets
+        .into_iter()
+        .map(|(fleet, (waiting, backlog))| QueueLoad {
+            fleet: fleet.clone(),
+            waiting,
+            backlog,
+        });
+    loads.collect()
+}
+
+/// The inode by which the kernel knows a socket.
+pub(super) fn inode_of(socket: &OwnedFd) -> Option<u64> {
+    rustix::fs::fstat(socket).ok().map(|stat| stat.st_ino)
+}

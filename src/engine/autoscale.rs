@@ -1,0 +1,834 @@
+//! Fleets that follow the load: measure every second, decide every five, share what the machine has to give.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    config::spec::{ScaleSpec, Signal},
+    engine::{
+        effect::{Effect, Effects, Ending, What},
+        fleet::{Fleet, Room, Stance},
+        host::{Grant, Host, Reserves, Want},
+        intent::Intent,
+        load::{Sample, SampleOrder},
+        meter::{PEGGED, WHOLE},
+        scale::{Block, Decision, Hold, Inputs, Reason, Scaling, Verdict},
+        slot::{Slot, State},
+        supervisor::Supervisor,
+    },
+    id::{FleetName, SlotIndex},
+    time::{Moment, Span},
+};
+
+const SAMPLE_EVERY: Span = Span::secs(1);
+const DECIDE_EVERY: Span = Span::secs(5);
+/// A sample that has not come by then is not waited for.
+const SAMPLE_PATIENCE: Span = Span::secs(5);
+/// Between two workers that a queue makes start.
+const RESCUE_SPACING: Span = Span::secs(5);
+/// A queue of any length for so long, though the workers are not busy: they all wait for something.
+const STALLED: Span = Span::secs(10);
+/// A fleet that uses less of what it could does nothing, in parts per million.
+const IDLE: u64 = 10_000;
+
+/// When to measure and to decide. A new supervisor begins at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rhythm {
+    sample_at: Option<Moment>,
+    /// A sample was asked for and has not come.
+    asked: Option<Moment>,
+    decide_at: Option<Moment>,
+}
+
+/// A fleet that wants to grow, and waits for its share.
+struct Pending {
+    fleet: FleetName,
+    want: Want,
+    reason: Reason,
+    decision: Decision,
+}
+
+/// What all fleets decide by.
+#[derive(Clone, Copy)]
+struct Views<'a> {
+    host: &'a Host,
+    starved: bool,
+    stance: Stance,
+}
+
+impl Supervisor {
+    /// When to measure or to decide, if a fleet follows the load.
+    pub(super) fn scale_deadline(&self) -> Option<Moment> {
+        let rhythm = &self.rhythm;
+        let sources = self.fleets.values().filter_map(Fleet::source_deadline);
+        [rhythm.sample_at, rhythm.decide_at]
+            .into_iter()
+            .flatten()
+            .chain(sources)
+            .min()
+    }
+
+    fn scaled(&self) -> Vec<FleetName> {
+        let scaled = self.fleets.values().filter(|fleet| fleet.is_scaled());
+        scaled.map(|fleet| fleet.name.clone()).collect()
+    }
+
+    /// Measures and decides, where it is time to.
+    pub(super) fn follow_load(&mut self, now: Moment, out: &mut Effects) {
+        let fleets = self.scaled();
+        if fleets.is_empty() {
+            self.rhythm = Rhythm::default();
+            return;
+        }
+        let sample_at = *self.rhythm.sample_at.get_or_insert(now);
+        let decide_at = *self.rhythm.decide_at.get_or_insert(now.after(DECIDE_EVERY));
+        if sample_at <= now {
+            // One that is late is skipped: measured is as of now.
+            self.rhythm.sample_at = Some(now.after(SAMPLE_EVERY));
+            let waits = self
+                .rhythm
+                .asked
+                .is_some_and(|at| at.after(SAMPLE_PATIENCE) > now);
+            if !waits {
+                self.rhythm.asked = Some(now);
+                let fleets = fleets.clone();
+                out.list.push(Effect::Sample(SampleOrder { fleets }));
+            }
+        }
+        for name in &fleets {
+            self.with_fleet(name, now, out, Fleet::ask_source);
+        }
+        if decide_at <= now {
+            self.rhythm.decide_at = Some(now.after(DECIDE_EVERY));
+            self.decide_all(&fleets, now, out, Fleet::decide);
+        }
+        self.tend_knocks(&fleets, now, out);
+    }
+
+    /// What was to be measured was.
+    pub(super) fn sampled(&mut self, sample: &Sample, now: Moment, out: &mut Effects) {
+        self.rhythm.asked = None;
+        if let Some(host) = &sample.host {
+            self.host.read(sample.at, host);
+        }
+        for one in &sample.workers {
+            let Some(fleet) = self.fleets.get_mut(&one.worker.fleet) else {
+                continue;
+            };
+            let cores = fleet
+                .spec
+                .scale
+                .as_ref()
+                .map_or(1_000, |spec| spec.worker_cores);
+            let Some(slot) = fleet.slots.get_mut(&one.worker.slot) else {
+                continue;
+            };
+            let Some(process) = slot.process.filter(|_| slot.generation == one.generation) else {
+                continue;
+            };
+            slot.meter.fit(one.generation);
+            slot.meter.read(sample.at, one.cpu, process.since, cores);
+            slot.meter.memory = one.memory;
+        }
+        for one in &sample.queues {
+            let Some(fleet) = self.fleets.get_mut(&one.fleet) else {
+                continue;
+            };
+            let alert = fleet
+                .spec
+                .scale
+                .as_ref()
+                .and_then(|spec| spec.backlog_alert);
+            if let Some(scaling) = &mut fleet.body.scale {
+                scaling
+                    .queue
+                    .read(sample.at, one.waiting, one.backlog, alert);
+            }
+        }
+        let fleets = self.scaled();
+        self.decide_all(&fleets, now, out, Fleet::rescue);
+    }
+
+    /// Has each fleet look at itself, and shares what there is among those that want to grow.
+    fn decide_all(
+        &mut self,
+        fleets: &[FleetName],
+        now: Moment,
+        out: &mut Effects,
+        look: fn(&mut Fleet, Views<'_>, &mut Room<'_>) -> Option<Pending>,
+    ) {
+        let host = std::mem::take(&mut self.host);
+        let reserve = self.config.node.cpu_reserve;
+        let mut pending = Vec::new();
+        for name in fleets {
+            let views = Views {
+                host: &host,
+                starved: host.is_starved(reserve, now),
+                stance: self.stance(name),
+            };
+            let wants = self.with_fleet(name, now, out, |fleet, room| look(fleet, views, room));
+            pending.extend(wants.flatten());
+        }
+        if !pending.is_empty() {
+            let wants: Vec<Want> = pending.iter().map(|one| one.want).collect();
+            let reserves = Reserves {
+                cpu: reserve,
+                memory: self.config.node.memory_reserve,
+                used: self.fleets.values().map(Fleet::cores_used).sum(),
+            };
+            let grants = host.grant(&wants, reserves, now);
+            for (one, grant) in pending.into_iter().zip(grants) {
+                let name = one.fleet.clone();
+                self.with_fleet(&name, now, out, |fleet, room| fleet.take(one, grant, room));
+            }
+        }
+        self.host = host;
+    }
+
+    /// Somebody waits at a socket of a fleet without workers.
+    pub(super) fn knocked(&mut self, name: &FleetName, now: Moment, out: &mut Effects) {
+        let kept = self.stance(name) == Stance::Keep;
+        self.with_fleet(name, now, out, |fleet, room| fleet.wake_up(kept, room));
+    }
+
+    /// Who has no worker has its sockets watched.
+    fn tend_knocks(&mut self, fleets: &[FleetName], now: Moment, out: &mut Effects) {
+        for name in fleets {
+            let kept = self.stance(name) == Stance::Keep;
+            self.with_fleet(name, now, out, |fleet, room| fleet.tend_knock(kept, room));
+        }
+    }
+
+    /// What a fleet's source says.
+    pub(super) fn sourced(&mut self, name: &FleetName, result: Result<u64, String>, now: Moment) {
+        let fleet = self.fleets.get_mut(name);
+        if let Some(scaling) = fleet.and_then(|fleet| fleet.body.scale.as_mut()) {
+            scaling.source_asked = false;
+            scaling.sourced = Some((now, result));
+        }
+    }
+}
+
+impl Fleet {
+    pub(super) fn is_scaled(&self) -> bool {
+        self.body.scale.is_some() && !self.removed
+    }
+
+    /// It follows the load from now on, or does not any more. Who is there stays.
+    pub(super) fn fit_scale(&mut self, now: Moment) {
+        let Some(spec) = &self.spec.scale else {
+            self.body.scale = None;
+            return;
+        };
+        if self.body.scale.is_some() {
+            return;
+        }
+        let there = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.is_live() && !slot.is_ending());
+        let mut members: BTreeSet<SlotIndex> = there
+            .map(|(index, _)| *index)
+            .take(spec.max as usize)
+            .collect();
+        let lowest = (0..).map(SlotIndex);
+        for index in lowest {
+            if members.len() >= spec.min as usize {
+                break;
+            }
+            members.insert(index);
+        }
+        self.body.scale = Some(Box::new(Scaling::new(members, now)));
+    }
+
+    /// Thousandths of a core that its workers use.
+    fn cores_used(&self) -> u64 {
+        let Some(spec) = self.spec.scale.as_ref() else {
+            return 0;
+        };
+        let shares = self.slots.values().filter(|slot| slot.process.is_some());
+        let shares: u64 = shares.map(|slot| slot.meter.share).sum();
+        shares * u64::from(spec.worker_cores) / WHOLE
+    }
+
+    /// An operator's floor, if there is one.
+    fn floor(&self, intent: &Intent) -> u32 {
+        intent.sizes.get(&self.name).map_or(0, |size| size.workers)
+    }
+
+    /// A slot of a worker that takes work, or will.
+    fn counts_as_worker(&self, index: SlotIndex, slot: &Slot, intent: &Intent) -> bool {
+        let gone = matches!(slot.state, State::Failed { .. } | State::Done);
+        !gone && !intent.holds(&self.name, index)
+    }
+
+    /// Workers that are pegged while the others are not, or that say themselves that they get nothing done.
+    fn suspects(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> BTreeSet<SlotIndex> {
+        let known = |slot: &&Slot| slot.is_ready() && slot.meter.is_known(now);
+        let members = || {
+            scaling
+                .members
+                .iter()
+                .filter_map(|index| Some((index, self.slots.get(index)?)))
+        };
+        let mut shares: Vec<u64> = members()
+            .map(|(_, slot)| slot)
+            .filter(known)
+            .map(|slot| slot.meter.share)
+            .collect();
+        shares.sort_unstable();
+        // Without the one that is looked at, which is among the busiest.
+        shares.pop();
+        let others_rest = shares
+            .get(shares.len() / 2)
+            .is_some_and(|median| *median < WHOLE / 2);
+        let suspect = |slot: &Slot| {
+            slot.meter.is_pegged_for(spec.stuck_after, now)
+                && (others_rest || slot.meter.stands_still_for(spec.stuck_after, now))
+        };
+        members()
+            .filter(|(_, slot)| known(slot) && suspect(slot))
+            .map(|(index, _)| *index)
+            .collect()
+    }
+
+    fn survey(
+        &self,
+        scaling: &Scaling,
+        spec: &ScaleSpec,
+        suspects: &BTreeSet<SlotIndex>,
+        room: &Room<'_>,
+    ) -> Inputs {
+        let now = room.now;
+        let mut inputs = Inputs {
+            queue: self.queue_length(scaling, spec, now),
+            ..Inputs::default()
+        };
+        let (mut saying, mut said) = (0, 0);
+        for index in scaling
+            .members
+            .iter()
+            .filter(|index| !suspects.contains(index))
+        {
+            let Some(slot) = self.slots.get(index) else {
+                inputs.n += 1;
+                inputs.starting += 1;
+                continue;
+            };
+            if !self.counts_as_worker(*index, slot, room.intent) {
+                continue;
+            }
+            inputs.n += 1;
+            match slot.state {
+                State::Running { ready: true, since } if slot.ending.is_none() => {
+                    let meter = &slot.meter;
+                    let is_known = meter.is_known(now);
+                    // One that is new and saturated is evidence at once.
+                    if since.after(spec.warmup) > now && !(is_known && meter.share >= PEGGED) {
+                        inputs.cold += 1;
+                        continue;
+                    }
+                    if let Some(busy) = meter.busy {
+                        saying += 1;
+                        said += u64::from(busy);
+                    }
+                    if is_known {
+                        inputs.have += 1;
+                        inputs.load += meter.share;
+                    } else {
+                        inputs.miss += 1;
+                    }
+                }
+                State::Running { .. } if slot.ending.is_none() => {}
+                _ => inputs.starting += 1,
+            }
+        }
+        inputs.busy = (saying > 0).then_some((saying, said));
+        let leaving = |(index, slot): &(&SlotIndex, &Slot)| {
+            slot.is_live() && !scaling.members.contains(index)
+        };
+        inputs.draining = self.slots.iter().filter(leaving).count() as u32;
+        inputs
+    }
+
+    /// Thousandths of what the fleet works off; none: nobody says.
+    fn queue_length(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> Option<u64> {
+        if !spec.uses(Signal::Queue) {
+            return None;
+        }
+        if let Some(source) = &spec.source {
+            let (at, result) = scaling.sourced.as_ref()?;
+            let fresh = at.after(source.interval.times(2).plus(source.timeout)) > now;
+            return result.as_ref().ok().copied().filter(|_| fresh);
+        }
+        let reports = self.slots.values().filter(|slot| slot.is_ready());
+        let reports: Vec<u32> = reports.filter_map(|slot| slot.meter.queue).collect();
+        let sum: u64 = reports.iter().map(|queue| u64::from(*queue) * 1_000).sum();
+        (!reports.is_empty()).then_some(sum)
+    }
+
+    /// The decision of every few seconds. What needs nobody's leave is done at once.
+    fn decide(&mut self, views: Views<'_>, room: &mut Room<'_>) -> Option<Pending> {
+        let spec = self.spec.scale.clone()?;
+        let mut scaling = self.body.scale.take()?;
+        let pending = self.decide_with(&spec, &mut scaling, views, room);
+        self.body.scale = Some(scaling);
+        pending
+    }
+
+    fn decide_with(
+        &mut self,
+        spec: &ScaleSpec,
+        scaling: &mut Scaling,
+        views: Views<'_>,
+        room: &mut Room<'_>,
+    ) -> Option<Pending> {
+        let now = room.now;
+        let suspects = self.suspects(scaling, spec, now);
+        self.report_suspects(&suspects, spec, room);
+        let mut inputs = self.survey(scaling, spec, &suspects, room);
+        inputs.starved = views.starved;
+        let mut decision = Decision {
+            at: now,
+            workers: inputs.n,
+            utilization: inputs.utilization(),
+            measured: inputs.have,
+            missing: inputs.miss,
+            waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
+            idle: views.host.idle(now),
+            recommended: inputs.n,
+            up: inputs.n,
+            down: inputs.n,
+            penalty: scaling.penalty,
+            verdict: Verdict::Fits,
+        };
+        let manual = self.floor(room.intent).min(spec.max);
+        let least = spec.min.max(manual);
+        let members = scaling.members.len() as u32;
+        let counted = members - suspects.len() as u32;
+        let kept = views.stance == Stance::Keep && !room.intent.fleets.contains_key(&self.name);
+        if !kept {
+            decision.verdict = Verdict::Holds(Hold::NotKept);
+        } else if counted > spec.max {
+            decision.verdict = self.shrink(scaling, counted - spec.max, Reason::Max, room);
+        } else if counted < least {
+            let reason = if counted < spec.min {
+                Reason::Min
+            } else {
+                Reason::Manual
+            };
+            decision.verdict = self.grow(scaling, least - counted, reason, spec, room);
+        } else if members == 0 {
+            scaling.idle_since = None;
+        } else if room.intent.pauses.contains_key(&self.name) {
+            decision.verdict = Verdict::Holds(Hold::Paused);
+        } else if let Some(advice) = scaling.advise(&inputs, spec, now) {
+            scaling.forgive(spec, now);
+            (decision.recommended, decision.up, decision.down) =
+                (advice.recommended, advice.up, advice.down);
+            decision.verdict = match () {
+                () if advice.up > inputs.n && inputs.starting > 0 => Verdict::Holds(Hold::Starting),
+                () if advice.up > inputs.n => {
+                    let step = (advice.up - inputs.n).min(inputs.n.max(2));
+                    let more = step.min(spec.max - counted);
+                    if more > 0 {
+                        let want = self.want(more, inputs.n, advice.reason, spec);
+                        let (fleet, reason) = (self.name.clone(), advice.reason);
+                        return Some(Pending {
+                            fleet,
+                            want,
+                            reason,
+                            decision,
+                        });
+                    }
+                    Verdict::Blocked(Block::Max)
+                }
+                () if advice.recommended > inputs.n => Verdict::Holds(Hold::Confirming),
+                () if self.is_idle_for_good(scaling, spec, manual, &inputs, now) => {
+                    self.shrink(scaling, members, Reason::Idle, room)
+                }
+                () => self.shrink_some(
+                    scaling,
+                    spec,
+                    &inputs,
+                    (advice.down, least),
+                    advice.reason,
+                    room,
+                ),
+            };
+        } else {
+            decision.verdict = Verdict::Holds(Hold::NoMetrics);
+        }
+        self.conclude(scaling, decision, room);
+        None
+    }
+
+    /// Fewer, if the window allows it and everybody else stands still.
+    fn shrink_some(
+        &mut self,
+        scaling: &mut Scaling,
+        spec: &ScaleSpec,
+        inputs: &Inputs,
+        (down, least): (u32, u32),
+        reason: Reason,
+        room: &mut Room<'_>,
+    ) -> Verdict {
+        let goal = down.max(least).max(1);
+        if goal >= inputs.n {
+            let waits = scaling.highs_hold(inputs.n);
+            return if waits {
+                Verdict::Holds(Hold::Window)
+            } else {
+                Verdict::Fits
+            };
+        }
+        if inputs.draining > 0 {
+            return Verdict::Holds(Hold::Draining);
+        }
+        if inputs.starting > 0 || inputs.cold > 0 {
+            return Verdict::Holds(Hold::Starting);
+        }
+        if let Err(hold) = scaling.may_shrink(spec, room.now) {
+            return Verdict::Holds(hold);
+        }
+        let by = (inputs.n - goal).min((inputs.n / 4).max(1));
+        self.shrink(scaling, by, reason, room)
+    }
+
+    /// With `min = 0`: nothing to do for so long that its last workers can go.
+    fn is_idle_for_good(
+        &self,
+        scaling: &mut Scaling,
+        spec: &ScaleSpec,
+        manual: u32,
+        inputs: &Inputs,
+        now: Moment,
+    ) -> bool {
+        let inflight: u64 = self
+            .slots
+            .values()
+            .filter_map(|slot| slot.meter.inflight)
+            .map(u64::from)
+            .sum();
+        let idle = spec.min == 0
+            && manual == 0
+            && inputs.starting == 0
+            && inputs.miss == 0
+            && inputs.utilization().is_some_and(|share| share < IDLE)
+            && scaling.queue.waiting == 0
+            && inputs.queue.unwrap_or(0) == 0
+            && inflight == 0;
+        if !idle {
+            scaling.idle_since = None;
+            return false;
+        }
+        scaling
+            .idle_since
+            .get_or_insert(now)
+            .after(spec.idle_timeout)
+            <= now
+    }
+
+    /// At every sample: too many wait at its sockets.
+    fn rescue(&mut self, views: Views<'_>, room: &mut Room<'_>) -> Option<Pending> {
+        let spec = self.spec.scale.clone()?;
+        let scaling = self.body.scale.as_ref()?;
+        let now = room.now;
+        let queue = scaling.queue;
+        let stalls = queue
+            .waiting_since
+            .is_some_and(|since| since.after(STALLED) <= now);
+        if !spec.uses(Signal::Backlog)
+            || (queue.alerts < 2 && !stalls)
+            || scaling.members.is_empty()
+        {
+            return None;
+        }
+        let rescued = scaling
+            .rescued_at
+            .is_some_and(|at| at.after(RESCUE_SPACING) > now);
+        let held = room.intent.fleets.contains_key(&self.name)
+            || room.intent.pauses.contains_key(&self.name);
+        if rescued || held || views.stance != Stance::Keep {
+            return None;
+        }
+        let suspects = self.suspects(scaling, &spec, now);
+        let inputs = self.survey(scaling, &spec, &suspects, room);
+        let busy = inputs
+            .utilization()
+            .is_some_and(|share| share >= u64::from(spec.high));
+        if inputs.starting > 0 || (queue.alerts < 2 && busy) {
+            return None;
+        }
+        let counted = (scaling.members.len() - suspects.len()) as u32;
+        let decision = Decision {
+            at: now,
+            workers: inputs.n,
+            utilization: inputs.utilization(),
+            measured: inputs.have,
+            missing: inputs.miss,
+            waiting: Some(queue.waiting),
+            idle: views.host.idle(now),
+            recommended: inputs.n + 1,
+            up: inputs.n + 1,
+            down: inputs.n,
+            penalty: scaling.penalty,
+            verdict: Verdict::Blocked(Block::Max),
+        };
+        if counted >= spec.max {
+            let mut scaling = self.body.scale.take()?;
+            scaling.rescued_at = Some(now);
+            self.conclude(&mut scaling, decision, room);
+            self.body.scale = Some(scaling);
+            return None;
+        }
+        let want = self.want(1, inputs.n, Reason::Backlog, &spec);
+        Some(Pending {
+            fleet: self.name.clone(),
+            want,
+            reason: Reason::Backlog,
+            decision,
+        })
+    }
+
+    fn want(&self, more: u32, workers: u32, reason: Reason, spec: &ScaleSpec) -> Want {
+        let mut memories: Vec<u64> = self
+            .slots
+            .values()
+            .filter_map(|slot| slot.meter.memory)
+            .collect();
+        memories.sort_unstable();
+        // Of 100 sorted by size the 95th.
+        let nearly_all = (memories.len() * 95).div_ceil(100).saturating_sub(1);
+        Want {
+            workers,
+            more,
+            weight: spec.weight,
+            worker_cores: spec.worker_cores,
+            memory: memories.get(nearly_all).copied().unwrap_or(0),
+            pressed: matches!(reason, Reason::Cpu | Reason::Busy),
+        }
+    }
+
+    /// It gets so many, or hears why not.
+    fn take(&mut self, pending: Pending, grant: Grant, room: &mut Room<'_>) {
+        let (Some(spec), Some(mut scaling)) = (self.spec.scale.clone(), self.body.scale.take())
+        else {
+            return;
+        };
+        let Pending {
+            reason,
+            mut decision,
+            ..
+        } = pending;
+        if reason == Reason::Backlog {
+            scaling.rescued_at = Some(room.now);
+        }
+        decision.verdict = if grant.workers > 0 {
+            self.grow(&mut scaling, grant.workers, reason, &spec, room)
+        } else {
+            Verdict::Blocked(grant.block.unwrap_or(Block::HostCpu))
+        };
+        self.conclude(&mut scaling, decision, room);
+        self.body.scale = Some(scaling);
+    }
+
+    fn grow(
+        &mut self,
+        scaling: &mut Scaling,
+        by: u32,
+        reason: Reason,
+        spec: &ScaleSpec,
+        room: &mut Room<'_>,
+    ) -> Verdict {
+        let from = scaling.members.len() as u32;
+        for _ in 0..by {
+            let index =
+                scaling.free_slot(|index| self.slots.get(&index).is_some_and(Slot::is_live));
+            scaling.members.insert(index);
+        }
+        match reason {
+            // Nobody was wrong before: it has what it must have.
+            Reason::Min | Reason::Manual | Reason::Wake => {
+                scaling.grown_at = room.now;
+            }
+            _ => scaling.grew(spec, room.now),
+        }
+        scaling.idle_since = None;
+        self.record(
+            What::Grew {
+                from,
+                to: from + by,
+                reason,
+            },
+            room,
+        );
+        Verdict::Grew { by, reason }
+    }
+
+    fn shrink(
+        &mut self,
+        scaling: &mut Scaling,
+        by: u32,
+        reason: Reason,
+        room: &mut Room<'_>,
+    ) -> Verdict {
+        let from = scaling.members.len() as u32;
+        let victims = self.victims(scaling, by, room.intent);
+        let by = victims.len() as u32;
+        for index in victims {
+            scaling.members.remove(&index);
+        }
+        scaling.shrank(room.now);
+        scaling.idle_since = None;
+        self.record(
+            What::Shrank {
+                from,
+                to: from - by,
+                reason,
+            },
+            room,
+        );
+        Verdict::Shrank { by }
+    }
+
+    /// Those that can best be done without: outdated, not well, least busy, newest.
+    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent) -> Vec<SlotIndex> {
+        let unused = Slot::default();
+        let mut all: Vec<_> = scaling
+            .members
+            .iter()
+            .map(|index| {
+                let slot = self.slots.get(index).unwrap_or(&unused);
+                let current = slot.revision == self.revision() && slot.round >= self.body.round;
+                let there = self.counts_as_worker(*index, slot, intent);
+                let born = slot
+                    .process
+                    .map_or(Moment(u64::MAX), |process| process.since);
+                let newest = std::cmp::Reverse((born, *index));
+                // Who is not there at all makes no room by leaving.
+                (
+                    !there,
+                    current,
+                    slot.is_ready(),
+                    slot.meter.share,
+                    newest,
+                    *index,
+                )
+            })
+            .collect();
+        all.sort();
+        all.into_iter()
+            .take(by as usize)
+            .map(|(.., index)| index)
+            .collect()
+    }
+
+    fn report_suspects(
+        &mut self,
+        suspects: &BTreeSet<SlotIndex>,
+        spec: &ScaleSpec,
+        room: &mut Room<'_>,
+    ) {
+        let restart = spec.restart_stuck;
+        for index in suspects {
+            let fresh = self
+                .slots
+                .get(index)
+                .is_some_and(|slot| !slot.meter.reported);
+            if !fresh {
+                continue;
+            }
+            self.with_slot(*index, room, |slot, desk| {
+                slot.meter.reported = true;
+                desk.record(slot.generation, What::Stuck { restart });
+                if restart {
+                    slot.end_unwell(Ending::Unhealthy, desk);
+                }
+            });
+        }
+    }
+
+    /// The decision is kept for people, and said where it is news.
+    fn conclude(&mut self, scaling: &mut Scaling, decision: Decision, room: &mut Room<'_>) {
+        let blocked = match decision.verdict {
+            Verdict::Blocked(block) => Some(block),
+            _ => None,
+        };
+        if let Some(block) = blocked {
+            *scaling.blocks.entry(block).or_default() += 1;
+            if scaling.blocked != blocked {
+                let (workers, wanted) = (decision.workers, decision.up);
+                self.record(
+                    What::GrowthBlocked {
+                        block,
+                        workers,
+                        wanted,
+                    },
+                    room,
+                );
+            }
+        }
+        scaling.blocked = blocked;
+        scaling.remember(decision);
+    }
+
+    fn wake_up(&mut self, kept: bool, room: &mut Room<'_>) {
+        let (Some(spec), Some(mut scaling)) = (self.spec.scale.clone(), self.body.scale.take())
+        else {
+            return;
+        };
+        scaling.watching = false;
+        let held = room.intent.fleets.contains_key(&self.name);
+        if kept && !held && scaling.members.is_empty() {
+            let by = spec.wake.min(spec.max);
+            self.grow(&mut scaling, by, Reason::Wake, &spec, room);
+        }
+        self.body.scale = Some(scaling);
+    }
+
+    fn tend_knock(&mut self, kept: bool, room: &mut Room<'_>) {
+        let Some(scaling) = &mut self.body.scale else {
+            return;
+        };
+        let held = room.intent.fleets.contains_key(&self.name);
+        let alone = self.slots.values().all(|slot| !slot.is_live());
+        let on = kept && !held && scaling.members.is_empty() && alone;
+        if on != scaling.watching {
+            scaling.watching = on;
+            let fleet = self.name.clone();
+            room.out.list.push(Effect::Watch { fleet, on });
+        }
+    }
+
+    fn source_deadline(&self) -> Option<Moment> {
+        let source = self.spec.scale.as_ref()?.source.as_ref()?;
+        let scaling = self
+            .body
+            .scale
+            .as_ref()
+            .filter(|scaling| !scaling.source_asked)?;
+        Some(
+            scaling
+                .source_at
+                .map_or(Moment(0), |at| at.after(source.interval)),
+        )
+    }
+
+    /// Asks whoever knows how long the queue is, when it is time to.
+    fn ask_source(&mut self, room: &mut Room<'_>) {
+        if self.source_deadline().is_none_or(|at| at > room.now) {
+            return;
+        }
+        let source = self
+            .spec
+            .scale
+            .as_ref()
+            .and_then(|spec| spec.source.clone());
+        if let (Some(source), Some(scaling)) = (source, &mut self.body.scale) {
+            scaling.source_asked = true;
+            scaling.source_at = Some(room.now);
+            let fleet = self.name.clone();
+            room.out.list.push(Effect::AskSource { fleet, source });
+        }
+    }
+}
