@@ -44,6 +44,10 @@ pub struct Stat {
     pub start_ticks: u64,
     /// Size of its memory in bytes; a process that is being killed loses it first.
     pub memory: u64,
+    /// Processor time in clock ticks, its own and of all children that it waited for.
+    pub cpu_ticks: u64,
+    /// What of its memory is there, in pages; a few may be missing (proc_pid_statm(5)).
+    pub resident: u64,
 }
 
 impl Stat {
@@ -57,7 +61,7 @@ impl Stat {
     }
 
     /// The command's name may hold anything, so fields are counted from the last `)`.
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let close = memchr::memrchr(b')', line)?;
         let rest = std::str::from_utf8(line.get(close + 2..)?).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
@@ -68,6 +72,12 @@ impl Stat {
             session: fields.get(3)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
             memory: fields.get(20)?.parse().ok()?,
+            cpu_ticks: (11..15).try_fold(0_u64, |sum, n| {
+                // A child's time may be written as negative once it has overflown.
+                let ticks: i64 = fields.get(n)?.parse().ok()?;
+                Some(sum.saturating_add_signed(ticks))
+            })?,
+            resident: fields.get(21)?.parse().ok()?,
         })
     }
 
@@ -453,7 +463,7 @@ fn process_table() -> BTreeMap<i32, Stat> {
     read_stats(&pids()).collect()
 }
 
-fn pids() -> Vec<i32> {
+pub(super) fn pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
@@ -482,6 +492,8 @@ mod tests {
                 session: 7,
                 start_ticks: 4242,
                 memory: 8192,
+                cpu_ticks: 10,
+                resident: 0,
             }
         );
         assert_eq!(Stat::parse(b"77 (x"), None);
@@ -496,6 +508,8 @@ mod tests {
             session: 9,
             start_ticks: 1,
             memory: 1,
+            cpu_ticks: 0,
+            resident: 0,
         };
         // 1 ─ 10 (the keeper) ─ 20 ─ 30, and 1 ─ 11 ─ 21; 41's parent has gone.
         let tree = [

@@ -20,6 +20,7 @@
 //! | `notify` | the workers' notify socket |
 //! | `listen` | bound sockets |
 //! | `host` | users, limits, hostname, boot |
+//! | `usage` | processor time and memory of a worker |
 //! | `surroundings` | what a configuration may ask of this machine |
 
 pub mod cgroup;
@@ -42,3 +43,4 @@ pub mod seats;
 pub mod spawn;
 pub mod surroundings;
 pub mod timer;
+pub mod usage;
