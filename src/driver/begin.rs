@@ -27,7 +27,7 @@ use crate::{
         run::{Driver, Echo, author, worker_of},
         state,
     },
-    engine::{Effects, Facts, Supervisor, supervisor::Origin},
+    engine::{Effects, Facts, Supervisor, supervisor::Origin, tally::Tally},
     exit::ExitCode,
     http::{self, Surface},
     logs::{self, Capture},
@@ -137,6 +137,7 @@ impl Begin {
             keeper: welcome.keeper,
             keeper_started: welcome.started,
             containment: welcome.containment,
+            cgroup: welcome.cgroup.as_ref().map(PathBuf::from),
             http: listeners.http.iter().map(|(address, _)| *address).collect(),
         };
         if let Some(control) = listeners.control {
@@ -172,6 +173,7 @@ impl Begin {
                 open.insert(worker, kept);
             }
         }
+        let tally = Tally::new(accepted.at);
         let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
         let origin = Origin {
             config: accepted.config,
@@ -221,6 +223,7 @@ impl Begin {
             held,
             logs: capture,
             journal,
+            tally,
             console,
             hand_in,
             clients: BTreeMap::new(),

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{config::units, engine::Command, engine::command::By};
+use crate::{config::units, engine::Command, engine::command::By, http::metrics::Format};
 
 /// Most ticks of a job that are told at once.
 pub const TICKS_MAX: usize = 1_000;
@@ -35,6 +35,8 @@ pub enum Route {
     FleetReady(String),
     /// `/health`
     Health,
+    /// `/metrics`
+    Metrics(Format),
     /// `/v1/status`; waits up to a second for an event after `?after=N` of supervisor `?of=I`
     Status {
         /// Answer at once unless nothing happened since this event.
@@ -165,6 +167,7 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         ["readyz"] => Ok(Route::Ready { verbose }),
         ["readyz", "fleets", name] if !name.is_empty() => Ok(Route::FleetReady((*name).to_owned())),
         ["health"] => Ok(Route::Health),
+        ["metrics"] => Ok(Route::Metrics(Format::of(asked.accept))),
         ["v1", "status"] => {
             let after = parameter(asked.query, "after").map(|n| {
                 n.parse()
@@ -329,6 +332,11 @@ mod tests {
             );
             assert_eq!(ask(door, "GET", "/v1/status?after=x", ""), Err(400));
             assert_eq!(ask(door, "GET", "/nothing", ""), Err(404));
+            assert_eq!(
+                ask(door, "GET", "/metrics", ""),
+                Ok(Route::Metrics(Format::Text))
+            );
+            assert_eq!(ask(door, "GET", "/metrics/web", ""), Err(404));
             assert_eq!(ask(door, "DELETE", "/livez", ""), Err(405));
         }
         let crons = |name: Option<&str>, next| {
