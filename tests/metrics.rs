@@ -395,6 +395,28 @@ fn the_client_chooses() {
     }
 }
 
+/// Alerts and panels for numbers that nobody shows are worse than none.
+#[test]
+fn what_is_watched_is_shown() {
+    let names = names(&Exposition::read(&page(Format::OpenMetrics), true));
+    let mut watched = 0;
+    for file in ["leasehold.rules.yml", "dashboard.json", "prometheus.yml"] {
+        let text = fs::read_to_string(ours(&format!("examples/monitoring/{file}"))).unwrap();
+        for (at, _) in text.match_indices("leasehold_") {
+            let name: String = text[at..]
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .collect();
+            assert!(names.contains(&name), "{file}: nobody shows {name}");
+            watched += 1;
+        }
+        if file.ends_with(".json") {
+            let _: serde_json::Value = serde_json::from_str(&text).unwrap();
+        }
+    }
+    assert!(watched > 50, "the scan found only {watched}: it is blind");
+}
+
 /// An engine that gives its measures slowly, or not at all.
 struct Slow {
     asked: AtomicUsize,
