@@ -6,6 +6,9 @@
 #[path = "process/rig.rs"]
 mod rig;
 
+#[path = "metrics/lint.rs"]
+mod lint;
+
 #[path = "process/abuse.rs"]
 mod abuse;
 #[path = "process/client.rs"]
@@ -34,6 +37,8 @@ mod journal;
 mod lock;
 #[path = "process/logs.rs"]
 mod logs;
+#[path = "process/metrics.rs"]
+mod metrics;
 #[path = "process/onlookers.rs"]
 mod onlookers;
 #[path = "process/pages.rs"]

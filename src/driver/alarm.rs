@@ -26,7 +26,7 @@ pub(super) struct Alarm {
 }
 
 /// What the wall clock shows, to the whole millisecond that has begun.
-fn shown() -> Stamp {
+pub(super) fn shown() -> Stamp {
     Stamp::from(clock::wall())
 }
 

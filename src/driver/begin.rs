@@ -28,7 +28,7 @@ use crate::{
         sampler::Sampler,
         state,
     },
-    engine::{Effects, Facts, Supervisor, supervisor::Origin},
+    engine::{Effects, Facts, Supervisor, supervisor::Origin, tally::Tally},
     exit::ExitCode,
     http::{self, Surface},
     logs::{self, Capture},
@@ -138,6 +138,7 @@ impl Begin {
             keeper: welcome.keeper,
             keeper_started: welcome.started,
             containment: welcome.containment,
+            cgroup: welcome.cgroup.as_ref().map(PathBuf::from),
             http: listeners.http.iter().map(|(address, _)| *address).collect(),
         };
         if let Some(control) = listeners.control {
@@ -173,6 +174,7 @@ impl Begin {
                 open.insert(worker, kept);
             }
         }
+        let tally = Tally::new(accepted.at);
         let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
         let origin = Origin {
             config: accepted.config,
@@ -231,6 +233,7 @@ impl Begin {
             watchers: BTreeMap::new(),
             logs: capture,
             journal,
+            tally,
             console,
             hand_in,
             clients: BTreeMap::new(),

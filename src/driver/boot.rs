@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{self, Config, spec::FleetSpec},
-    driver::{Settings, link::Link},
+    driver::{Settings, alarm, link::Link},
     engine::socket_name,
     id::FleetName,
     sys::{clock, listen, memfd, notify, poll, surroundings::ThisMachine},
-    time::Span,
+    time::{Span, Stamp},
     wire::{self, Header, News, Op, RowKey, Welcome},
 };
 
@@ -24,6 +24,9 @@ use crate::{
 pub(super) struct Accepted {
     pub(super) config: Config,
     pub(super) previous: BTreeMap<FleetName, FleetSpec>,
+    /// When it was; none: by a supervisor that did not tell.
+    #[serde(default)]
+    pub(super) at: Option<Stamp>,
 }
 
 /// Everything the keeper told at the beginning.
@@ -100,6 +103,7 @@ pub(super) fn configuration(
         Accepted {
             config,
             previous: BTreeMap::new(),
+            at: Some(alarm::shown()),
         },
         true,
     ))

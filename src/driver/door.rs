@@ -25,6 +25,10 @@ impl Engine for Door {
         self.ask(Inbox::Status)
     }
 
+    fn measures(&self) -> http::Answer<Box<http::Measures>> {
+        self.ask(Inbox::Measures)
+    }
+
     fn config(&self) -> http::Answer<Box<crate::config::Config>> {
         self.ask(Inbox::Config)
     }

@@ -15,6 +15,7 @@ use crate::{
         load::Sample,
         status::Status,
     },
+    http::Measures,
     id::{FleetName, Generation, WorkerId},
     logs::{Source, Trouble},
 };
@@ -25,6 +26,8 @@ pub(super) enum Inbox {
     Command(Command, oneshot::Sender<Result<Reply, Denial>>),
     /// A client wants to see.
     Status(oneshot::Sender<Status>),
+    /// A client wants to see what was counted, too.
+    Measures(oneshot::Sender<Box<Measures>>),
     /// A client wants to see what is configured.
     Config(oneshot::Sender<Box<Config>>),
     /// A probe has its answer.

@@ -14,7 +14,7 @@ use crate::{
     },
     engine::{Effect, Effects, Event, event::Purpose, gate::GateNews, log_pipes},
     http::EventRow,
-    id::WorkerId,
+    id::{FleetName, WorkerId},
     logs::{Author, Source},
     sys::{clock, pipe, surroundings::ThisMachine},
     wire::{Op, RowKey, SpawnSpec},
@@ -95,6 +95,7 @@ impl Driver {
                     let accepted = Accepted {
                         config: *config,
                         previous: previous.into_iter().collect(),
+                        at: self.tally.accepted,
                     };
                     ops.extend(self.accept(accepted));
                 }
@@ -145,7 +146,14 @@ impl Driver {
                     let client = self.clients.remove(&request);
                     replies.extend(client.map(|client| (client, reply)));
                 }
+                Effect::Probed {
+                    fleet,
+                    aim,
+                    took,
+                    passed,
+                } => self.tally.probed(fleet, aim, took, passed),
                 Effect::Record(transition) => {
+                    self.tally.record(&transition);
                     let row = self.journal.record(&transition);
                     self.print(&row);
                 }
@@ -338,6 +346,11 @@ impl Driver {
                 self.name_author(worker, author(header));
             }
         }
+        let there = |name: &FleetName| {
+            accepted.config.fleets.contains_key(name) || accepted.previous.contains_key(name)
+        };
+        self.tally.retain(there);
+        self.logs.retain_flows(there);
         match boot::hold_accepted(&accepted) {
             Ok(op) => vec![op],
             Err(error) => {

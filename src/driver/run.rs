@@ -34,8 +34,10 @@ use crate::{
         command::{Denial, Reply},
         effect::Rough,
         event::Purpose,
+        tally::Tally,
     },
     exit::ExitCode,
+    http::Measures,
     id::{FleetName, RequestId, WorkerId},
     locks::Proc,
     logs::{self, Capture},
@@ -58,6 +60,7 @@ pub(super) struct Driver {
     pub(super) watchers: BTreeMap<FleetName, Vec<JoinHandle<()>>>,
     pub(super) logs: Capture,
     pub(super) journal: Arc<Journal>,
+    pub(super) tally: Tally,
     pub(super) console: Console,
     pub(super) hand_in: mpsc::UnboundedSender<Inbox>,
     pub(super) clients: BTreeMap<RequestId, oneshot::Sender<Result<Reply, Denial>>>,
@@ -182,6 +185,7 @@ impl Driver {
                 return self.leave(code);
             }
             let event = self.next().await;
+            let began = self.now();
             // Before anything is decided: what the engine believes of the wall clock is never older than this lap.
             if let Some(event) = self.alarm.look() {
                 self.step(event);
@@ -220,6 +224,7 @@ impl Driver {
                 }
             }
             self.report_progress();
+            self.tally.lap(self.now().since(began));
         }
     }
 
@@ -391,6 +396,14 @@ impl Driver {
             }
             Inbox::Status(client) => {
                 let _ = client.send(self.engine.status(self.now()));
+            }
+            Inbox::Measures(client) => {
+                for (fleet, flow) in self.logs.flows() {
+                    self.tally.wrote(fleet, flow.written, flow.dropped);
+                }
+                let status = self.engine.status(self.now());
+                let tally = self.tally.clone();
+                let _ = client.send(Box::new(Measures { status, tally }));
             }
             Inbox::Config(client) => {
                 let _ = client.send(Box::new(self.engine.config().clone()));

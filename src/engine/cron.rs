@@ -511,6 +511,7 @@ impl Cron {
             scheduled: run.scheduled,
             attempts: run.attempt,
             outcome,
+            ended: desk.shown(),
         });
         self.book.open = None;
         self.phase = Phase::Idle;

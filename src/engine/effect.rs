@@ -40,6 +40,17 @@ pub enum Effect {
         /// No answer by then is a failure.
         timeout: Span,
     },
+    /// A probe was answered: for the counters alone. What people want to hear of it is recorded.
+    Probed {
+        /// Whose worker it was about.
+        fleet: FleetName,
+        /// What it was to tell.
+        aim: ProbeAim,
+        /// From the question to the answer.
+        took: Span,
+        /// Was it a yes?
+        passed: bool,
+    },
     /// Read environment files.
     ReadEnv {
         /// For whom.
@@ -145,6 +156,15 @@ pub enum Effect {
     },
     /// Something happened.
     Record(Transition),
+}
+
+/// What a probe is to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProbeAim {
+    /// Does the worker take work yet?
+    Ready,
+    /// Is it well?
+    Health,
 }
 
 /// A probe with everything filled in.
@@ -392,6 +412,8 @@ pub enum What {
     Killed {
         /// Why.
         reason: &'static str,
+        /// Had it been asked to stop?
+        drained: bool,
     },
     /// SIGKILL was long ago and something is still there.
     StillThere {
@@ -516,6 +538,8 @@ pub enum What {
     Accepted {
         /// So many fleets changed.
         changes: usize,
+        /// What the wall clock showed.
+        shown: Stamp,
     },
     /// A configuration was not.
     Rejected {
@@ -590,6 +614,8 @@ pub enum What {
         attempts: u32,
         /// What became of it.
         outcome: Outcome,
+        /// What the wall clock showed.
+        ended: Stamp,
     },
     /// A run failed and is tried again.
     RunRetries {

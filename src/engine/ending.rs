@@ -130,11 +130,12 @@ impl Slot {
 
     pub(super) fn send_kill(&mut self, reason: &'static str, desk: &mut Desk<'_>) {
         self.forget_vitals();
+        let drained = matches!(self.state, State::Draining { .. });
         self.state = State::Killing {
             since: desk.now,
             again: desk.now.after(KILL_AGAIN),
         };
-        desk.record(self.generation, What::Killed { reason });
+        desk.record(self.generation, What::Killed { reason, drained });
         if self.gate.lease_spec().is_some() {
             let worker = desk.worker.clone();
             desk.out.list.push(Effect::KillByHand(worker));

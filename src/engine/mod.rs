@@ -47,6 +47,7 @@ mod slot;
 mod spawn;
 pub mod status;
 pub mod supervisor;
+pub mod tally;
 mod ticks;
 mod vitals;
 mod words;

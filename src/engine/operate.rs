@@ -587,6 +587,7 @@ impl Supervisor {
             Subject::Node,
             What::Accepted {
                 changes: changes.len(),
+                shown: self.clock.at(now),
             },
         );
         for change in &changes {

@@ -16,7 +16,9 @@ use crate::{
     },
     id::{Generation, Revision, WorkerId},
     time::{Moment, Span},
-    wire::{Alive, Containment, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind},
+    wire::{
+        Alive, Containment, ExitRecord, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind,
+    },
 };
 
 /// SIGKILL was sent and something is still there: said again, and said to people, this often.
@@ -391,20 +393,23 @@ impl Slot {
             Process::Vacant => {}
             Process::Alive(alive) => self.alive(header.generation, alive, desk),
             Process::Clearing(record) => {
-                self.adopt(header.generation);
+                self.adopt(header.generation, &record, desk);
                 self.leader_ended(record, desk);
             }
             Process::Gone(record) => {
-                self.adopt(header.generation);
+                self.adopt(header.generation, &record, desk);
                 self.gone(record, desk);
             }
         }
     }
 
     /// A generation that began and ended between two tellings began all the same.
-    fn adopt(&mut self, generation: Generation) {
+    fn adopt(&mut self, generation: Generation, record: &ExitRecord, desk: &mut Desk<'_>) {
         if generation > self.generation {
             self.generation = generation;
+            if record.pid != 0 {
+                desk.record(generation, What::Started { pid: record.pid });
+            }
             self.process = None;
             self.forget_vitals();
         }
@@ -515,7 +520,7 @@ impl Slot {
             | State::Failed { .. }
             | State::Done => None,
         };
-        let probe = self.vitals.probe_at.filter(|_| !self.vitals.asking);
+        let probe = self.vitals.probe_at.filter(|_| self.vitals.asked.is_none());
         let gate = [self.lease_deadline(), self.yields_until()];
         [own, probe, self.vitals.watchdog_at]
             .into_iter()
@@ -566,7 +571,7 @@ impl Slot {
         if self.vitals.watchdog_at.is_some_and(|at| at <= now) {
             self.end_unwell(Ending::Watchdog, desk);
         }
-        if self.vitals.probe_at.is_some_and(|at| at <= now) && !self.vitals.asking {
+        if self.vitals.probe_at.is_some_and(|at| at <= now) && self.vitals.asked.is_none() {
             self.ask(desk);
         }
     }

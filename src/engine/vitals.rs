@@ -3,7 +3,7 @@
 use crate::{
     config::spec::{ProbeKind, ReadySpec},
     engine::{
-        effect::{Effect, Ending, ProbeTarget, What},
+        effect::{Effect, Ending, ProbeAim, ProbeTarget, What},
         event::Note,
         slot::{Desk, Slot, State},
         spawn::{self, EXTEND_STEP_MAX, Fill},
@@ -20,7 +20,8 @@ const STATUS_MAX: usize = 256;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Vitals {
     pub(super) probe_at: Option<Moment>,
-    pub(super) asking: bool,
+    /// A probe is on its way since then.
+    pub(super) asked: Option<Moment>,
     pub(super) passes: u32,
     pub(super) fails: u32,
     pub(super) watchdog_at: Option<Moment>,
@@ -83,10 +84,12 @@ impl Slot {
         result: Result<(), String>,
         desk: &mut Desk<'_>,
     ) {
-        if generation != self.generation || !self.vitals.asking {
+        if generation != self.generation {
             return;
         }
-        self.vitals.asking = false;
+        let Some(asked) = self.vitals.asked.take() else {
+            return;
+        };
         let (probe, starting) = match (&self.state, &desk.spec.ready) {
             (State::Starting { .. }, ReadySpec::Probe(probe)) => (probe, true),
             (State::Running { .. }, _) => match &desk.spec.health.probe {
@@ -97,6 +100,16 @@ impl Slot {
         };
         self.vitals.probe_at = Some(desk.now.after(probe.interval));
         let (pass, fail) = (probe.pass, probe.fail);
+        desk.out.list.push(Effect::Probed {
+            fleet: desk.worker.fleet.clone(),
+            aim: if starting {
+                ProbeAim::Ready
+            } else {
+                ProbeAim::Health
+            },
+            took: desk.now.since(asked),
+            passed: result.is_ok(),
+        });
         match result {
             Ok(()) => {
                 self.vitals.fails = 0;
@@ -241,7 +254,7 @@ impl Slot {
             },
             _ => return self.forget_vitals(),
         };
-        self.vitals.asking = true;
+        self.vitals.asked = Some(desk.now);
         let fill = Fill::new(&desk.worker, spec, desk.facts);
         let target = match &probe.kind {
             ProbeKind::Exec(hook) => return desk.run_helper(kind, hook),

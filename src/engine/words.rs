@@ -38,7 +38,7 @@ impl fmt::Display for What {
             Self::Extended { grace } => {
                 write!(f, "asked for more time: SIGKILL in {}", Rough(*grace))
             }
-            Self::Killed { reason } => write!(f, "SIGKILL to everything of it: {reason}"),
+            Self::Killed { reason, .. } => write!(f, "SIGKILL to everything of it: {reason}"),
             Self::StillThere { since } => write!(
                 f,
                 "still not gone {} after SIGKILL: it hangs in the kernel",
@@ -120,9 +120,13 @@ impl fmt::Display for What {
             }
             Self::Paused { who } => write!(f, "its size is left alone, by {who}"),
             Self::SizeExpired => f.write_str("what was said of its size has expired"),
-            Self::Accepted { changes: 0 } => f.write_str("configuration accepted: nothing changes"),
-            Self::Accepted { changes: 1 } => f.write_str("configuration accepted: 1 fleet changes"),
-            Self::Accepted { changes } => {
+            Self::Accepted { changes: 0, .. } => {
+                f.write_str("configuration accepted: nothing changes")
+            }
+            Self::Accepted { changes: 1, .. } => {
+                f.write_str("configuration accepted: 1 fleet changes")
+            }
+            Self::Accepted { changes, .. } => {
                 write!(f, "configuration accepted: {changes} fleets change")
             }
             Self::Rejected { why } => write!(f, "configuration rejected, nothing changed: {why}"),
@@ -176,6 +180,7 @@ impl fmt::Display for What {
                 scheduled,
                 attempts,
                 outcome,
+                ..
             } => {
                 write!(f, "run of {scheduled} is over: {}", outcome.reason())?;
                 match attempts {

@@ -7,11 +7,17 @@
 //! | `view` | a `Status` becomes JSON, health documents, readiness; pure |
 //! | `crons` | jobs become JSON; pure |
 //! | `singletons` | locks become JSON; pure |
+//! | `metrics` | a `Status` and a `Tally` become what Prometheus reads; pure |
+//! | `scrape` | one page for all who scrape at once |
+//! | `meter` | what workers use, read on a thread of its own |
 //! | `server` | connections |
 
 pub mod crons;
+mod meter;
+pub mod metrics;
 mod page;
 pub mod route;
+mod scrape;
 mod server;
 pub mod singletons;
 pub mod view;
@@ -26,6 +32,7 @@ use crate::{
     engine::{
         command::{Command, Denial, Reply},
         status::Status,
+        tally::Tally,
     },
     time::Moment,
     wire::Containment,
@@ -54,12 +61,23 @@ pub enum EngineError {
 /// An answer on its way.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send>>;
 
+/// What `/metrics` is made of, all of one instant.
+#[derive(Clone, Debug)]
+pub struct Measures {
+    /// The picture.
+    pub status: Status,
+    /// What was counted.
+    pub tally: Tally,
+}
+
 /// The way to the engine; handed in by the driver.
 pub trait Engine: Send + Sync {
     /// Has it done.
     fn command(&self, command: Command) -> Answer<Result<Reply, Denial>>;
     /// The picture as it is now.
     fn status(&self) -> Answer<Status>;
+    /// The picture with what was counted.
+    fn measures(&self) -> Answer<Box<Measures>>;
     /// The accepted configuration.
     fn config(&self) -> Answer<Box<Config>>;
 }
@@ -113,6 +131,8 @@ pub struct Surface {
     pub keeper_started: Moment,
     /// The strongest containment to be had here.
     pub containment: Containment,
+    /// Directory of the workers' cgroups, if they have any.
+    pub cgroup: Option<PathBuf>,
     /// Where TCP is answered.
     pub http: Vec<std::net::SocketAddr>,
 }

@@ -8,6 +8,7 @@ use crate::{
         Command,
         command::{By, Sizing},
     },
+    http::metrics::Format,
     time::Span,
 };
 
@@ -42,6 +43,8 @@ pub enum Route {
     FleetReady(String),
     /// `/health`
     Health,
+    /// `/metrics`
+    Metrics(Format),
     /// `/v1/status`; waits up to a second for an event after `?after=N` of supervisor `?of=I`
     Status {
         /// Answer at once unless nothing happened since this event.
@@ -175,6 +178,7 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         ["readyz"] => Ok(Route::Ready { verbose }),
         ["readyz", "fleets", name] if !name.is_empty() => Ok(Route::FleetReady((*name).to_owned())),
         ["health"] => Ok(Route::Health),
+        ["metrics"] => Ok(Route::Metrics(Format::of(asked.accept))),
         ["v1", "status"] => {
             let after = parameter(asked.query, "after").map(|n| {
                 n.parse()
@@ -358,6 +362,11 @@ mod tests {
             );
             assert_eq!(ask(door, "GET", "/v1/status?after=x", ""), Err(400));
             assert_eq!(ask(door, "GET", "/nothing", ""), Err(404));
+            assert_eq!(
+                ask(door, "GET", "/metrics", ""),
+                Ok(Route::Metrics(Format::Text))
+            );
+            assert_eq!(ask(door, "GET", "/metrics/web", ""), Err(404));
             assert_eq!(ask(door, "DELETE", "/livez", ""), Err(405));
         }
         let crons = |name: Option<&str>, next| {

@@ -17,11 +17,19 @@ use tokio::{
 };
 
 use crate::{
-    engine::{Command, command::By, status::Status},
+    engine::{
+        Command,
+        command::By,
+        status::{Status, WorkerStatus},
+    },
     exit::ExitCode,
     http::{
-        EngineError, EventRow, Surface, crons, page,
+        EngineError, EventRow, Surface, crons,
+        meter::{Meter, Readings},
+        metrics::Format,
+        page,
         route::{self, Asked, Door, Refusal, Route},
+        scrape::Scrapes,
         singletons,
         view::{self, Here},
     },
@@ -68,7 +76,10 @@ pub fn serve(surface: Surface, control: OwnedFd, tcp: Vec<OwnedFd>) -> io::Resul
         .name("http".to_owned())
         .spawn(move || {
             runtime.block_on(async move {
+                let since = clock::wall_at(started).into();
                 let hall = Arc::new(Hall {
+                    meter: Meter::new(surface.cgroup.clone()),
+                    scrapes: Scrapes::new(since),
                     surface,
                     started,
                     unix: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -95,6 +106,8 @@ struct Hall {
     unix: Arc<Semaphore>,
     tcp: Arc<Semaphore>,
     followers: Arc<Semaphore>,
+    meter: Meter,
+    scrapes: Scrapes,
     /// Told whenever a connection has ended.
     ended: Notify,
 }
@@ -276,22 +289,28 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
         }
         Route::Status { after } => {
             wait_for_event(hall, after).await;
-            with_status(hall, |status, here| json(200, &view::status(status, here))).await
+            with_usage(hall, true, |status, here| {
+                json(200, &view::status(status, here))
+            })
+            .await
         }
         Route::Page => {
-            with_status(hall, |status, here| {
+            with_usage(hall, true, |status, here| {
                 html(page::page(&view::status(status, here)))
             })
             .await
         }
         Route::Health => with_status(hall, health).await,
+        Route::Metrics(format) => metrics(hall, format).await,
         Route::Ready { verbose } => with_status(hall, |status, _| ready(status, verbose)).await,
         Route::FleetReady(name) => with_status(hall, |status, _| fleet_ready(status, &name)).await,
     }
 }
 
 /// Asks, and turns silence into 503 with its age.
-async fn asked_in_time<T>(answer: crate::http::Answer<T>) -> Result<T, Response<Body>> {
+async fn asked_in_time<T>(
+    answer: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, Response<Body>> {
     let began = clock::now();
     match tokio::time::timeout(STUCK, answer).await {
         Ok(Ok(value)) => Ok(value),
@@ -313,14 +332,31 @@ async fn with_status(
     hall: &Hall,
     show: impl FnOnce(&Status, &Here<'_>) -> Response<Body>,
 ) -> Response<Body> {
+    with_usage(hall, false, show).await
+}
+
+/// `used`: with what workers use.
+async fn with_usage(
+    hall: &Hall,
+    used: bool,
+    show: impl FnOnce(&Status, &Here<'_>) -> Response<Body>,
+) -> Response<Body> {
     let seq = *hall.surface.events.watch().borrow();
     match asked_in_time(hall.surface.engine.status()).await {
         Ok(status) => {
+            let readings = if used {
+                hall.meter.lately(&status).await
+            } else {
+                Readings::default()
+            };
+            let now = clock::now();
             let wall = |moment| format!("{:.3}", clock::wall_at(moment));
+            let usage = |worker: &WorkerStatus| readings.shown(worker, now);
             let here = Here {
                 surface: &hall.surface,
-                now: clock::now(),
+                now,
                 wall: &wall,
+                usage: &usage,
                 started: hall.started,
                 seq,
             };
@@ -389,6 +425,21 @@ fn health(status: &Status, here: &Here<'_>) -> Response<Body> {
         header::CONTENT_TYPE,
         header::HeaderValue::from_static("application/health+json"),
     );
+    response
+}
+
+/// A loop that does not answer has no metrics: whoever scrapes sees that it is down, and not numbers that stand still.
+async fn metrics(hall: &Hall, format: Format) -> Response<Body> {
+    let page = hall
+        .scrapes
+        .page(format, &*hall.surface.engine, &hall.meter);
+    let page = match asked_in_time(page).await {
+        Ok(page) => page,
+        Err(response) => return response,
+    };
+    let mut response = respond(200, format.content_type(), page);
+    let vary = header::HeaderValue::from_static("accept");
+    response.headers_mut().insert(header::VARY, vary);
     response
 }
 
@@ -491,8 +542,8 @@ fn sse(row: &EventRow) -> String {
     format!("id: {}\nevent: {}\ndata: {data}\n\n", row.id, row.kind)
 }
 
-fn respond(status: u16, kind: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+fn respond(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

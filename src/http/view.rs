@@ -189,6 +189,15 @@ pub struct LastExitView {
     pub reason: String,
 }
 
+/// What a worker uses, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Used {
+    /// Percent of one core.
+    pub cpu: Option<f64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+}
+
 /// What the pure functions here cannot know: clock and place.
 pub struct Here<'a> {
     /// The handlers' surface.
@@ -197,6 +206,8 @@ pub struct Here<'a> {
     pub now: Moment,
     /// What the wall clock showed at a moment, RFC 3339.
     pub wall: &'a dyn Fn(Moment) -> String,
+    /// What a worker uses.
+    pub usage: &'a dyn Fn(&WorkerStatus) -> Used,
     /// When this supervisor started.
     pub started: Moment,
     /// The newest event.
@@ -250,9 +261,8 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         done: fleet.done,
         next: fleet.cron.as_ref().and_then(crons::next),
         last: fleet.cron.as_ref().and_then(crons::last),
-        // A job has nobody between its runs.
-        min: fleet.cron.as_ref().map_or(fleet.configured, |_| 0),
-        max: fleet.configured,
+        min: bounds(fleet).0,
+        max: bounds(fleet).1,
         gate: fleet.lock.as_ref().map(|lock| gate_view(lock, here, node)),
         held: fleet.held.clone(),
         rollout: fleet.rollout.map(str::to_owned),
@@ -264,6 +274,13 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
             .map(|worker| worker_view(worker, here))
             .collect(),
     }
+}
+
+/// How many workers a fleet has at least and at most.
+pub fn bounds(fleet: &FleetStatus) -> (u32, u32) {
+    // A job has nobody between its runs.
+    let min = fleet.cron.as_ref().map_or(fleet.configured, |_| 0);
+    (min, fleet.configured)
 }
 
 /// Of several workers, the one that tells most: it has its lock, or it knows who has.
@@ -283,6 +300,7 @@ fn gate_view(lock: &LockStatus, here: &Here<'_>, node: &str) -> GateView {
 }
 
 fn worker_view(worker: &WorkerStatus, here: &Here<'_>) -> WorkerView {
+    let Used { cpu, memory } = (here.usage)(worker);
     WorkerView {
         id: worker.id.to_string(),
         slot: worker.id.slot.0,
@@ -293,8 +311,8 @@ fn worker_view(worker: &WorkerStatus, here: &Here<'_>) -> WorkerView {
         since: worker.since.map(here.wall),
         uptime_ms: worker.since.map(|since| here.now.since(since).as_millis()),
         restarts: worker.restarts,
-        cpu: None,
-        memory: None,
+        cpu,
+        memory,
         containment: worker.containment.map(|kind| kind.word().to_owned()),
         last_exit: worker.last_exit.map(|exit| last_exit(&exit, here)),
         next_start_in_ms: worker.next_start.map(|at| here.now.until(at).as_millis()),

@@ -5,17 +5,21 @@ use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
 };
 
 use crate::{
     config::spec::{LogSpec, Sink},
-    id::{Generation, WorkerId},
+    id::{FleetName, Generation, WorkerId},
     logs::{
         file::path_of,
         journal::Journal,
-        stream::{Rules, Stream, Turn, Workbench},
+        stream::{Counts, Rules, Stream, Turn, Workbench},
         tap::Tap,
     },
     sys::{
@@ -90,6 +94,31 @@ pub struct Trouble {
     pub dropped: u64,
 }
 
+/// What became of the output of one fleet's workers, since the thread began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes that are where they belong.
+    pub written: u64,
+    /// Bytes that were dropped.
+    pub dropped: u64,
+}
+
+/// A fleet's flow: the log thread adds to it, others read it.
+#[derive(Debug, Default)]
+struct Meter {
+    written: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Meter {
+    fn add(&self, counts: Counts) {
+        self.written.fetch_add(counts.written, Ordering::Relaxed);
+        self.dropped.fetch_add(counts.dropped, Ordering::Relaxed);
+    }
+}
+
+type Meters = Arc<Mutex<BTreeMap<FleetName, Arc<Meter>>>>;
+
 enum Order {
     Add(Source, Tap, LogSpec),
     Rules(WorkerId, LogSpec),
@@ -103,6 +132,7 @@ pub struct Capture {
     orders: Arc<Mutex<VecDeque<Order>>>,
     bell: Option<UnixStream>,
     taps: Mutex<BTreeMap<Source, Tap>>,
+    meters: Meters,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -114,12 +144,13 @@ impl Capture {
         ring.set_nonblocking(true)?;
         let orders = Arc::new(Mutex::new(VecDeque::new()));
         let bench = Workbench::new()?;
-        let theirs = Arc::clone(&orders);
+        let meters = Meters::default();
+        let (theirs, shared) = (Arc::clone(&orders), Arc::clone(&meters));
         let thread = std::thread::Builder::new()
             .name("logs".to_owned())
             .spawn(move || {
                 // Without its epoll the thread is nothing; workers then wait in their pipes until the next supervisor.
-                if let Ok(mut room) = LogRoom::new(settings, bench, theirs, ring) {
+                if let Ok(mut room) = LogRoom::new(settings, bench, theirs, shared, ring) {
                     room.run();
                 }
             })?;
@@ -127,6 +158,7 @@ impl Capture {
             orders,
             bell: Some(bell),
             taps: Mutex::default(),
+            meters,
             thread: Some(thread),
         })
     }
@@ -137,6 +169,7 @@ impl Capture {
             orders: Arc::default(),
             bell: None,
             taps: Mutex::default(),
+            meters: Meters::default(),
             thread: None,
         }
     }
@@ -153,6 +186,25 @@ impl Capture {
 
     fn taps(&self) -> MutexGuard<'_, BTreeMap<Source, Tap>> {
         self.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of each fleet's output.
+    pub fn flows(&self) -> Vec<(FleetName, Flow)> {
+        let meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        let flow = |meter: &Meter| Flow {
+            written: meter.written.load(Ordering::Relaxed),
+            dropped: meter.dropped.load(Ordering::Relaxed),
+        };
+        meters
+            .iter()
+            .map(|(fleet, meter)| (fleet.clone(), flow(meter)))
+            .collect()
+    }
+
+    /// Forgets the flows of fleets that nobody will ask about any more.
+    pub fn retain_flows(&self, wanted: impl Fn(&FleetName) -> bool) {
+        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        meters.retain(|fleet, _| wanted(fleet));
     }
 
     /// Its limits changed.
@@ -213,9 +265,10 @@ struct LogRoom {
     settings: Settings,
     bench: Workbench,
     orders: Arc<Mutex<VecDeque<Order>>>,
+    meters: Meters,
     ring: UnixStream,
     poll: Poll,
-    streams: BTreeMap<u64, (Source, Stream)>,
+    streams: BTreeMap<u64, (Source, Stream, Arc<Meter>)>,
     next_token: u64,
     ready: BTreeSet<u64>,
     waits: BTreeMap<u64, Moment>,
@@ -231,6 +284,7 @@ impl LogRoom {
         settings: Settings,
         bench: Workbench,
         orders: Arc<Mutex<VecDeque<Order>>>,
+        meters: Meters,
         ring: UnixStream,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -241,6 +295,7 @@ impl LogRoom {
             settings,
             bench,
             orders,
+            meters,
             ring,
             poll,
             streams,
@@ -297,10 +352,11 @@ impl LogRoom {
 
     fn turn(&mut self, token: u64, now: Moment, to_the_end: bool) {
         self.waits.remove(&token);
-        let Some((source, stream)) = self.streams.get_mut(&token) else {
+        let Some((source, stream, meter)) = self.streams.get_mut(&token) else {
             return;
         };
         let before = stream.failing.clone();
+        let counted = stream.counts;
         let journal_before = self.journal.failing.clone();
         let was_open = self.journal.closed(now).is_none();
         let echo = &mut self.settings.echo;
@@ -325,6 +381,7 @@ impl LogRoom {
             }
         });
         stream.unshown = unshown;
+        meter.add(stream.counts.since(counted));
         if stream.failing != before {
             (self.settings.trouble)(Trouble {
                 whose: Some(source.clone()),
@@ -333,11 +390,11 @@ impl LogRoom {
             });
         }
         if self.journal.failing != journal_before {
-            let to_journal = self.streams.values().filter(|(_, s)| s.to_journal());
+            let to_journal = self.streams.values().filter(|(_, s, _)| s.to_journal());
             (self.settings.trouble)(Trouble {
                 whose: None,
                 why: self.journal.failing.clone(),
-                dropped: to_journal.map(|(_, stream)| stream.counts.dropped).sum(),
+                dropped: to_journal.map(|(_, stream, _)| stream.counts.dropped).sum(),
             });
         }
         match turn {
@@ -373,7 +430,7 @@ impl LogRoom {
                 None => return false,
                 Some(Order::Add(source, tap, spec)) => self.add(source, tap, &spec),
                 Some(Order::Rules(worker, spec)) => {
-                    for (token, (source, stream)) in &mut self.streams {
+                    for (token, (source, stream, _)) in &mut self.streams {
                         if source.worker == worker {
                             stream.set_rules(rules(&spec));
                             self.bench.fit(stream);
@@ -386,7 +443,7 @@ impl LogRoom {
                 Some(Order::Reopen) => self
                     .streams
                     .values_mut()
-                    .for_each(|(_, stream)| stream.reopen()),
+                    .for_each(|(_, stream, _)| stream.reopen()),
                 Some(Order::Finish(tell)) => {
                     let _ = tell.send(self.finish());
                     return true;
@@ -412,7 +469,11 @@ impl LogRoom {
             .add(stream.pipe(), token, EventFlags::IN | EventFlags::ET)
             .is_ok()
         {
-            self.streams.insert(token, (source, stream));
+            let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+            let meter = meters.entry(source.worker.fleet.clone()).or_default();
+            let meter = Arc::clone(meter);
+            drop(meters);
+            self.streams.insert(token, (source, stream, meter));
             self.ready.insert(token);
         }
     }
@@ -421,18 +482,22 @@ impl LogRoom {
         let theirs = self
             .streams
             .iter()
-            .filter(|(_, (source, _))| source.worker == *worker);
+            .filter(|(_, (source, ..))| source.worker == *worker);
         let tokens: Vec<u64> = theirs.map(|(token, _)| *token).collect();
         let until = clock::now().after(LAST_OF_ONE);
         for token in tokens {
             self.read_to_end(token, until);
-            if let Some((source, stream)) = self.streams.remove(&token) {
+            if let Some((source, stream, meter)) = self.streams.remove(&token) {
                 let _ = self.poll.remove(stream.pipe());
                 self.waits.remove(&token);
                 self.ready.remove(&token);
                 self.blocked.remove(&token);
                 let lost = crate::sys::pipe::waiting(stream.pipe()) as u64;
                 if lost > 0 {
+                    meter.add(Counts {
+                        dropped: lost,
+                        ..Counts::default()
+                    });
                     let why = stream.failing.or(self.journal.failing.clone());
                     (self.settings.trouble)(Trouble {
                         whose: Some(source.clone()),
@@ -447,7 +512,7 @@ impl LogRoom {
 
     /// What waits now is written; whoever goes on writing for ever does not hold up the others.
     fn read_to_end(&mut self, token: u64, until: Moment) {
-        let Some((_, stream)) = self.streams.get(&token) else {
+        let Some((_, stream, _)) = self.streams.get(&token) else {
             return;
         };
         let mut turns = stream.most_turns();
@@ -476,7 +541,7 @@ impl LogRoom {
         }
         self.streams
             .values()
-            .map(|(_, stream)| crate::sys::pipe::waiting(stream.pipe()) as u64)
+            .map(|(_, stream, _)| crate::sys::pipe::waiting(stream.pipe()) as u64)
             .sum()
     }
 }

@@ -10,5 +10,5 @@ mod journal;
 mod stream;
 mod tap;
 
-pub use capture::{Author, Capture, Closed, Line, Settings, Source, Trouble};
+pub use capture::{Author, Capture, Closed, Flow, Line, Settings, Source, Trouble};
 pub use file::{LogFile, path_of};

@@ -58,6 +58,16 @@ pub(super) struct Counts {
     pub(super) dropped: u64,
 }
 
+impl Counts {
+    /// What came to it after `earlier`.
+    pub(super) fn since(self, earlier: Self) -> Self {
+        Self {
+            written: self.written - earlier.written,
+            dropped: self.dropped - earlier.dropped,
+        }
+    }
+}
+
 pub(super) struct Stream {
     tap: Tap,
     capacity: usize,

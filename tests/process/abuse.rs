@@ -373,6 +373,7 @@ fn the_tcp_address_is_read_only(mut rig: Rig) {
         "/livez",
         "/readyz",
         "/health",
+        "/metrics",
         "/v1/status",
         "/",
         "/readyz/fleets/web",

@@ -1019,7 +1019,10 @@ impl World {
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
-                Effect::CloseLogs(_) | Effect::KeepSockets { .. } | Effect::ReopenLogs => {}
+                Effect::CloseLogs(_)
+                | Effect::KeepSockets { .. }
+                | Effect::ReopenLogs
+                | Effect::Probed { .. } => {}
                 Effect::Reply { reply, .. } => {
                     if let Ok(Reply::Released { gates }) = reply {
                         let promise = |gate: &ReleasedGate| Op::Notify {
