@@ -32,38 +32,6 @@ pub(super) struct NamesArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ScaleArgs {
-    /// The fleet
-    name: String,
-    /// How many workers; `auto` goes back to what is configured
-    size: Size,
-    #[command(flatten)]
-    reach: Reach,
-    #[command(flatten)]
-    wait: Wait,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Size {
-    Workers(u32),
-    Auto,
-}
-
-impl std::str::FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            _ => text
-                .parse()
-                .map(Self::Workers)
-                .map_err(|_| "give a number of workers, or `auto`".to_owned()),
-        }
-    }
-}
-
-#[derive(Debug, Args)]
 pub(super) struct SignalArgs {
     /// Fleets or workers: names, `name/slot`, patterns
     #[arg(required = true)]
@@ -113,37 +81,6 @@ pub(super) fn restart(args: &NamesArgs) -> Outcome {
             worker.ready
                 && generation(&before, &worker.id).is_none_or(|old| worker.generation > old)
         })
-    })
-}
-
-pub(super) fn scale(args: &ScaleArgs) -> Outcome {
-    let client = Client::new(&args.reach)?;
-    let mut body = serde_json::json!({ "names": [args.name] });
-    match args.size {
-        Size::Workers(n) => body["workers"] = n.into(),
-        Size::Auto => body["auto"] = true.into(),
-    }
-    let reply = client.post("/v1/scale", &body, Repeat::Harmless)?;
-    let names = std::slice::from_ref(&args.name);
-    let asked = (client, reply);
-    finish(names, (&args.reach, &args.wait), asked, |view| {
-        each_selected(
-            view,
-            names,
-            |fleet| {
-                let live = fleet
-                    .workers
-                    .iter()
-                    .filter(|worker| is_live(worker))
-                    .count();
-                if live == fleet.desired as usize {
-                    all_ready(fleet)
-                } else {
-                    Step::Wait
-                }
-            },
-            |_| true,
-        )
     })
 }
 
@@ -233,14 +170,14 @@ impl From<bool> for Step {
     }
 }
 
-fn is_live(worker: &WorkerView) -> bool {
+pub(super) fn is_live(worker: &WorkerView) -> bool {
     !matches!(
         worker.state.as_str(),
         "held" | "backing-off" | "failed" | "done" | "standby"
     )
 }
 
-fn all_ready(fleet: &FleetView) -> Step {
+pub(super) fn all_ready(fleet: &FleetView) -> Step {
     let lost = fleet.workers.iter().find(|worker| worker.state == "failed");
     match lost {
         Some(worker) => {
@@ -279,7 +216,7 @@ fn generation(view: &StatusView, id: &str) -> Option<u64> {
 }
 
 /// Asks every selected fleet and worker how far it is.
-fn each_selected(
+pub(super) fn each_selected(
     view: &StatusView,
     names: &[String],
     fleet_done: impl Fn(&FleetView) -> Step,
@@ -302,7 +239,7 @@ fn each_selected(
 }
 
 /// Waits, with progress on stderr, and says what came of it.
-fn finish(
+pub(super) fn finish(
     names: &[String],
     (reach, waiting): (&Reach, &Wait),
     (client, reply): (Client, Reply),

@@ -12,6 +12,7 @@ mod lock;
 mod logs;
 mod plan;
 mod run;
+mod scale;
 mod singletons;
 mod status;
 mod table;
@@ -58,8 +59,8 @@ enum Verb {
     Stop(act::NamesArgs),
     /// Replace workers: a fleet a few at a time, a single worker at once
     Restart(act::NamesArgs),
-    /// Give a fleet another number of workers, or its configured one (`auto`)
-    Scale(act::ScaleArgs),
+    /// Give a fleet another number of workers, or its configured one (`auto`); explain the one it has
+    Scale(scale::ScaleArgs),
     /// Send a signal to workers' leaders
     Signal(act::SignalArgs),
     /// Show jobs, when they run next, what became of their runs; run one now
@@ -144,7 +145,7 @@ pub fn main() -> u8 {
         Verb::Start(args) => act::start(&args),
         Verb::Stop(args) => act::stop(&args),
         Verb::Restart(args) => act::restart(&args),
-        Verb::Scale(args) => act::scale(&args),
+        Verb::Scale(args) => scale::scale(&args),
         Verb::Signal(args) => act::signal(&args),
         Verb::Singletons(args) => singletons::singletons(&args),
         Verb::Logs(args) => logs::logs(&args),

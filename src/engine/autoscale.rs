@@ -688,7 +688,7 @@ impl Fleet {
             },
             room,
         );
-        Verdict::Shrank { by }
+        Verdict::Shrank { by, reason }
     }
 
     /// Those that can best be done without: outdated, not well, least busy, newest.

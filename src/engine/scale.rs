@@ -180,6 +180,8 @@ pub enum Verdict {
     Shrank {
         /// By so many.
         by: u32,
+        /// Why.
+        reason: Reason,
     },
 }
 

@@ -7,6 +7,7 @@ use crate::{
     engine::{
         book::Outcome,
         effect::{Ending, ProbeAim, Subject, Transition, What},
+        scale::Reason,
     },
     id::{FleetName, Generation, WorkerId},
     time::{Moment, Span, Stamp},
@@ -100,6 +101,8 @@ pub struct FleetTally {
     pub kills: u64,
     /// Answers of probes.
     pub probes: BTreeMap<ProbeAim, ProbeTally>,
+    /// Growths and shrinks, by direction and reason.
+    pub scaled: BTreeMap<(&'static str, Reason), u64>,
     /// Locks taken and given back.
     pub locks: u64,
     /// Runs that are over, by outcome: how long their attempts ran together.
@@ -127,6 +130,7 @@ impl Default for FleetTally {
             drains: Histogram::new(DRAIN_MS),
             kills: 0,
             probes: BTreeMap::new(),
+            scaled: BTreeMap::new(),
             locks: 0,
             runs: BTreeMap::new(),
             ran: Span::ZERO,
@@ -168,7 +172,7 @@ impl Tally {
         match &transition.subject {
             Subject::Node => self.of_node(&transition.what),
             Subject::Fleet(name) => {
-                of_job(
+                of_fleet(
                     self.fleets.entry(name.clone()).or_default(),
                     &transition.what,
                 );
@@ -244,7 +248,7 @@ impl Tally {
     }
 }
 
-fn of_job(job: &mut FleetTally, what: &What) {
+fn of_fleet(job: &mut FleetTally, what: &What) {
     match what {
         What::RunEnded { outcome, ended, .. } => {
             let ran = std::mem::take(&mut job.ran);
@@ -257,7 +261,9 @@ fn of_job(job: &mut FleetTally, what: &What) {
         What::RunSkipped { .. } => job.skipped += 1,
         What::RunsMissed { count, .. } => job.missed += u64::from(*count),
         What::RunUnclaimed { .. } => job.missed += 1,
-        // What a fleet decides about itself is told in words alone.
+        What::Grew { reason, .. } => *job.scaled.entry(("up", *reason)).or_default() += 1,
+        What::Shrank { reason, .. } => *job.scaled.entry(("down", *reason)).or_default() += 1,
+        // What else a fleet decides about itself is told in words alone.
         _ => {}
     }
 }

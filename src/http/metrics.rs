@@ -12,7 +12,8 @@ use crate::{
     engine::{
         book::Outcome,
         effect::ProbeAim,
-        status::{FleetStatus, GateStatus, WorkerStatus},
+        scale::Block,
+        status::{FleetStatus, GateStatus, ScaleStatus, WorkerStatus},
         tally::{FleetTally, Histogram},
     },
     http::{Measures, view},
@@ -97,6 +98,7 @@ pub fn render(scene: &Scene<'_>, format: Format) -> String {
     probes(&mut page, scene);
     locks(&mut page, scene);
     jobs(&mut page, scene);
+    scaling(&mut page, scene);
     page.finish()
 }
 
@@ -157,6 +159,69 @@ fn fleets(page: &mut Page, scene: &Scene<'_>) {
     size("fleet_min", help, &|fleet| view::bounds(fleet).0);
     let help = "How many workers the fleet has at most, as configured.";
     size("fleet_max", help, &|fleet| view::bounds(fleet).1);
+}
+
+/// Of fleets that follow the load. What is not known is left out.
+fn scaling(page: &mut Page, scene: &Scene<'_>) {
+    let scaled = || {
+        let fleets = scene.measures.status.fleets.iter();
+        fleets.filter_map(|fleet| Some((fleet.name.as_str(), fleet.scale.as_ref()?)))
+    };
+    let mut gauge = |name, help, of: &dyn Fn(&ScaleStatus) -> Option<Number>| {
+        page.family(name, Kind::Gauge, help, |f| {
+            for (fleet, scale) in scaled() {
+                if let Some(value) = of(scale) {
+                    f.one(&[("fleet", fleet)], value);
+                }
+            }
+        });
+    };
+    let help = "How many workers the load asked for at the last decision.";
+    gauge("fleet_raw_recommendation", help, &|scale| {
+        scale.recommended.map(|n| u64::from(n).into())
+    });
+    let help = "How busy workers are: 1 is all that they can use.";
+    gauge("fleet_utilization_ratio", help, &|scale| {
+        scale.utilization.map(Number::Millionths)
+    });
+    let help = "Connections that nobody has accepted.";
+    gauge("fleet_accept_queue_connections", help, &|scale| {
+        scale.waiting.map(|n| u64::from(n).into())
+    });
+    let help = "Times the down window is longer, after shrinks that were regretted.";
+    gauge("scale_penalty", help, &|scale| {
+        Some(u64::from(scale.penalty).into())
+    });
+    let help = "Decisions that could not be carried out.";
+    page.family("scale_blocked", Kind::Counter, help, |f| {
+        for (fleet, scale) in scaled() {
+            for block in Block::ALL {
+                let count = scale.blocks.get(&block).copied().unwrap_or(0);
+                f.one(&[("fleet", fleet), ("reason", block.word())], count);
+            }
+        }
+    });
+    let help = "Growths and shrinks.";
+    page.family("scale_actions", Kind::Counter, help, |f| {
+        for (fleet, _) in scaled() {
+            let tallies = scene.measures.tally.fleets.iter();
+            let own = tallies.filter(|(name, _)| name.as_str() == fleet);
+            for ((direction, reason), count) in own.flat_map(|(_, tally)| &tally.scaled) {
+                let labels = [
+                    ("direction", *direction),
+                    ("fleet", fleet),
+                    ("reason", reason.word()),
+                ];
+                f.one(&labels, *count);
+            }
+        }
+    });
+    let help = "Idle processors of the machine, as far as they are ours to use.";
+    page.family("host_cpu_idle_cores", Kind::Gauge, help, |f| {
+        if let Some(idle) = scaled().find_map(|(_, scale)| scale.idle) {
+            f.one(&[], Number::Thousandths(u64::from(idle)));
+        }
+    });
 }
 
 /// Every state that a slot is shown in: their sum is the number of slots.
@@ -444,6 +509,8 @@ enum Number {
     Whole(u64),
     Time(Span),
     Date(Stamp),
+    Thousandths(u64),
+    Millionths(u64),
 }
 
 impl From<u64> for Number {
@@ -464,6 +531,8 @@ impl fmt::Display for Number {
             Self::Whole(n) => n.fmt(f),
             Self::Time(span) => (span.as_nanos() as f64 / 1e9).fmt(f),
             Self::Date(stamp) => (stamp.0 as f64 / 1e3).fmt(f),
+            Self::Thousandths(n) => (*n as f64 / 1e3).fmt(f),
+            Self::Millionths(n) => (*n as f64 / 1e6).fmt(f),
         }
     }
 }

@@ -17,6 +17,7 @@ mod meter;
 pub mod metrics;
 mod page;
 pub mod route;
+pub mod scaling;
 mod scrape;
 mod server;
 pub mod singletons;

@@ -62,6 +62,8 @@ pub enum Route {
         /// So many ticks to come of each (`?next=N`).
         next: usize,
     },
+    /// `/v1/fleets/NAME/decisions`
+    Decisions(String),
     /// `/v1/singletons`
     Singletons,
     /// `/v1/singletons/NAME`
@@ -200,6 +202,9 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         ["v1", "crons", name] if !name.is_empty() => crons(asked, Some((*name).to_owned())),
         ["v1", "singletons"] => Ok(Route::Singletons),
         ["v1", "singletons", name] if !name.is_empty() => Ok(Route::Singleton((*name).to_owned())),
+        ["v1", "fleets", name, "decisions"] if !name.is_empty() => {
+            Ok(Route::Decisions((*name).to_owned()))
+        }
         ["v1", "config"] => Ok(Route::Config),
         _ => Err(Refusal::new(404, format!("there is no {}", asked.path))),
     }

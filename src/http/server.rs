@@ -29,6 +29,7 @@ use crate::{
         metrics::Format,
         page,
         route::{self, Asked, Door, Refusal, Route},
+        scaling,
         scrape::Scrapes,
         singletons,
         view::{self, Here},
@@ -272,6 +273,18 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
         Route::Singletons => {
             with_status(hall, |status, here| {
                 json(200, &singletons::singletons(status, None, here))
+            })
+            .await
+        }
+        Route::Decisions(name) => {
+            with_status(hall, |status, here| {
+                match scaling::decisions(status, &name, here) {
+                    Some(decisions) => json(200, &decisions),
+                    None => refuse(&Refusal {
+                        status: 404,
+                        why: format!("there is no fleet {name} that follows the load"),
+                    }),
+                }
             })
             .await
         }

@@ -14,6 +14,7 @@ use crate::{
     http::{
         Directories, Surface,
         crons::{self, RunView},
+        scaling::{self, ScaleView},
     },
     time::Moment,
     wire::{ExitStatus, Stopping},
@@ -112,6 +113,9 @@ pub struct FleetView {
     /// Jobs only: what became of the last run or tick.
     #[serde(default)]
     pub last: Option<RunView>,
+    /// Of a fleet that follows the load.
+    #[serde(default)]
+    pub scale: Option<ScaleView>,
     /// Its workers; an empty slot is absent unless backing off, failed or held.
     pub workers: Vec<WorkerView>,
 }
@@ -268,6 +272,7 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         rollout: fleet.rollout.map(str::to_owned),
         round: fleet.round,
         revision: fleet.revision.to_string(),
+        scale: fleet.scale.as_ref().map(scaling::scale_view),
         workers: fleet
             .workers
             .iter()
@@ -278,6 +283,9 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
 
 /// How many workers a fleet has at least and at most.
 pub fn bounds(fleet: &FleetStatus) -> (u32, u32) {
+    if let Some(scale) = &fleet.scale {
+        return (scale.spec.min, scale.spec.max);
+    }
     // A job has nobody between its runs.
     let min = fleet.cron.as_ref().map_or(fleet.configured, |_| 0);
     (min, fleet.configured)
