@@ -21,14 +21,15 @@ use std::{
 use leasehold::{
     config::{
         Config,
-        spec::{CronSpec, Overlap, RetrySpec},
+        spec::{CronSpec, Overlap, RetrySpec, ScaleSpec},
     },
     engine::{
         Command, Denial, Reply, Status, Transition,
         book::{Miss, Outcome, RunRecord, Skip},
         effect::{Cause, Ending, ProbeAim, Subject, What},
         gate::Pass,
-        status::{CronStatus, FleetStatus, GateStatus, LockStatus, WorkerStatus},
+        scale::{Block, Reason},
+        status::{CronStatus, FleetStatus, GateStatus, LockStatus, ScaleStatus, WorkerStatus},
         tally::Tally,
     },
     http::{
@@ -82,7 +83,27 @@ fn fleet(text: &str, workers: Vec<WorkerStatus>) -> FleetStatus {
         revision: Revision(1),
         lock: None,
         cron: None,
+        scale: None,
         workers,
+    }
+}
+
+/// A fleet that would grow and cannot.
+fn scale() -> ScaleStatus {
+    ScaleStatus {
+        spec: ScaleSpec::between(1, 4),
+        members: 4,
+        floor: None,
+        paused: None,
+        utilization: Some(912_345),
+        recommended: Some(7),
+        penalty: 2,
+        waiting: Some(3),
+        source: None,
+        blocked: Some(Block::Max),
+        blocks: BTreeMap::from([(Block::Max, 12)]),
+        idle: Some(250),
+        decisions: Vec::new(),
     }
 }
 

@@ -21,7 +21,8 @@ use crate::{
 /// A change of intent that is being written to disk.
 #[derive(Clone, Debug)]
 pub(super) struct Saving {
-    request: RequestId,
+    /// Who waits; none: nobody asked for it.
+    request: Option<RequestId>,
     selected: Vec<Selected>,
     change: Change,
 }
@@ -108,16 +109,24 @@ impl Supervisor {
     pub(super) fn expire_sizes(&mut self, now: Moment, out: &mut Effects) {
         let wall = self.clock.at(now);
         let is_over = |size: &Size| size.until.is_some_and(|until| until <= wall);
-        let sizes = &mut self.intent.sizes;
-        let over: Vec<FleetName> = sizes
-            .iter()
-            .filter(|(_, size)| is_over(size))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in over {
-            sizes.remove(&name);
-            out.record(now, Subject::Fleet(name), What::SizeExpired);
+        let over = self.intent.sizes.iter().filter(|(_, size)| is_over(size));
+        let over: Vec<FleetName> = over.map(|(name, _)| name.clone()).collect();
+        if over.is_empty() || self.saving.is_some() {
+            return;
         }
+        let mut intent = self.intent.clone();
+        for name in &over {
+            intent.sizes.remove(name);
+        }
+        let records = over
+            .into_iter()
+            .map(|name| (Subject::Fleet(name), What::SizeExpired));
+        let change = Change {
+            intent,
+            records: records.collect(),
+            forgive: false,
+        };
+        self.save(None, Vec::new(), change, out);
     }
 
     pub(super) fn not_stopping(&self) -> Result<(), Denial> {
@@ -174,7 +183,7 @@ impl Supervisor {
             records,
             forgive: true,
         };
-        Ok(self.save(request, selected, change, out))
+        Ok(self.save(Some(request), selected, change, out))
     }
 
     fn stop(
@@ -223,7 +232,7 @@ impl Supervisor {
             records,
             forgive: false,
         };
-        Ok(self.save(request, selected, change, out))
+        Ok(self.save(Some(request), selected, change, out))
     }
 
     fn scale(
@@ -292,7 +301,7 @@ impl Supervisor {
             records,
             forgive: false,
         };
-        Ok(self.save(request, selected, change, out))
+        Ok(self.save(Some(request), selected, change, out))
     }
 
     fn check_size(&self, name: &FleetName, to: Sizing) -> Result<(), Denial> {
@@ -351,7 +360,7 @@ impl Supervisor {
     /// Has an intent written to disk; it takes effect, and is answered, when that is done.
     fn save(
         &mut self,
-        request: RequestId,
+        request: Option<RequestId>,
         selected: Vec<Selected>,
         change: Change,
         out: &mut Effects,
@@ -374,6 +383,8 @@ impl Supervisor {
         let Some(saving) = self.saving.take() else {
             return;
         };
+        // What has expired has, written down or not.
+        let result = result.or_else(|why| saving.request.map_or(Ok(()), |_| Err(why)));
         let reply = match result {
             Ok(()) => {
                 self.intent = saving.change.intent;
@@ -396,10 +407,9 @@ impl Supervisor {
                 format!("nothing was changed, because it could not be stored: {why}"),
             )),
         };
-        out.list.push(Effect::Reply {
-            request: saving.request,
-            reply,
-        });
+        if let Some(request) = saving.request {
+            out.list.push(Effect::Reply { request, reply });
+        }
         while self.saving.is_none() {
             let Some((request, command)) = self.waiting.pop_front() else {
                 return;

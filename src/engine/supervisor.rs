@@ -271,7 +271,7 @@ impl Supervisor {
             self.settle(now, out);
         }
         self.send_rows(out);
-        self.ask_to_be_woken(out);
+        self.ask_to_be_woken(now, out);
         self.say_goodbye(now, out);
         self.check_invariants();
     }
@@ -296,12 +296,15 @@ impl Supervisor {
     }
 
     /// The wall clock is somebody else's to look at.
-    fn ask_to_be_woken(&mut self, out: &mut Effects) {
+    fn ask_to_be_woken(&mut self, now: Moment, out: &mut Effects) {
         let wakes = self.fleets.values().filter_map(|fleet| {
             let held = self.intent.holds(&fleet.name, SlotIndex(0));
             fleet.wake(held)
         });
+        // What is over is being written down.
+        let wall = self.clock.at(now);
         let expiries = self.intent.sizes.values().filter_map(|size| size.until);
+        let expiries = expiries.filter(|until| *until > wall);
         let wake = wakes
             .chain(expiries)
             .min()

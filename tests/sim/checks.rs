@@ -94,6 +94,15 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             worker.next_start = None;
             worker.said = String::new();
         }
+        for scale in fleets.iter_mut().filter_map(|fleet| fleet.scale.as_mut()) {
+            // Measured anew, and decisions are for people.
+            scale.utilization = None;
+            scale.recommended = None;
+            scale.blocked = None;
+            scale.blocks.clear();
+            scale.idle = None;
+            scale.decisions.clear();
+        }
         let locks = fleets.iter_mut().filter_map(|fleet| fleet.lock.as_mut());
         for (_, gate) in locks.flat_map(|lock| &mut lock.gates) {
             // Why a lock is not to be had is heard anew.

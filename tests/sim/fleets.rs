@@ -7,8 +7,8 @@ use leasehold::{
         Config,
         spec::{
             AfterState, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
-            Overlap, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy, RetrySpec, SingletonSpec,
-            Sink,
+            Overlap, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy, RetrySpec, ScaleSpec,
+            SingletonSpec, Sink,
         },
     },
     id::{FleetName, Revision},
@@ -166,9 +166,18 @@ pub(crate) fn first() -> Config {
         lease: Some(lease()),
         ..lock("timed")
     });
+    let mut follows = base("follows", 1);
+    follows.ready = ReadySpec::Notify;
+    follows.rollout.max_surge = 1;
+    follows.scale = Some(ScaleSpec {
+        down_window: Span::secs(20),
+        warmup: Span::secs(2),
+        ..ScaleSpec::between(1, 6)
+    });
     let fleets = [
         ("db", db),
         ("web", web),
+        ("follows", follows),
         ("flaky", flaky),
         ("once", once),
         ("lone", lone),
@@ -211,9 +220,13 @@ pub(crate) fn edited(before: &Config, rng: &mut Rng) -> Config {
         let which = rng.pick(&names).clone();
         match rng.below(6) {
             0 if matches!(which.as_str(), "lone" | "timed") || is_job(&which) => continue,
-            0 => fleets
-                .entry(which)
-                .and_modify(|spec| spec.workers = 1 + rng.below(6) as u32),
+            0 => fleets.entry(which).and_modify(|spec| {
+                let size = 1 + rng.below(6) as u32;
+                match &mut spec.scale {
+                    Some(scale) => scale.max = size,
+                    None => spec.workers = size,
+                }
+            }),
             1 | 2 => fleets.entry(which).and_modify(|spec| {
                 spec.process.argv = vec![format!("v{}", rng.below(1_000))];
                 spec.rollout.rollback = rng.chance(50);

@@ -8,6 +8,7 @@ mod fleets;
 mod host;
 mod jobs;
 mod lease;
+mod load;
 mod lock;
 mod rng;
 mod world;

@@ -7,7 +7,7 @@ use leasehold::{
     engine::{
         Command, Effect, Effects, Event, Facts, Intent, Supervisor,
         book::{Book, Run},
-        command::{By, ReleasedGate, Reply},
+        command::{By, ReleasedGate, Reply, Sizing},
         effect::{Cause, Subject, What},
         gate::{GateNews, Holder, Kept},
         lease::LeaseNews,
@@ -24,6 +24,7 @@ use crate::{
     host::{Act, Change, Host, Seat},
     jobs,
     lease::{self, Lease},
+    load::Meters,
     lock::{self, Lock, Owner},
     rng::Rng,
 };
@@ -173,6 +174,7 @@ pub(crate) struct World {
     order: u64,
     queue: BinaryHeap<Due>,
     host: Host,
+    meters: Meters,
     core: Option<Core>,
     engine: Option<Supervisor>,
     incarnation: u64,
@@ -203,6 +205,7 @@ impl World {
         let host = Host::new(Rng::new(rng.next()), faults.tempers);
         let lease = Lease::new(&mut rng);
         Self {
+            meters: Meters::default(),
             seed,
             rng,
             now: Moment(1_000_000_000),
@@ -1019,6 +1022,15 @@ impl World {
                     let text = format!("{} {}", transition.subject, transition.what);
                     self.say(|| text);
                 }
+                Effect::Sample(order) => {
+                    // One in some is lost, as when the thread hangs.
+                    if self.rng.chance(95) {
+                        let calm = !self.host.tempers;
+                        let sample = self.meters.measure(&self.host, &order, self.now, calm);
+                        self.answer(0, 40, Event::Sampled(Box::new(sample)));
+                    }
+                }
+                Effect::Watch { .. } | Effect::AskSource { .. } => {}
                 Effect::CloseLogs(_)
                 | Effect::KeepSockets { .. }
                 | Effect::ReopenLogs
@@ -1262,8 +1274,24 @@ impl World {
         self.requests += 1;
         self.totals.commands += 1;
         let fleet = (*self.rng.pick(&[
-            "db", "web", "flaky", "once", "web/1", "db/0", "lone", "lone", "timed", "*", "skips",
-            "queues", "replaces", "short/0", "sole",
+            "db",
+            "web",
+            "flaky",
+            "once",
+            "web/1",
+            "db/0",
+            "lone",
+            "lone",
+            "timed",
+            "*",
+            "skips",
+            "queues",
+            "replaces",
+            "short/0",
+            "sole",
+            "follows",
+            "follows",
+            "follows/1",
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
@@ -1287,12 +1315,21 @@ impl World {
             1 | 2 => Command::Start { names, by },
             3 => Command::Restart { names },
             4 => {
-                let workers = if self.rng.chance(30) {
-                    None
-                } else {
-                    Some(self.rng.below(7) as u32)
+                let to = match self.rng.below(10) {
+                    0..=2 => Sizing::Auto,
+                    3 => Sizing::Pause,
+                    _ => Sizing::Workers(self.rng.below(7) as u32),
                 };
-                Command::Scale { fleet, workers, by }
+                let lasting = self
+                    .rng
+                    .chance(30)
+                    .then(|| Span::secs(5 + self.rng.below(60)));
+                Command::Scale {
+                    fleet,
+                    to,
+                    lasting,
+                    by,
+                }
             }
             5 => Command::Signal { names, signal: 1 },
             _ => {
