@@ -8,6 +8,7 @@ use crate::{
         fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
         limits,
         process::{ON_ERROR, STDERR},
+        publish::MODES,
         spec::*,
         units,
     },
@@ -37,6 +38,7 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         log,
         singleton,
         cron,
+        publish,
     } = spec;
     let mut all = Shown::default();
     all.put("workers", workers);
@@ -59,6 +61,9 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
     all.log(log);
     if let Some(singleton) = singleton {
         all.singleton(singleton);
+    }
+    if let Some(publish) = publish {
+        all.publish(publish);
     }
     if let Some(cron) = cron {
         all.cron(cron);
@@ -306,6 +311,38 @@ impl Shown {
         );
         self.put("singleton.slots", slots);
         self.put("singleton.allow_network_fs", allow_network_fs);
+    }
+
+    fn publish(&mut self, publish: &PublishSpec) {
+        let PublishSpec {
+            mode,
+            address,
+            port,
+            files,
+            haproxy_agent,
+            // Ours, as the daemon was started; nobody types it here.
+            environment: _,
+        } = publish;
+        self.word("publish.mode", &MODES, mode);
+        self.put("publish.address", address);
+        self.put("publish.port", port);
+        self.maybe("publish.haproxy_agent", haproxy_agent);
+        for file in files {
+            let PublishedFile {
+                template,
+                path,
+                check,
+                reload,
+            } = file;
+            let key = |last: &str| format!("publish.file.{path}.{last}");
+            self.put(&key("template"), format!("{template:?}"));
+            for (name, command) in [("check", check), ("reload", reload)] {
+                if let Some(command) = command {
+                    self.command(&key(name), &command.program, &command.argv);
+                    self.put(&key("timeout"), command.timeout);
+                }
+            }
+        }
     }
 
     fn cron(&mut self, cron: &CronSpec) {
