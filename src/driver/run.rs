@@ -37,6 +37,7 @@ use crate::{
     id::{FleetName, RequestId, WorkerId},
     locks::Proc,
     logs::{self, Capture},
+    publish::{Agents, Files},
     sys::notify,
     time::{Moment, Span},
     wire::{DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
@@ -61,6 +62,8 @@ pub(super) struct Driver {
     pub(super) deadlines: Deadlines,
     pub(super) by_hand: ByHand,
     pub(super) alarm: Alarm,
+    pub(super) files: Files,
+    pub(super) agents: Agents,
     pub(super) bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     pub(super) inbox: mpsc::UnboundedReceiver<Inbox>,
@@ -412,7 +415,7 @@ impl Driver {
                     None => self.link.push(ops),
                 }
             }
-            Inbox::Gate(event) => self.step(event),
+            Inbox::Gate(event) | Inbox::Published(event) => self.step(event),
             Inbox::Hold(name, fd) => self.link.push(vec![(Op::Hold { name }, Some(fd))]),
             Inbox::LogClosed(source) => {
                 let suffix = if source.stderr { "/stderr" } else { "" };
@@ -487,6 +490,10 @@ impl Driver {
         let bound = boot::bind_missing(config, &self.held, false)?;
         let mut ops = Vec::new();
         for (name, fd) in bound {
+            if let Some(fleet) = boot::agent_of(&name) {
+                let copy = fd.try_clone().and_then(|fd| self.agents.listen(&fleet, fd));
+                copy.map_err(|e| format!("fleet.{fleet}.publish.haproxy_agent: {e}"))?;
+            }
             self.held.insert(name.clone());
             ops.push((Op::Hold { name }, Some(fd)));
         }

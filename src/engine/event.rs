@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews},
+    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews, publish::Written},
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Span, Stamp},
     wire::{Asked, Header, RowKey},
@@ -100,6 +100,28 @@ pub enum Event {
     BookKept {
         /// Whose.
         fleet: FleetName,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// A published file is in its place, or is not.
+    Written {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Which request this answers.
+        ticket: u64,
+        /// What is there now, or why not.
+        result: Result<Written, String>,
+    },
+    /// What was there before is there again, or is not.
+    Restored {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Which request this answers.
+        ticket: u64,
         /// Why not.
         result: Result<(), String>,
     },

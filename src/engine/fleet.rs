@@ -11,8 +11,10 @@ use crate::{
         effect::{Effects, Ending, Subject, What},
         intent::Intent,
         jitter::Jitter,
+        publish::Publication,
         restart::Bucket,
         rollout::Rollout,
+        sheet::Marks,
         slot::{Desk, Slot, State},
         spawn::Facts,
     },
@@ -31,6 +33,8 @@ pub(super) struct FleetBody {
     unwell: u32,
     /// Of a job.
     pub(super) cron: Option<Box<Cron>>,
+    /// Of published files.
+    pub(super) files: Vec<Marks>,
 }
 
 /// One fleet.
@@ -46,6 +50,7 @@ pub(super) struct Fleet {
     pub(super) removed: bool,
     /// When it was last reconciled: what was ripe by then has been seen.
     pub(super) looked: Moment,
+    pub(super) publication: Publication,
 }
 
 /// What all fleets share during one step.
@@ -88,6 +93,7 @@ impl Fleet {
             body: FleetBody::default(),
             removed: false,
             looked: Moment(0),
+            publication: Publication::default(),
         };
         fleet.fit_cron();
         fleet
@@ -145,6 +151,11 @@ impl Fleet {
         self.slots.values().filter(|slot| slot.is_live()).count()
     }
 
+    /// Is nothing left of it, and does everybody know?
+    pub(super) fn is_gone(&self, now: Moment) -> bool {
+        self.live() == 0 && !self.is_writing(now) && !self.is_saying_farewell(now)
+    }
+
     /// Works on one slot; everything that changes a slot goes through here.
     pub(super) fn with_slot<R>(
         &mut self,
@@ -194,10 +205,16 @@ impl Fleet {
         // A start that was due and could not be (too many are starting) waits for an event, not for time.
         let starts = self.slots.values().filter_map(Slot::start_at);
         let starts = starts.filter(|at| *at > self.looked).min();
-        [slots, starts, self.rollout_deadline(), self.job_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            slots,
+            starts,
+            self.rollout_deadline(),
+            self.job_deadline(),
+            self.publish_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Does what is due in its slots.
@@ -366,10 +383,11 @@ impl Fleet {
         let rolling = spec.revision != self.spec.revision;
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);
-        // A rollback goes to the last revision that was reached, and is about what workers are: how many there are stays as it was said.
+        // A rollback goes to the last revision that was reached, and is about what workers are: how many there are, and who is told of them, stays as it was said.
         match &mut self.previous {
             Some(previous) if !rolling || self.body.rollout.is_some() => {
                 previous.workers = self.spec.workers;
+                previous.publish.clone_from(&self.spec.publish);
             }
             _ if rolling => self.previous = Some(before),
             _ => {}

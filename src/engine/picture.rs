@@ -90,6 +90,7 @@ impl Supervisor {
             revision: fleet.revision(),
             lock: self.lock_status(fleet, now),
             cron,
+            publish: fleet.publish_status(),
             workers: workers.collect(),
         }
     }

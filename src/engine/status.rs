@@ -6,6 +6,7 @@ use crate::{
         book::{Run, RunRecord},
         effect::{Cause, Ending},
         gate::{Holder, Pass},
+        publish::PublishStatus,
     },
     id::{FleetName, Generation, Revision, SlotIndex, WorkerId},
     time::{Moment, Span, Stamp},
@@ -55,6 +56,8 @@ pub struct FleetStatus {
     pub lock: Option<LockStatus>,
     /// Of a job.
     pub cron: Option<CronStatus>,
+    /// What is published of it, if something is.
+    pub publish: Option<PublishStatus>,
     /// Its slots.
     pub workers: Vec<WorkerStatus>,
 }

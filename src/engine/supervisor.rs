@@ -207,6 +207,26 @@ impl Supervisor {
                     fleet.book_kept(stance, result, room);
                 });
             }
+            Event::Written {
+                fleet,
+                file,
+                ticket,
+                result,
+            } => {
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.sheet_written(file, ticket, result, room);
+                });
+            }
+            Event::Restored {
+                fleet,
+                file,
+                ticket,
+                result,
+            } => {
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.sheet_restored(file, ticket, result, room);
+                });
+            }
             Event::Tick => {}
         }
         self.finish_step(now, out);
@@ -279,6 +299,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.publish(now, out);
     }
 
     /// The wall clock is somebody else's to look at.
@@ -426,9 +447,19 @@ impl Supervisor {
         now: Moment,
         out: &mut Effects,
     ) {
-        self.with_slot(worker, now, out, |slot, desk| {
-            slot.helper_ended(kind, status, desk)
-        });
+        match kind {
+            TaskKind::PreStart
+            | TaskKind::PreStop
+            | TaskKind::ReadyProbe
+            | TaskKind::HealthProbe => self.with_slot(worker, now, out, |slot, desk| {
+                slot.helper_ended(kind, status, desk)
+            }),
+            TaskKind::PublishCheck | TaskKind::PublishReload => {
+                self.with_fleet(&worker.fleet, now, out, |fleet, room| {
+                    fleet.sheet_command_ended(worker.slot, kind, status, room);
+                });
+            }
+        }
     }
 
     fn obey_signals(&mut self, now: Moment, out: &mut Effects) {
@@ -456,7 +487,7 @@ impl Supervisor {
         let gone: Vec<FleetName> = self
             .fleets
             .values()
-            .filter(|fleet| fleet.removed && fleet.live() == 0 && !fleet.is_writing(now))
+            .filter(|fleet| fleet.removed && fleet.is_gone(now))
             .map(|fleet| fleet.name.clone())
             .collect();
         let mut heirs = false;
@@ -464,6 +495,7 @@ impl Supervisor {
             let Some(fleet) = self.fleets.remove(&name) else {
                 continue;
             };
+            out.list.extend(fleet.unpublished());
             for index in fleet.slots.keys() {
                 let worker = WorkerId {
                     fleet: name.clone(),
@@ -491,8 +523,7 @@ impl Supervisor {
     }
 
     fn say_goodbye(&mut self, now: Moment, out: &mut Effects) {
-        let is_idle = |fleet: &Fleet| fleet.live() == 0 && !fleet.is_writing(now);
-        let idle = self.fleets.values().all(is_idle);
+        let idle = self.fleets.values().all(|fleet| fleet.is_gone(now));
         if self.asked.stopping != Stopping::No && idle && !self.exited {
             self.exited = true;
             let code = if self.asked.stopping == Stopping::Kill {

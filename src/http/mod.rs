@@ -7,9 +7,11 @@
 //! | `view` | a `Status` becomes JSON, health documents, readiness; pure |
 //! | `crons` | jobs become JSON; pure |
 //! | `singletons` | locks become JSON; pure |
+//! | `endpoints` | what is published becomes JSON; pure |
 //! | `server` | connections |
 
 pub mod crons;
+pub mod endpoints;
 mod page;
 pub mod route;
 mod server;

@@ -20,7 +20,7 @@ use crate::{
     engine::{Command, command::By, status::Status},
     exit::ExitCode,
     http::{
-        EngineError, EventRow, Surface, crons, page,
+        EngineError, EventRow, Surface, crons, endpoints, page,
         route::{self, Asked, Door, Refusal, Route},
         singletons,
         view::{self, Here},
@@ -261,6 +261,15 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
                 json(200, &singletons::singletons(status, None, here))
             })
             .await
+        }
+        Route::Endpoints => {
+            with_status(hall, |status, here| {
+                json(200, &endpoints::endpoints(status, here))
+            })
+            .await
+        }
+        Route::Prometheus => {
+            with_status(hall, |status, _| json(200, &endpoints::prometheus(status))).await
         }
         Route::Singleton(name) => {
             with_status(hall, |status, here| {

@@ -9,6 +9,7 @@ mod host;
 mod jobs;
 mod lease;
 mod lock;
+mod publish;
 mod rng;
 mod world;
 
@@ -46,7 +47,8 @@ fn sweep(name: &str, faults: Faults) {
             totals.spawns > count
                 && totals.steps > 100 * count
                 && totals.runs > 20 * count
-                && totals.releases > count / 4,
+                && totals.releases > count / 4
+                && totals.reloads > count,
             "{totals:?}"
         );
     }
