@@ -3,7 +3,7 @@
 //! ```text
 //!  6  main.rs  cli/                argv in, exit code out
 //!  5  driver/  keeper/             the two loops
-//!  4  sys/  http/  locks/  logs/   shells that do not know each other
+//!  4  sys/  http/  locks/  logs/  publish/   shells that do not know each other
 //!  3  engine/                      pure state machines
 //!  2  config/                      text -> checked settings
 //!  1  id  time  exit  wire         words everyone uses
@@ -19,6 +19,7 @@ pub mod id;
 pub mod keeper;
 pub mod locks;
 pub mod logs;
+pub mod publish;
 pub mod sys;
 pub mod time;
 pub mod wire;

@@ -64,6 +64,10 @@ pub enum TaskKind {
     ReadyProbe,
     /// Asks whether the worker is still well.
     HealthProbe,
+    /// Asks whether a published file is right; the slot is the file's number in its fleet.
+    PublishCheck,
+    /// Tells whoever reads a published file; likewise.
+    PublishReload,
 }
 
 impl TaskKind {
@@ -74,6 +78,8 @@ impl TaskKind {
             Self::PreStop => "pre-stop",
             Self::ReadyProbe => "ready-probe",
             Self::HealthProbe => "health-probe",
+            Self::PublishCheck => "publish-check",
+            Self::PublishReload => "publish-reload",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a user sees when a configuration is wrong, as golden files; and laws of units and of `diff`.
 //!
-//! `tests/config/bad/CODE-WHAT.toml` is a configuration with a fault, and `.expected` beside it what is printed about it.
+//! `tests/config/bad/CODE-WHAT.toml` is a configuration with a fault, and `.expected` beside it what is printed about it; in `warned`
+//! are those that work, and of which `check` warns.
 //! `UPDATE_GOLDEN=1 cargo test --test config` writes the expected files anew: read the difference before you commit it.
 //! A configuration whose first line is `# as root` is read as root reads it.
 
@@ -48,6 +49,11 @@ fn names(kind: &str, ending: &str) -> BTreeSet<String> {
 
 /// Loads `tests/config/KIND/NAME.toml` as if the working directory were `tests/config/KIND`.
 fn load(kind: &str, name: &str) -> Result<Config, Faults> {
+    check(kind, name).map(|(config, _)| config)
+}
+
+/// The same, with warnings.
+fn check(kind: &str, name: &str) -> Result<(Config, Faults), Faults> {
     let dir = here().join(kind);
     let mut files = Vec::new();
     files_below(&dir, &dir, &mut files);
@@ -55,16 +61,30 @@ fn load(kind: &str, name: &str) -> Result<Config, Faults> {
     let main = PathBuf::from(format!("{name}.toml"));
     let text = fs::read_to_string(dir.join(&main)).unwrap();
     machine.root = text.starts_with("# as root\n");
-    config::load(&main, &machine)
+    config::check(&main, &machine)
 }
 
 #[test]
 fn every_fault_reads_as_expected() {
+    compare("bad", |name| load("bad", name).err());
+}
+
+#[test]
+fn every_warning_reads_as_expected() {
+    let warnings = |name: &str| {
+        let (_, warnings) = check("warned", name).unwrap_or_else(|faults| panic!("{faults}"));
+        (!warnings.list.is_empty()).then_some(warnings)
+    };
+    compare("warned", warnings);
+}
+
+/// What is said of every file of a kind is what stands beside it.
+fn compare(kind: &str, said: impl Fn(&str) -> Option<Faults>) {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let bad = here().join("bad");
+    let bad = here().join(kind);
     let mut complaints = String::new();
-    for name in names("bad", ".toml") {
-        let Err(faults) = load("bad", &name) else {
+    for name in names(kind, ".toml") {
+        let Some(faults) = said(&name) else {
             complaints.push_str(&format!("{name}.toml has no fault\n"));
             continue;
         };
@@ -77,7 +97,7 @@ fn every_fault_reads_as_expected() {
             complaints.push_str(&format!("{name}.expected differs; now it is\n{shown}\n"));
         }
     }
-    let (have, want) = (names("bad", ".expected"), names("bad", ".toml"));
+    let (have, want) = (names(kind, ".expected"), names(kind, ".toml"));
     for name in have.difference(&want) {
         complaints.push_str(&format!("{name}.expected belongs to no {name}.toml\n"));
         if update {
@@ -96,7 +116,8 @@ fn check_places(name: &str, faults: &Faults, shown: &str) {
     for row in faults.rows() {
         assert!(shown.contains(&row.message), "{name}: {row:?} is not shown");
         assert!(
-            shown.contains(&format!("error[{}]", row.code)),
+            shown.contains(&format!("error[{}]", row.code))
+                || shown.contains(&format!("warning[{}]", row.code)),
             "{name}: {row:?}"
         );
         if let Some(file) = &row.file {
@@ -110,8 +131,9 @@ fn check_places(name: &str, faults: &Faults, shown: &str) {
 #[test]
 fn good_configurations_load() {
     for name in names("good", ".toml") {
-        if let Err(faults) = load("good", &name) {
-            panic!("good/{name}.toml:\n{faults}");
+        match check("good", &name) {
+            Ok((_, warnings)) => assert!(warnings.list.is_empty(), "good/{name}: {warnings}"),
+            Err(faults) => panic!("good/{name}.toml:\n{faults}"),
         }
     }
 }
@@ -132,6 +154,10 @@ fn every_code_has_a_golden() {
             shown.insert(code, name);
         }
     }
+    for name in names("warned", ".toml") {
+        let (code, _) = name.split_once('-').unwrap();
+        shown.insert(code.to_ascii_uppercase(), name);
+    }
     let missing: Vec<String> = codes_in_the_sources()
         .into_iter()
         .filter(|code| !shown.contains_key(code))
@@ -142,14 +168,14 @@ fn every_code_has_a_golden() {
     );
 }
 
-/// Every `"E123"` in `src/config`.
+/// Every `"E123"` and `"W123"` in `src/config`.
 fn codes_in_the_sources() -> BTreeSet<String> {
     let mut codes = BTreeSet::new();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config");
     for entry in fs::read_dir(dir).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         for word in text.split('"').filter(|word| word.len() == 4) {
-            let digits = word.strip_prefix('E').unwrap_or("");
+            let digits = word.strip_prefix(['E', 'W']).unwrap_or("");
             if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
                 codes.insert(word.to_owned());
             }

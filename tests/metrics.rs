@@ -84,6 +84,7 @@ fn fleet(text: &str, workers: Vec<WorkerStatus>) -> FleetStatus {
         lock: None,
         cron: None,
         scale: None,
+        publish: None,
         workers,
     }
 }
@@ -194,7 +195,14 @@ fn status() -> Status {
         stopping: Stopping::No,
         revision: Revision(7),
         rejected: Some("error".to_owned()),
-        fleets: vec![ledger, report, fleet("web", web)],
+        fleets: vec![
+            ledger,
+            report,
+            FleetStatus {
+                scale: Some(scale()),
+                ..fleet("web", web)
+            },
+        ],
     }
 }
 
@@ -207,6 +215,12 @@ fn tally() -> Tally {
             what,
         });
     };
+    let grew = What::Grew {
+        from: 1,
+        to: 3,
+        reason: Reason::Cpu,
+    };
+    tell(900, Subject::Fleet(name("web")), grew);
     let of = |fleet: &str| Subject::Worker(WorkerId::new(name(fleet), 0), Generation(1));
     tell(0, of("web"), What::Started { pid: 10 });
     let after = Span::millis(185);

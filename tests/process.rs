@@ -45,6 +45,8 @@ mod onlookers;
 mod pages;
 #[path = "process/places.rs"]
 mod places;
+#[path = "process/publish.rs"]
+mod publish;
 #[path = "process/release.rs"]
 mod release;
 #[path = "process/reload.rs"]

@@ -215,6 +215,22 @@ fn ops() -> Vec<(&'static str, Op)> {
             },
         ),
         (
+            "KILL_CHECK",
+            Op::Kill {
+                key: task(TaskKind::PublishCheck),
+                generation,
+                body: vec![],
+            },
+        ),
+        (
+            "KILL_RELOAD",
+            Op::Kill {
+                key: task(TaskKind::PublishReload),
+                generation,
+                body: vec![],
+            },
+        ),
+        (
             "HOLD",
             Op::Hold {
                 name: "log web/3".to_owned(),

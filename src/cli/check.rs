@@ -26,18 +26,23 @@ pub(super) struct CheckArgs {
 
 pub(super) fn check(args: &CheckArgs) -> Outcome {
     let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()))?;
-    match config::load(&path, &ThisMachine) {
-        Ok(_) if args.json => print_json(&Vec::<()>::new()),
-        Ok(config) => print(&format!(
-            "{}: ok: {}, revision {}\n",
-            path.display(),
-            config.size(),
-            config.revision
-        )),
+    let colour = || std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match config::check(&path, &ThisMachine) {
+        Ok((_, warnings)) if args.json => print_json(&warnings.rows()),
+        Ok((config, warnings)) => {
+            if !warnings.list.is_empty() {
+                eprint!("{}", warnings.render(colour()));
+            }
+            print(&format!(
+                "{}: ok: {}, revision {}\n",
+                path.display(),
+                config.size(),
+                config.revision
+            ))
+        }
         Err(faults) if args.json => print_json(&faults.rows()).map(|_| ExitCode::Config),
         Err(faults) => {
-            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            eprint!("{}", faults.render(colour));
+            eprint!("{}", faults.render(colour()));
             let all = count(faults.list.len(), "fault");
             Err(Failure::new(
                 ExitCode::Config,

@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod cron;
 mod directories;
+mod endpoints;
 mod events;
 mod journalctl;
 mod lock;
@@ -67,6 +68,8 @@ enum Verb {
     Cron(cron::CronArgs),
     /// Show who has the locks of singletons, why and since when; give one to whoever waits
     Singletons(singletons::SingletonsArgs),
+    /// Show what is published where, how far behind it is, and why
+    Endpoints(endpoints::EndpointsArgs),
     /// Print workers' output
     Logs(logs::LogsArgs),
     /// Print what happened
@@ -148,6 +151,7 @@ pub fn main() -> u8 {
         Verb::Scale(args) => scale::scale(&args),
         Verb::Signal(args) => act::signal(&args),
         Verb::Singletons(args) => singletons::singletons(&args),
+        Verb::Endpoints(args) => endpoints::endpoints(&args),
         Verb::Logs(args) => logs::logs(&args),
         Verb::Events(args) => events::events(&args),
         Verb::Config(args) => config::config(&args),

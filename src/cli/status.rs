@@ -153,7 +153,11 @@ fn fleet_row(fleet: &FleetView) -> Vec<String> {
             .holder
             .as_ref()
             .map_or_else(String::new, |who| format!("lock {who}")),
-        (None, None, None) => String::new(),
+        (None, None, None) => fleet
+            .publish
+            .as_ref()
+            .and_then(|publish| publish.failure.as_ref())
+            .map_or_else(String::new, |why| format!("not published: {why}")),
     };
     vec![
         fleet.name.clone(),

@@ -7,7 +7,7 @@ use crate::{
         document::{Kind, Place},
         fault::nearest,
         fleet::{self, Fleet},
-        forms, process,
+        forms, process, publish,
         section::{Origin, Section},
         singleton,
         spec::*,
@@ -31,7 +31,7 @@ pub(super) const OVERLAPS: [(&str, Overlap); 4] = [
 ];
 
 /// What a fleet can say and a job cannot, and what to do instead.
-const NOT_FOR_JOBS: [(&str, &str); 9] = [
+const NOT_FOR_JOBS: [(&str, &str); 10] = [
     (
         "workers",
         "remove it: a job has one run at a time; see overlap",
@@ -44,6 +44,7 @@ const NOT_FOR_JOBS: [(&str, &str); 9] = [
     ),
     ("rollout", "remove it: a new command is for the next run"),
     ("socket", "remove it: a run serves nobody"),
+    ("publish", "remove it: a run serves nobody"),
     (
         "port_range",
         "remove it: a job has one run, which can have a port of its own",
@@ -57,7 +58,6 @@ const NOT_FOR_JOBS: [(&str, &str); 9] = [
 
 /// Reads a job; the dependency rank is filled in later, when all fleets are known.
 pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) -> Fleet {
-    fleet::not_here_yet(section);
     not_for_jobs(section);
     let cron = CronSpec {
         schedule: schedule(section),
@@ -75,7 +75,7 @@ pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) ->
     let mut spec = FleetSpec {
         process,
         workers: 1,
-        stop: fleet::stop(section),
+        stop: fleet::stop(section, Span::ZERO),
         log: fleet::log(section),
         singleton: lock(section, name, cron.overlap),
         after,
@@ -93,6 +93,7 @@ pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) ->
         place: place.clone(),
         after: after_places,
         listens: std::collections::BTreeMap::new(),
+        published: publish::Places::default(),
     }
 }
 

@@ -105,6 +105,7 @@ pub(super) struct Reader<'a> {
     pub(super) around: &'a dyn Surroundings,
     sources: RefCell<Vec<Source>>,
     faults: RefCell<Vec<Fault>>,
+    warnings: RefCell<Vec<Fault>>,
 }
 
 impl<'a> Reader<'a> {
@@ -113,18 +114,27 @@ impl<'a> Reader<'a> {
             around,
             sources: RefCell::default(),
             faults: RefCell::default(),
+            warnings: RefCell::default(),
         }
     }
 
-    /// Everything wrong so far, by file and place; what several fleets inherit is said once.
-    pub(super) fn into_faults(self) -> Faults {
+    /// Everything wrong so far, and everything that is only unwise; each by file and place, what several fleets inherit once.
+    pub(super) fn into_findings(self) -> (Faults, Faults) {
+        let sources = self.sources.into_inner();
+        let sorted = |list: RefCell<Vec<Fault>>| Faults {
+            sources: sources.clone(),
+            list: Self::sorted(list.into_inner()),
+        };
+        (sorted(self.faults), sorted(self.warnings))
+    }
+
+    fn sorted(mut all: Vec<Fault>) -> Vec<Fault> {
         let start = |fault: &Fault| {
             fault
                 .place
                 .as_ref()
                 .map_or((usize::MAX, 0), |(file, span)| (*file, span.start))
         };
-        let mut all = self.faults.into_inner();
         all.sort_by_key(start);
         let mut list: Vec<Fault> = Vec::new();
         for fault in all {
@@ -137,10 +147,7 @@ impl<'a> Reader<'a> {
                 list.push(fault);
             }
         }
-        Faults {
-            sources: self.sources.into_inner(),
-            list,
-        }
+        list
     }
 
     /// Is nothing wrong so far?
@@ -180,6 +187,23 @@ impl<'a> Reader<'a> {
             message,
             place,
             label: label.to_owned(),
+            help,
+        });
+    }
+
+    /// What works, and may not be what was meant.
+    pub(super) fn warn(
+        &self,
+        code: &'static str,
+        place: Option<Place>,
+        message: String,
+        help: String,
+    ) {
+        self.warnings.borrow_mut().push(Fault {
+            code,
+            message,
+            place,
+            label: String::new(),
             help,
         });
     }

@@ -55,6 +55,13 @@ pub struct FaultRow {
     pub help: String,
 }
 
+impl Fault {
+    /// Does it work all the same? The code of what does begins with a W.
+    fn is_warning(&self) -> bool {
+        self.code.starts_with('W')
+    }
+}
+
 impl Faults {
     /// For programs.
     pub fn rows(&self) -> Vec<FaultRow> {
@@ -96,9 +103,12 @@ impl Faults {
     }
 
     fn render_one(&self, renderer: &Renderer, fault: &Fault) -> String {
-        let title = Level::ERROR
-            .primary_title(fault.message.as_str())
-            .id(fault.code);
+        let level = if fault.is_warning() {
+            Level::WARNING
+        } else {
+            Level::ERROR
+        };
+        let title = level.primary_title(fault.message.as_str()).id(fault.code);
         let place = fault
             .place
             .as_ref()

@@ -7,7 +7,7 @@ use crate::{
         commands::Placeholders,
         document::{Kind, Place},
         fault::nearest,
-        forms, probes, process, scale,
+        forms, probes, process, publish, scale,
         section::{Origin, Section},
         singleton,
         spec::*,
@@ -57,16 +57,23 @@ pub(super) struct Fleet {
     pub(super) after: BTreeMap<FleetName, Place>,
     /// Where its sockets' addresses stand.
     pub(super) listens: BTreeMap<String, Place>,
+    /// Where stands what it publishes.
+    pub(super) published: publish::Places,
 }
 
 /// Reads a fleet; the dependency ranks are filled in later, when all fleets are known.
 pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) -> Fleet {
-    not_here_yet(section);
     let placeholders = Placeholders::of(section);
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
     let (after, after_places) = after(section);
     let has_socket = !sockets.is_empty();
+    let (publish, published) =
+        publish::publish(section, process.port_range, &sockets, &placeholders);
+    let delay = match publish {
+        Some(_) => publish::DEREGISTER_DELAY,
+        None => Span::ZERO,
+    };
     let mut spec = FleetSpec {
         revision: Revision::default(),
         workers: section.integer("workers", 0, WORKERS_MAX).unwrap_or(1) as u32,
@@ -75,7 +82,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         start: start(section),
         health: probes::health(section, &programs),
         restart: restart(section),
-        stop: stop(section),
+        stop: stop(section, delay),
         rollout: rollout(section),
         after,
         rank: 0,
@@ -83,6 +90,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         singleton: singleton::singleton(section, name),
         scale: scale::scale(section, &programs, has_socket),
         cron: None,
+        publish,
         process,
     };
     if let Some(scale) = &spec.scale {
@@ -94,23 +102,16 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
     if let Some(lock) = &spec.singleton {
         singleton::check(section, lock, spec.workers, spec.rollout.max_surge);
     }
+    if let Some(publish) = &spec.publish {
+        publish::check_delay(section, publish, spec.stop.deregister_delay);
+    }
     section.finish();
     Fleet {
         spec,
         place: place.clone(),
         after: after_places,
         listens,
-    }
-}
-
-/// Keys of the design that this version does not have: better refused than ignored.
-pub(super) fn not_here_yet(section: &Section<'_, '_>) {
-    for key in ["publish"] {
-        if section.refused(key).is_some() {
-            let message = format!("`{}` is not available in this version", section.name(key));
-            let help = "remove it; everything else of the fleet works";
-            section.fault("E102", key, message, help);
-        }
+        published,
     }
 }
 
@@ -266,8 +267,8 @@ pub(super) fn success(table: &Section<'_, '_>) -> Option<Vec<i32>> {
     Some(codes)
 }
 
-/// `stop`; its waiting times may be said in `drain` instead.
-pub(super) fn stop(section: &Section<'_, '_>) -> StopSpec {
+/// `stop`; its waiting times may be said in `drain` instead. `delay` is that of deregistration, unless one is said.
+pub(super) fn stop(section: &Section<'_, '_>, delay: Span) -> StopSpec {
     let (table, drain) = (section.section("stop"), section.section("drain"));
     let either = |key| {
         let (in_stop, in_drain) = (table.span(key), drain.span(key));
@@ -292,7 +293,7 @@ pub(super) fn stop(section: &Section<'_, '_>) -> StopSpec {
             .span("extend_max")
             .unwrap_or(Span::secs(600))
             .max(timeout),
-        deregister_delay: either("deregister_delay").0.unwrap_or(Span::ZERO),
+        deregister_delay: either("deregister_delay").0.unwrap_or(delay),
     };
     table.finish();
     drain.finish();

@@ -1,6 +1,6 @@
 //! Forms of text that values have: how each is described, how it is read, and what somebody may have meant who typed it otherwise.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::signal::Signal;
 
@@ -183,6 +183,27 @@ pub(super) const TCP_ADDRESS: Form<SocketAddr> = Form {
     guesses: addresses,
 };
 
+/// What HAProxy asks an agent at: others must know the port.
+pub(super) const AGENT_ADDRESS: Form<SocketAddr> = Form {
+    wanted: "an IP address and a port, such as \"127.0.0.1:9101\"",
+    parse: |text| {
+        text.parse()
+            .ok()
+            .filter(|address: &SocketAddr| address.port() > 0)
+    },
+    guesses: addresses,
+};
+
+/// Where others reach this machine; every address of it is none.
+pub(super) const HOST: Form<String> = Form {
+    wanted: "an address or a name of this machine without a port, such as \"10.0.0.5\"",
+    parse: host,
+    guesses: |typed| {
+        let bare = typed.rsplit_once(':').map_or(typed, |(host, _)| host);
+        vec![bare.trim_matches(['[', ']']).to_owned()]
+    },
+};
+
 /// What a socket listens on.
 pub(super) const LISTEN: Form<ListenAddress> = Form {
     wanted: "an IP address and a port, such as \"127.0.0.1:8080\", or an absolute path",
@@ -220,6 +241,21 @@ pub(super) const PROBE_URL: Form<(String, String)> = Form {
             .collect()
     },
 };
+
+fn host(text: &str) -> Option<String> {
+    let is_host = match text.parse::<IpAddr>() {
+        Ok(ip) => !ip.is_unspecified(),
+        // A number that is no address is no name either.
+        Err(_) => {
+            let label = |label: &str| {
+                let clean = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+                !label.is_empty() && label.bytes().all(clean)
+            };
+            text.split('.').all(label) && text.bytes().any(|b| b.is_ascii_alphabetic())
+        }
+    };
+    is_host.then(|| text.to_owned())
+}
 
 fn probe_address(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;

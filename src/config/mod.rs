@@ -12,6 +12,7 @@
 //! | `probes` | is it ready, is it well |
 //! | `cron` | one `[cron.NAME]` |
 //! | `singleton` | the lock that its workers need |
+//! | `publish` | where they are found, and who is told |
 //! | `spec` | what it all means: [`Config`] |
 //! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
 //! | `diff` | what a reload would do |
@@ -32,6 +33,7 @@ mod forms;
 mod limits;
 mod probes;
 mod process;
+mod publish;
 mod resolve;
 mod scale;
 mod section;
@@ -46,7 +48,7 @@ use std::{
 };
 
 pub use fault::{Fault, Faults};
-pub use resolve::load;
+pub use resolve::{check, load};
 pub use spec::Config;
 
 use crate::wire::Credentials;

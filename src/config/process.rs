@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     config::{
+        Surroundings,
         commands::{Placeholders, Programs},
         forms, limits,
         section::{Origin, Section},
@@ -159,6 +160,19 @@ fn credentials(section: &Section<'_, '_>, user: Option<&str>) -> Option<Credenti
         .ok()
 }
 
+/// What of our own environment reaches what is run as ourselves.
+pub(super) fn own_environment(around: &dyn Surroundings) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    env.insert(
+        "PATH".to_owned(),
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+    );
+    for name in ["PATH", "LANG", "TZ", "HOME", "USER", "LOGNAME"] {
+        env.extend(around.variable(name).map(|value| (name.to_owned(), value)));
+    }
+    env
+}
+
 /// A clean environment: what a login would have, then `env`.
 fn environment(
     section: &Section<'_, '_>,
@@ -167,30 +181,16 @@ fn environment(
     placeholders: &Placeholders<'_, '_>,
 ) -> BTreeMap<String, String> {
     let around = section.reader.around;
-    let mut env = BTreeMap::new();
-    env.insert(
-        "PATH".to_owned(),
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-    );
-    for name in ["PATH", "LANG", "TZ"] {
-        if let Some(value) = around.variable(name) {
-            env.insert(name.to_owned(), value);
-        }
-    }
-    match user
+    let mut env = own_environment(around);
+    if let Some((home, login)) = user
         .filter(|_| credentials.is_some())
         .and_then(|user| around.home(user))
     {
-        Some((home, login)) => env.extend([
+        env.extend([
             ("HOME".to_owned(), home),
             ("USER".to_owned(), login.clone()),
             ("LOGNAME".to_owned(), login),
-        ]),
-        None => {
-            for name in ["HOME", "USER", "LOGNAME"] {
-                env.extend(around.variable(name).map(|value| (name.to_owned(), value)));
-            }
-        }
+        ]);
     }
     let given = section.section("env");
     for entry in given.entries() {

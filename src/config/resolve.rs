@@ -22,6 +22,11 @@ const FDS_BASE: u64 = 640;
 
 /// Reads, checks and resolves a configuration; all faults at once, or none.
 pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
+    check(path, around).map(|(config, _)| config)
+}
+
+/// The same, with what works and may not be what was meant.
+pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults), Faults> {
     let reader = Reader::new(around);
     let tables = files::read_all(&reader, path);
     let base = path.parent().unwrap_or(Path::new("")).to_owned();
@@ -67,11 +72,12 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
         }
     }
     check_dependencies(&reader, &mut fleets, &top.declared);
-    check_sockets(&reader, &fleets);
+    check_sockets(&reader, &http, &fleets);
+    check_files(&reader, &fleets);
     check_locks(&reader, &fleets);
     check_descriptors(&reader, &fleets);
     drop(top);
-    let faults = reader.into_faults();
+    let (faults, warnings) = reader.into_findings();
     if !faults.list.is_empty() {
         return Err(faults);
     }
@@ -91,7 +97,7 @@ pub fn load(path: &Path, around: &dyn Surroundings) -> Result<Config, Faults> {
     let text = serde_json::to_vec(&config)
         .expect("a configuration has only string keys and finite numbers");
     config.revision = Revision::of(&text);
-    Ok(config)
+    Ok((config, warnings))
 }
 
 /// What a named table is.
@@ -476,20 +482,45 @@ fn depth(
 }
 
 /// Two fleets cannot listen on one address.
-fn check_sockets(reader: &Reader<'_>, fleets: &Fleets) {
-    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+fn check_sockets(reader: &Reader<'_>, http: &HttpSpec, fleets: &Fleets) {
+    let http = http.listen.iter();
+    let mut taken: BTreeMap<String, String> = http
+        .map(|address| (address.to_string(), "http".to_owned()))
+        .collect();
+    let mut take = |ours: String, address: String, place: Option<&Place>| {
+        if let Some(theirs) = taken.insert(address.clone(), ours.clone()) {
+            let message = format!("{ours} and {theirs} both listen on {address}");
+            let help = "give each its own address".to_owned();
+            reader.fault("E132", place.cloned(), message, "taken", help);
+        }
+    };
     for (name, fleet) in fleets {
         for (socket, what) in &fleet.spec.sockets {
             let ours = format!("fleet.{name}.socket.{socket}");
-            if let Some(theirs) = taken.insert(what.listen.to_string(), ours.clone()) {
-                let message = format!("{ours} and {theirs} both listen on {}", what.listen);
-                reader.fault(
-                    "E132",
-                    fleet.listens.get(socket).cloned(),
-                    message,
-                    "taken",
-                    "give each its own address".to_owned(),
-                );
+            let place = fleet.listens.get(socket);
+            take(ours, what.listen.to_string(), place);
+        }
+        let published = fleet.spec.publish.as_ref();
+        if let Some(agent) = published.and_then(|spec| spec.haproxy_agent) {
+            let ours = format!("fleet.{name}.publish.haproxy_agent");
+            take(ours, agent.to_string(), fleet.published.agent.as_ref());
+        }
+    }
+}
+
+/// Two fleets cannot write one file.
+fn check_files(reader: &Reader<'_>, fleets: &Fleets) {
+    let mut taken: BTreeMap<&str, &FleetName> = BTreeMap::new();
+    for (name, fleet) in fleets {
+        let files = fleet.spec.publish.iter().flat_map(|spec| &spec.files);
+        for (file, place) in files.zip(&fleet.published.files) {
+            if file.path.is_empty() {
+                continue;
+            }
+            if let Some(other) = taken.insert(&file.path, name) {
+                let message = format!("{} is published by {other}, too", file.path);
+                let help = "give each its own file".to_owned();
+                reader.fault("E229", Some(place.clone()), message, "taken", help);
             }
         }
     }
@@ -546,13 +577,16 @@ impl Need {
         let slots = workers + surge;
         let separate = spec.log.sink.is_captured() && spec.process.stderr_separate;
         let sockets = spec.sockets.values();
+        let published = spec.publish.as_ref();
+        let agent = published.is_some_and(|spec| spec.haproxy_agent.is_some());
         Self {
             workers,
             surge,
             separate: if separate { slots } else { 0 },
             sockets: sockets
                 .map(|socket| if socket.reuse_port { slots } else { 1 })
-                .sum(),
+                .sum::<u64>()
+                + u64::from(agent),
             locks: spec
                 .singleton
                 .as_ref()

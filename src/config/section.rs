@@ -373,6 +373,32 @@ impl<'r, 'a> Section<'r, 'a> {
         inner
     }
 
+    /// The tables of an array of tables, in their order; a lone table is an array of one.
+    pub(super) fn sections(&self, key: &'static str) -> Vec<Section<'r, 'a>> {
+        let Some(value) = self.value(key) else {
+            return Vec::new();
+        };
+        let items = match &value.kind {
+            Kind::Array(items) => items.as_slice(),
+            _ => std::slice::from_ref(value),
+        };
+        let name = self.name(key);
+        let mut all = Vec::new();
+        for item in items {
+            match &item.kind {
+                Kind::Table(table) => {
+                    let inner = Section::new(self.reader, &name, Some(table.clone()));
+                    all.push(inner.based(&self.base));
+                }
+                _ => {
+                    let better = Some(format!("write [[{name}]]"));
+                    self.wrong_type(&name, item, "an array of tables", better);
+                }
+            }
+        }
+        all
+    }
+
     /// All entries of a table whose keys are names, in their order; own ones win.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let mut all: BTreeMap<&str, Entry> = BTreeMap::new();

@@ -8,6 +8,7 @@ use crate::{
         fleet::{AFTER, ON_FAILURE, ON_FULL, POLICIES, SINKS, TARGETS, THEN},
         limits,
         process::{ON_ERROR, STDERR},
+        publish::MODES,
         scale::{SIGNALS, STUCK},
         spec::*,
         units,
@@ -39,6 +40,7 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         singleton,
         scale,
         cron,
+        publish,
     } = spec;
     let mut all = Shown::default();
     all.put("workers", workers);
@@ -66,6 +68,9 @@ pub(super) fn shown(spec: &FleetSpec) -> BTreeMap<String, String> {
         all.scale(scale);
         // Its bounds say how many.
         all.0.remove("workers");
+    }
+    if let Some(publish) = publish {
+        all.publish(publish);
     }
     if let Some(cron) = cron {
         all.cron(cron);
@@ -375,6 +380,38 @@ impl Shown {
             }
             self.put("scale.source.interval", interval);
             self.put("scale.source.timeout", timeout);
+        }
+    }
+
+    fn publish(&mut self, publish: &PublishSpec) {
+        let PublishSpec {
+            mode,
+            address,
+            port,
+            files,
+            haproxy_agent,
+            // Ours, as the daemon was started; nobody types it here.
+            environment: _,
+        } = publish;
+        self.word("publish.mode", &MODES, mode);
+        self.put("publish.address", address);
+        self.put("publish.port", port);
+        self.maybe("publish.haproxy_agent", haproxy_agent);
+        for file in files {
+            let PublishedFile {
+                template,
+                path,
+                check,
+                reload,
+            } = file;
+            let key = |last: &str| format!("publish.file.{path}.{last}");
+            self.put(&key("template"), format!("{template:?}"));
+            for (name, command) in [("check", check), ("reload", reload)] {
+                if let Some(command) = command {
+                    self.command(&key(name), &command.program, &command.argv);
+                    self.put(&key("timeout"), command.timeout);
+                }
+            }
         }
     }
 

@@ -111,6 +111,49 @@ pub struct FleetSpec {
     /// It is a job, `[cron.NAME]`: its one slot is empty between runs.
     #[serde(default)]
     pub cron: Option<CronSpec>,
+    /// Where its workers are found, and who is told.
+    #[serde(default)]
+    pub publish: Option<PublishSpec>,
+}
+
+/// `publish`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishSpec {
+    /// What an endpoint is.
+    pub mode: PublishMode,
+    /// A name or an address of this machine.
+    pub address: String,
+    /// Of the node; of slot 0 where each worker has its own.
+    pub port: u16,
+    /// Files made from the list of endpoints.
+    pub files: Vec<PublishedFile>,
+    /// HAProxy's agent-check is answered here.
+    pub haproxy_agent: Option<std::net::SocketAddr>,
+    /// What checks and reloads find in their environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PublishMode {
+    /// The fleet on this node: its weight is how many take work.
+    Node,
+    /// A worker, with a port of its own.
+    Worker,
+}
+
+/// `[[publish.file]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedFile {
+    /// What it is made from.
+    pub template: String,
+    /// Where it goes.
+    pub path: String,
+    /// Must succeed with the new file in its place, or the one before is put back.
+    pub check: Option<HookSpec>,
+    /// Tells whoever reads it.
+    pub reload: Option<HookSpec>,
 }
 
 impl FleetSpec {
@@ -377,6 +420,7 @@ impl FleetSpec {
             singleton: None,
             scale: None,
             cron: None,
+            publish: None,
         }
     }
 }

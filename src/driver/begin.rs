@@ -32,6 +32,7 @@ use crate::{
     exit::ExitCode,
     http::{self, Surface},
     logs::{self, Capture},
+    publish::{Agents, Files},
     sys::{host, journal},
     wire::{Op, RowKey},
 };
@@ -188,6 +189,7 @@ impl Begin {
             recover: welcome.recover,
             seed: host::seed(),
         };
+        let mut agents = Agents::default();
         let log_specs = origin.config.fleets.clone();
         // Captured before any row is read: whatever is wrong with those, no worker waits in its write().
         let mut sockets = BTreeMap::new();
@@ -197,7 +199,11 @@ impl Begin {
             {
                 sockets.insert(name.clone(), fd);
             }
-            if let Some(worker) = worker_of(&name, "log/") {
+            if let Some(fleet) = boot::agent_of(&name) {
+                agents
+                    .listen(&fleet, fd)
+                    .map_err(|e| format!("failed to answer HAProxy for {fleet}: {e}"))?;
+            } else if let Some(worker) = worker_of(&name, "log/") {
                 let spec = log_specs.get(&worker.fleet).map(|spec| spec.log.clone());
                 let spec = spec.unwrap_or_else(|| {
                     crate::config::spec::FleetSpec::unknown(&crate::wire::StopRecord::default()).log
@@ -242,6 +248,8 @@ impl Begin {
             deadlines,
             by_hand: ByHand::default(),
             alarm,
+            files: Files::default(),
+            agents,
             bell,
             known,
             inbox,

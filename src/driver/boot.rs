@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{self, Config, spec::FleetSpec},
     driver::{Settings, alarm, link::Link},
-    engine::socket_name,
+    engine::{agent_name, socket_name},
     id::FleetName,
     sys::{clock, listen, memfd, notify, poll, surroundings::ThisMachine},
     time::{Span, Stamp},
@@ -141,8 +141,35 @@ pub(super) fn bind_missing(
                 bound.push((full, bind(fleet, spec, name, patient)?));
             }
         }
+        let publish = spec.publish.as_ref();
+        if let Some(address) = publish.and_then(|publish| publish.haproxy_agent) {
+            let full = agent_name(fleet, address);
+            if !held.contains(&full) {
+                bound.push((full, bind_agent(fleet, address, patient)?));
+            }
+        }
     }
     Ok(bound)
+}
+
+/// Whose agent-check this listener is, by the name under which it is held.
+pub(super) fn agent_of(name: &str) -> Option<FleetName> {
+    let (fleet, _) = name.strip_prefix("agent/")?.split_once('/')?;
+    fleet.parse().ok()
+}
+
+fn bind_agent(
+    fleet: &FleetName,
+    address: std::net::SocketAddr,
+    patient: bool,
+) -> Result<OwnedFd, String> {
+    let tcp = listen::Address::Tcp(address);
+    let open = || listen::open(&tcp, 256, false, None);
+    let opened = if patient { patiently(open) } else { open() };
+    opened.map_err(|e| {
+        let hint = hint(&tcp, &e);
+        format!("fleet.{fleet}.publish.haproxy_agent: cannot listen on {address}: {e}{hint}")
+    })
 }
 
 /// Binds one socket of a fleet; `patient` when a predecessor may still be closing its own.

@@ -46,6 +46,8 @@ pub(super) enum Inbox {
     Locked(WorkerId, u64, Taken),
     /// News of a lock.
     Gate(Event),
+    /// A published file is in its place, or not.
+    Published(Event),
     /// The keeper is to hold this.
     Hold(String, OwnedFd),
     /// What was to be measured.

@@ -12,7 +12,10 @@ use crate::{
         run::{Driver, author, worker_of},
         state,
     },
-    engine::{Effect, Effects, Event, event::Purpose, gate::GateNews, log_pipes},
+    engine::{
+        Effect, Effects, Event, agent_name, event::Purpose, gate::GateNews, log_pipes,
+        publish::Listing,
+    },
     http::EventRow,
     id::{FleetName, WorkerId},
     logs::{Author, Source},
@@ -126,6 +129,44 @@ impl Driver {
                 Effect::Sample(order) => self.sample(&order),
                 Effect::Watch { fleet, on } => self.watch_sockets(&fleet, on),
                 Effect::AskSource { fleet, source } => self.ask_source(fleet, source),
+                Effect::Publish { fleet, listing, .. } => {
+                    ops.extend(self.tend_agent(&fleet, listing.as_ref()));
+                }
+                Effect::WriteFile {
+                    fleet,
+                    file,
+                    ticket,
+                    job,
+                } => {
+                    let hand_in = self.hand_in.clone();
+                    self.files.work(move |files| {
+                        let result = files.write(ticket, &job);
+                        let _ = hand_in.send(Inbox::Published(Event::Written {
+                            fleet,
+                            file,
+                            ticket,
+                            result,
+                        }));
+                    });
+                }
+                Effect::RestoreFile {
+                    fleet,
+                    file,
+                    ticket,
+                    path,
+                } => {
+                    let hand_in = self.hand_in.clone();
+                    self.files.work(move |files| {
+                        let result = files.restore(ticket, &path);
+                        let _ = hand_in.send(Inbox::Published(Event::Restored {
+                            fleet,
+                            file,
+                            ticket,
+                            result,
+                        }));
+                    });
+                }
+                Effect::SettleFile(path) => self.files.work(move |files| files.settle(&path)),
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {
                     let prefix = format!("socket/{fleet}/");
@@ -238,7 +279,9 @@ impl Driver {
         let mut ops = Vec::new();
         for name in names.into_iter().flatten() {
             if !self.held.contains(name) {
-                match self.make_log(worker, name) {
+                // What is run for a fleet writes into the log of one of its workers.
+                let whose = worker_of(name, "log/").unwrap_or_else(|| worker.clone());
+                match self.make_log(&whose, name) {
                     Ok(fd) => ops.push(self.hold(name.clone(), fd)),
                     Err(error) => {
                         self.complain(&format!("{worker}: cannot make its log pipe: {error}"))
@@ -255,6 +298,32 @@ impl Driver {
         let names = spec.map(|spec| log_pipes(worker, spec));
         let (stdout, stderr) = names.unwrap_or_default();
         self.make_logs(worker, [&stdout, &stderr])
+    }
+
+    /// The listener that is configured now answers with the newest list; another one is given up.
+    fn tend_agent(&mut self, fleet: &FleetName, listing: Option<&Listing>) -> Vec<Request> {
+        let spec = self.engine.config().fleets.get(fleet);
+        let publish = spec.and_then(|spec| spec.publish.as_ref());
+        let wanted = publish
+            .and_then(|publish| publish.haproxy_agent)
+            .filter(|_| listing.is_some())
+            .map(|address| agent_name(fleet, address));
+        match (&wanted, listing) {
+            (Some(_), Some(listing)) => self.agents.say(fleet, listing),
+            (None, _) | (_, None) => self.agents.close(fleet),
+        }
+        let prefix = format!("agent/{fleet}/");
+        let gone: Vec<String> = self
+            .held
+            .iter()
+            .filter(|name| name.starts_with(&prefix) && Some(*name) != wanted.as_ref())
+            .cloned()
+            .collect();
+        let release = |name: String| {
+            self.held.remove(&name);
+            (Op::Release { name }, None)
+        };
+        gone.into_iter().map(release).collect()
     }
 
     pub(super) fn hold(&mut self, name: String, fd: OwnedFd) -> Request {

@@ -41,6 +41,7 @@ use crate::{
     id::{FleetName, RequestId, WorkerId},
     locks::Proc,
     logs::{self, Capture},
+    publish::{Agents, Files},
     sys::notify,
     time::{Moment, Span},
     wire::{DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
@@ -70,6 +71,8 @@ pub(super) struct Driver {
     pub(super) deadlines: Deadlines,
     pub(super) by_hand: ByHand,
     pub(super) alarm: Alarm,
+    pub(super) files: Files,
+    pub(super) agents: Agents,
     pub(super) bell: AsyncFd<OwnedFd>,
     pub(super) known: Known,
     pub(super) inbox: mpsc::UnboundedReceiver<Inbox>,
@@ -431,7 +434,7 @@ impl Driver {
                     None => self.link.push(ops),
                 }
             }
-            Inbox::Gate(event) => self.step(event),
+            Inbox::Gate(event) | Inbox::Published(event) => self.step(event),
             Inbox::Sampled(sample) => self.step(Event::Sampled(sample)),
             Inbox::Knock(fleet) => self.step(Event::Knock(fleet)),
             Inbox::Sourced(fleet, result) => self.step(Event::Sourced { fleet, result }),
@@ -509,6 +512,10 @@ impl Driver {
         let bound = boot::bind_missing(config, &self.held, false)?;
         let mut ops = Vec::new();
         for (name, fd) in bound {
+            if let Some(fleet) = boot::agent_of(&name) {
+                let copy = fd.try_clone().and_then(|fd| self.agents.listen(&fleet, fd));
+                copy.map_err(|e| format!("fleet.{fleet}.publish.haproxy_agent: {e}"))?;
+            }
             ops.push(self.hold(name, fd));
         }
         self.link.push(ops);

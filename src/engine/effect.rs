@@ -14,6 +14,7 @@ use crate::{
         gate::Holder,
         intent::Intent,
         load::SampleOrder,
+        publish::{FileJob, Listing},
         release::Given,
         scale::{Block, Reason},
     },
@@ -136,6 +137,39 @@ pub enum Effect {
         /// Whom.
         source: SourceSpec,
     },
+    /// This is now what is published of a fleet; none: nothing is.
+    Publish {
+        /// Whose.
+        fleet: FleetName,
+        /// Grows with every list of this supervisor's.
+        serial: u64,
+        /// What.
+        listing: Option<Listing>,
+    },
+    /// Put a file into its place, made from a list; answered by `Written`.
+    WriteFile {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Names this request; of two for one path the larger wins.
+        ticket: u64,
+        /// What.
+        job: Box<FileJob>,
+    },
+    /// Its check said no: put back what was there before; answered by `Restored`.
+    RestoreFile {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Names this request.
+        ticket: u64,
+        /// Where.
+        path: String,
+    },
+    /// It is right: what was there before is not needed any more.
+    SettleFile(String),
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.
@@ -690,6 +724,20 @@ pub enum What {
     BookNotKept {
         /// Why.
         why: String,
+    },
+    /// What a fleet publishes does not reach somebody.
+    PublishFailed {
+        /// The file.
+        target: String,
+        /// Why.
+        why: String,
+    },
+    /// It does again.
+    PublishRestored {
+        /// The file.
+        target: String,
+        /// After so long.
+        after: Span,
     },
     /// A supervisor took over the rows of its predecessor.
     TookOver {

@@ -2,7 +2,10 @@
 
 use crate::{
     config::Config,
-    engine::{book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample},
+    engine::{
+        book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample,
+        publish::Written,
+    },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Span, Stamp},
     wire::{Asked, Header, RowKey},
@@ -113,6 +116,28 @@ pub enum Event {
         fleet: FleetName,
         /// So many, or why not.
         result: Result<u64, String>,
+    },
+    /// A published file is in its place, or is not.
+    Written {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Which request this answers.
+        ticket: u64,
+        /// What is there now, or why not.
+        result: Result<Written, String>,
+    },
+    /// What was there before is there again, or is not.
+    Restored {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Which request this answers.
+        ticket: u64,
+        /// Why not.
+        result: Result<(), String>,
     },
     /// Time has passed.
     Tick,

@@ -12,9 +12,11 @@ use crate::{
         intent::{Hold, Intent},
         jitter::Jitter,
         places::Places,
+        publish::Publication,
         restart::Bucket,
         rollout::Rollout,
         scale::Scaling,
+        sheet::Marks,
         slot::{Desk, Slot, State},
         spawn::Facts,
     },
@@ -35,6 +37,8 @@ pub(super) struct FleetBody {
     pub(super) cron: Option<Box<Cron>>,
     /// Of a fleet that follows the load.
     pub(super) scale: Option<Box<Scaling>>,
+    /// Of published files.
+    pub(super) files: Vec<Marks>,
 }
 
 /// One fleet.
@@ -50,6 +54,7 @@ pub(super) struct Fleet {
     pub(super) removed: bool,
     /// When it was last reconciled: what was ripe by then has been seen.
     pub(super) looked: Moment,
+    pub(super) publication: Publication,
 }
 
 /// What all fleets share during one step.
@@ -92,6 +97,7 @@ impl Fleet {
             body: FleetBody::default(),
             removed: false,
             looked: Moment(0),
+            publication: Publication::default(),
         };
         fleet.fit_cron();
         fleet.fit_scale(Moment(0));
@@ -164,6 +170,11 @@ impl Fleet {
         self.slots.values().filter(|slot| slot.is_live()).count()
     }
 
+    /// Is nothing left of it, and does everybody know?
+    pub(super) fn is_gone(&self, now: Moment) -> bool {
+        self.live() == 0 && !self.is_writing(now) && !self.is_saying_farewell(now)
+    }
+
     /// Works on one slot; everything that changes a slot goes through here.
     pub(super) fn with_slot<R>(
         &mut self,
@@ -213,10 +224,16 @@ impl Fleet {
         // A start that was due and could not be (too many are starting) waits for an event, not for time.
         let starts = self.slots.values().filter_map(Slot::start_at);
         let starts = starts.filter(|at| *at > self.looked).min();
-        [slots, starts, self.rollout_deadline(), self.job_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            slots,
+            starts,
+            self.rollout_deadline(),
+            self.job_deadline(),
+            self.publish_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Does what is due in its slots.
@@ -390,11 +407,12 @@ impl Fleet {
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);
         self.fit_scale(room.now);
-        // A rollback goes to the last revision that was reached, and is about what workers are: how many there are stays as it was said.
+        // A rollback goes to the last revision that was reached, and is about what workers are: how many there are, and who is told of them, stays as it was said.
         match &mut self.previous {
             Some(previous) if !rolling || self.body.rollout.is_some() => {
                 previous.workers = self.spec.workers;
                 previous.scale.clone_from(&self.spec.scale);
+                previous.publish.clone_from(&self.spec.publish);
             }
             _ if rolling => self.previous = Some(before),
             _ => {}

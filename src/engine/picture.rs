@@ -97,6 +97,7 @@ impl Supervisor {
             lock: self.lock_status(fleet, now),
             cron,
             scale: self.scale_status(fleet, now),
+            publish: fleet.publish_status(),
             workers: workers.collect(),
         }
     }

@@ -72,6 +72,16 @@ impl Supervisor {
                     slot.resume(header, hook_runs, desk);
                 });
             }
+            if let RowKey::Task(file, TaskKind::PublishCheck | TaskKind::PublishReload) = key
+                && let Some(fleet) = self.fleets.get_mut(&file.fleet)
+            {
+                fleet.inherit_command(file.slot, now);
+            }
+        }
+        for (name, fleet) in &mut self.fleets {
+            if fleet.removed && !headers.contains_key(&RowKey::Fleet(name.clone())) {
+                fleet.forget_farewell();
+            }
         }
         // Taken for a slot that has no row: nothing was ever started under it.
         out.list.extend(gates.into_keys().map(Effect::ShutGate));

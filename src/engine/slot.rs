@@ -219,6 +219,14 @@ impl Slot {
         matches!(self.state, State::Running { ready: true, .. })
     }
 
+    /// Does it end what it has, told to stop or about to be?
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(
+            self.state,
+            State::Deregistering { .. } | State::PreStop { .. } | State::Draining { .. }
+        )
+    }
+
     /// Between the decision to start it and its being ready.
     pub(super) fn is_starting(&self) -> bool {
         matches!(
@@ -500,6 +508,8 @@ impl Slot {
             }
             // The slot has moved on without it.
             (TaskKind::PreStart | TaskKind::PreStop, _) => {}
+            // Its fleet's.
+            (TaskKind::PublishCheck | TaskKind::PublishReload, _) => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! From a specification and a slot to the order for one process.
 
 use crate::{
-    config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, SocketSpec},
+    config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, PublishSpec, SocketSpec},
     engine::{cron::Occasion, gate::Gate},
     id::{FleetName, WorkerId},
     time::Span,
@@ -118,6 +118,35 @@ pub(super) fn helper(
         stdout,
         stderr,
         ..common(spec)
+    }
+}
+
+/// A check or a reload of a published file. It runs as who wrote the file, which is the daemon, and not as the fleet's user: who may
+/// reload a balancer is not who serves. What it says stands in the log of the fleet's first slot.
+pub(super) fn publisher(
+    worker: &WorkerId,
+    spec: &FleetSpec,
+    publish: &PublishSpec,
+    file: usize,
+    facts: &Facts,
+    command: &HookSpec,
+) -> SpawnSpec {
+    let fill = Fill::new(worker, spec, facts);
+    let (stdout, stderr) = log_pipes(&WorkerId::new(worker.fleet.clone(), 0), spec);
+    let mut env = publish.environment.clone();
+    env.insert("LEASEHOLD_NODE".to_owned(), facts.node.clone());
+    let path = publish.files[file].path.clone();
+    env.insert("LEASEHOLD_PUBLISHED".to_owned(), path);
+    SpawnSpec {
+        program: command.program.clone(),
+        argv: command.argv.iter().map(|word| fill.put(word)).collect(),
+        env: env
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
+        stdout,
+        stderr,
+        ..SpawnSpec::default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
         effect::{Cause, Ending},
         gate::{Holder, Pass},
         intent::{Hold, Size},
+        publish::PublishStatus,
         scale::{Block, Decision},
     },
     id::{FleetName, Generation, Revision, SlotIndex, WorkerId},
@@ -61,6 +62,8 @@ pub struct FleetStatus {
     pub cron: Option<CronStatus>,
     /// Of a fleet that follows the load.
     pub scale: Option<ScaleStatus>,
+    /// What is published of it, if something is.
+    pub publish: Option<PublishStatus>,
     /// Its slots.
     pub workers: Vec<WorkerStatus>,
 }

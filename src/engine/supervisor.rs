@@ -218,6 +218,26 @@ impl Supervisor {
             Event::Sampled(sample) => self.sampled(&sample, now, out),
             Event::Knock(fleet) => self.knocked(&fleet, now, out),
             Event::Sourced { fleet, result } => self.sourced(&fleet, result, now),
+            Event::Written {
+                fleet,
+                file,
+                ticket,
+                result,
+            } => {
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.sheet_written(file, ticket, result, room);
+                });
+            }
+            Event::Restored {
+                fleet,
+                file,
+                ticket,
+                result,
+            } => {
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.sheet_restored(file, ticket, result, room);
+                });
+            }
             Event::Tick => {}
         }
         self.finish_step(now, out);
@@ -293,6 +313,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.publish(now, out);
     }
 
     /// The wall clock is somebody else's to look at.
@@ -447,9 +468,19 @@ impl Supervisor {
         now: Moment,
         out: &mut Effects,
     ) {
-        self.with_slot(worker, now, out, |slot, desk| {
-            slot.helper_ended(kind, status, desk)
-        });
+        match kind {
+            TaskKind::PreStart
+            | TaskKind::PreStop
+            | TaskKind::ReadyProbe
+            | TaskKind::HealthProbe => self.with_slot(worker, now, out, |slot, desk| {
+                slot.helper_ended(kind, status, desk)
+            }),
+            TaskKind::PublishCheck | TaskKind::PublishReload => {
+                self.with_fleet(&worker.fleet, now, out, |fleet, room| {
+                    fleet.sheet_command_ended(worker.slot, kind, status, room);
+                });
+            }
+        }
     }
 
     fn obey_signals(&mut self, now: Moment, out: &mut Effects) {
@@ -477,7 +508,7 @@ impl Supervisor {
         let gone: Vec<FleetName> = self
             .fleets
             .values()
-            .filter(|fleet| fleet.removed && fleet.live() == 0 && !fleet.is_writing(now))
+            .filter(|fleet| fleet.removed && fleet.is_gone(now))
             .map(|fleet| fleet.name.clone())
             .collect();
         let mut heirs = false;
@@ -485,6 +516,7 @@ impl Supervisor {
             let Some(fleet) = self.fleets.remove(&name) else {
                 continue;
             };
+            out.list.extend(fleet.unpublished());
             for index in fleet.slots.keys() {
                 let worker = WorkerId {
                     fleet: name.clone(),
@@ -512,8 +544,7 @@ impl Supervisor {
     }
 
     fn say_goodbye(&mut self, now: Moment, out: &mut Effects) {
-        let is_idle = |fleet: &Fleet| fleet.live() == 0 && !fleet.is_writing(now);
-        let idle = self.fleets.values().all(is_idle);
+        let idle = self.fleets.values().all(|fleet| fleet.is_gone(now));
         if self.asked.stopping != Stopping::No && idle && !self.exited {
             self.exited = true;
             let code = if self.asked.stopping == Stopping::Kill {

@@ -250,6 +250,12 @@ impl fmt::Display for What {
                     "its history cannot be kept now, it is tried again: {why}"
                 )
             }
+            Self::PublishFailed { target, why } => {
+                write!(f, "{target} is not published, it is tried again: {why}")
+            }
+            Self::PublishRestored { target, after } => {
+                write!(f, "{target} is published again after {}", Rough(*after))
+            }
             Self::LeaseLapsed => f.write_str("its lease was not renewed in time: it ends"),
             Self::DeadlineCame { late } => {
                 write!(

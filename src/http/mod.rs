@@ -10,9 +10,12 @@
 //! | `metrics` | a `Status` and a `Tally` become what Prometheus reads; pure |
 //! | `scrape` | one page for all who scrape at once |
 //! | `meter` | what workers use, read on a thread of its own |
+//! | `endpoints` | what is published becomes JSON; pure |
+//! | `scaling` | how fleets follow the load becomes JSON; pure |
 //! | `server` | connections |
 
 pub mod crons;
+pub mod endpoints;
 mod meter;
 pub mod metrics;
 mod page;

@@ -68,6 +68,10 @@ pub enum Route {
     Singletons,
     /// `/v1/singletons/NAME`
     Singleton(String),
+    /// `/v1/endpoints`
+    Endpoints,
+    /// `/v1/sd/prometheus`
+    Prometheus,
     /// `/v1/config`
     Config,
     /// A request to the engine.
@@ -205,6 +209,8 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         ["v1", "fleets", name, "decisions"] if !name.is_empty() => {
             Ok(Route::Decisions((*name).to_owned()))
         }
+        ["v1", "endpoints"] => Ok(Route::Endpoints),
+        ["v1", "sd", "prometheus"] => Ok(Route::Prometheus),
         ["v1", "config"] => Ok(Route::Config),
         _ => Err(Refusal::new(404, format!("there is no {}", asked.path))),
     }
@@ -364,6 +370,11 @@ mod tests {
             assert_eq!(
                 ask(door, "GET", "/v1/status?after=7", ""),
                 Ok(Route::Status { after: Some(7) })
+            );
+            assert_eq!(ask(door, "GET", "/v1/endpoints", ""), Ok(Route::Endpoints));
+            assert_eq!(
+                ask(door, "GET", "/v1/sd/prometheus", ""),
+                Ok(Route::Prometheus)
             );
             assert_eq!(ask(door, "GET", "/v1/status?after=x", ""), Err(400));
             assert_eq!(ask(door, "GET", "/nothing", ""), Err(404));

@@ -24,7 +24,7 @@ use crate::{
     },
     exit::ExitCode,
     http::{
-        EngineError, EventRow, Surface, crons,
+        EngineError, EventRow, Surface, crons, endpoints,
         meter::{Meter, Readings},
         metrics::Format,
         page,
@@ -287,6 +287,15 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
                 }
             })
             .await
+        }
+        Route::Endpoints => {
+            with_status(hall, |status, here| {
+                json(200, &endpoints::endpoints(status, here))
+            })
+            .await
+        }
+        Route::Prometheus => {
+            with_status(hall, |status, _| json(200, &endpoints::prometheus(status))).await
         }
         Route::Singleton(name) => {
             with_status(hall, |status, here| {

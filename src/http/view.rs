@@ -14,6 +14,7 @@ use crate::{
     http::{
         Directories, Surface,
         crons::{self, RunView},
+        endpoints::{self, FleetPublishView},
         scaling::{self, ScaleView},
     },
     time::Moment,
@@ -116,6 +117,9 @@ pub struct FleetView {
     /// Of a fleet that follows the load.
     #[serde(default)]
     pub scale: Option<ScaleView>,
+    /// How it is published, if it is.
+    #[serde(default)]
+    pub publish: Option<FleetPublishView>,
     /// Its workers; an empty slot is absent unless backing off, failed or held.
     pub workers: Vec<WorkerView>,
 }
@@ -273,6 +277,7 @@ fn fleet_view(fleet: &FleetStatus, node: &str, here: &Here<'_>) -> FleetView {
         round: fleet.round,
         revision: fleet.revision.to_string(),
         scale: fleet.scale.as_ref().map(scaling::scale_view),
+        publish: fleet.publish.as_ref().map(endpoints::of_fleet),
         workers: fleet
             .workers
             .iter()
@@ -356,6 +361,8 @@ pub struct Check {
     pub name: String,
     /// Does it pass?
     pub pass: bool,
+    /// It passes, and somebody should look all the same.
+    pub warn: bool,
     /// Why not, or how.
     pub detail: String,
 }
@@ -366,11 +373,13 @@ pub fn checks(status: &Status) -> Vec<Check> {
     let mut all = vec![Check {
         name: "serving".to_owned(),
         pass: !draining,
+        warn: false,
         detail: if draining { "the daemon drains" } else { "ok" }.to_owned(),
     }];
     all.extend(status.fleets.iter().map(|fleet| Check {
         name: format!("fleet:{}", fleet.name),
         pass: is_ready(fleet),
+        warn: false,
         detail: match &fleet.cron {
             Some(_) => fleet.state.to_owned(),
             None => format!(
@@ -378,6 +387,16 @@ pub fn checks(status: &Status) -> Vec<Check> {
                 fleet.ready, fleet.desired, fleet.state
             ),
         },
+    }));
+    // Whoever does not hear of a worker is no reason to take all of them away.
+    all.extend(status.fleets.iter().filter_map(|fleet| {
+        let failure = endpoints::failure(fleet.publish.as_ref()?);
+        Some(Check {
+            name: format!("publish:{}", fleet.name),
+            pass: true,
+            warn: failure.is_some(),
+            detail: failure.unwrap_or_else(|| "ok".to_owned()),
+        })
     }));
     all
 }
@@ -402,7 +421,11 @@ pub fn check_lines(checks: &[Check]) -> String {
     let line = |check: &Check| {
         format!(
             "[{}]{} {}\n",
-            if check.pass { '+' } else { '-' },
+            match (check.pass, check.warn) {
+                (false, _) => '-',
+                (true, true) => '!',
+                (true, false) => '+',
+            },
             check.name,
             check.detail
         )
@@ -413,7 +436,7 @@ pub fn check_lines(checks: &[Check]) -> String {
 /// `/health`: draft-inadarei-api-health-check-06.
 pub fn health(status: &Status, here: &Here<'_>) -> serde_json::Value {
     let checks = checks(status);
-    let all = checks.iter().all(|check| check.pass);
+    let all = checks.iter().all(|check| check.pass && !check.warn);
     let serving = checks.first().is_some_and(|check| check.pass);
     let overall = if all {
         "pass"
@@ -426,7 +449,10 @@ pub fn health(status: &Status, here: &Here<'_>) -> serde_json::Value {
     let members: serde_json::Map<String, serde_json::Value> = checks
         .iter()
         .map(|check| {
-            let state = if check.pass { "pass" } else { "warn" };
+            let state = match check.pass && !check.warn {
+                true => "pass",
+                false => "warn",
+            };
             (
                 check.name.clone(),
                 serde_json::json!([{ "status": state, "output": check.detail, "time": time }]),

@@ -61,9 +61,13 @@ fn mentioned(text: &str) -> BTreeSet<Vec<String>> {
         if line.starts_with('[') {
             head.clear();
             let mut inner = &table;
-            while let Some((key, Value::Table(next))) = inner.iter().next() {
+            while let Some((key, next)) = inner.iter().next() {
                 head.push(key.clone());
-                inner = next;
+                inner = match next {
+                    Value::Table(next) => next,
+                    Value::Array(all) if let Some(Value::Table(next)) = all.first() => next,
+                    _ => break,
+                };
             }
             // What a fleet inherits is what a fleet can say.
             if head == ["defaults"] {

@@ -158,6 +158,34 @@ impl Knobs {
     }
 }
 
+/// Who is told of workers is no part of them.
+#[test]
+fn what_is_published_changes_live() {
+    let with = |publish: &str| {
+        load_text(format!(
+            "schema = 1\n[fleet.web]\ncommand = [\"/bin/sleep\", \"9\"]\n{publish}\n"
+        ))
+    };
+    let all = [
+        with(""),
+        with("publish = { port = 80 }"),
+        with("publish = { port = 81 }"),
+        with("publish = { port = 81, address = \"10.0.0.5\" }"),
+        with("publish = { port = 81, haproxy_agent = \"127.0.0.1:9101\" }"),
+    ];
+    for before in &all {
+        for after in all.iter().filter(|after| *after != before) {
+            let changes = diff(before, after);
+            assert_eq!(changes.len(), 1);
+            assert_eq!(changes[0].class, Class::Live, "{changes:?}");
+            assert!(!changes[0].differences.is_empty());
+        }
+    }
+    let delay = |config: &Config| config.fleets.values().next().unwrap().stop.deregister_delay;
+    assert_eq!(delay(&all[0]), Span::ZERO);
+    assert_eq!(delay(&all[1]), Span::secs(5));
+}
+
 const NAMES: [&str; 4] = ["api", "db", "jobs", "web"];
 type Fleets = BTreeMap<&'static str, Knobs>;
 

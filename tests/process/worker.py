@@ -276,6 +276,33 @@ def leave_pipe(where):
     forever()
 
 
+def boot():
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def published(where):
+    """Ready at once; notes when it was told to go."""
+    slot = os.environ["LEASEHOLD_SLOT"]
+    on_term(lambda: note(f"{where}/order", f"{boot()} term {slot}"))
+    notify("READY=1")
+    forever()
+
+
+def told(where, word, path):
+    """A check or a reload: notes what it reads, and does what files in `where` say: hangs, is slow, fails, kills itself."""
+    note(f"{where}/order", f"{boot()} begin-{word}")
+    if os.path.exists(f"{where}/{word}-hangs"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child(where, lambda: os.setsid())
+        forever()
+    if os.path.exists(f"{where}/{word}-slow"):
+        time.sleep(1.5)
+    if os.path.exists(f"{where}/{word}-fails"):
+        os._exit(7)
+    with open(path) as text:
+        note(f"{where}/order", f"{boot()} {word} {text.read().strip()}".strip())
+
+
 def order(where):
     """Tells when it came, when it was told to go, and when it went."""
     fleet = os.environ["LEASEHOLD_FLEET"]

@@ -89,6 +89,10 @@ pub(crate) fn settled(host: &Host, status: &Status, held: &[String]) {
 pub(crate) fn same_picture(old: &Status, new: &Status) {
     let normal = |status: &Status| -> Vec<FleetStatus> {
         let mut fleets = status.fleets.clone();
+        // What failed to say that it is gone is not waited for, and that it failed is not known to a successor.
+        fleets.retain(|fleet| {
+            fleet.publish.is_none() || fleet.state != "draining" || !fleet.workers.is_empty()
+        });
         for worker in fleets.iter_mut().flat_map(|fleet| &mut fleet.workers) {
             // Drawn anew from jitter when an exit is decided upon, and STATUS= text is not kept.
             worker.next_start = None;
@@ -102,6 +106,11 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             scale.blocks.clear();
             scale.idle = None;
             scale.decisions.clear();
+        }
+        for publish in fleets.iter_mut().filter_map(|fleet| fleet.publish.as_mut()) {
+            // Lists are counted anew, and files made anew.
+            publish.serial = 0;
+            publish.files.clear();
         }
         let locks = fleets.iter_mut().filter_map(|fleet| fleet.lock.as_mut());
         for (_, gate) in locks.flat_map(|lock| &mut lock.gates) {

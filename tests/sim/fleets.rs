@@ -7,8 +7,8 @@ use leasehold::{
         Config,
         spec::{
             AfterState, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
-            Overlap, ProbeKind, ProbeSpec, ReadySpec, RestartPolicy, RetrySpec, ScaleSpec,
-            SingletonSpec, Sink,
+            Overlap, ProbeKind, ProbeSpec, PublishMode, PublishSpec, PublishedFile, ReadySpec,
+            RestartPolicy, RetrySpec, ScaleSpec, SingletonSpec, Sink,
         },
     },
     id::{FleetName, Revision},
@@ -59,6 +59,26 @@ fn hook(program: &str) -> HookSpec {
         argv: vec![program.to_owned()],
         timeout: Span::secs(3),
         abort: true,
+    }
+}
+
+/// How long a worker of `web` is out of all lists before it is told to stop.
+pub(crate) const WEB_DELAY: Span = Span::secs(2);
+
+/// A fleet that is published by one file.
+fn published(fleet: &str, mode: PublishMode, check: bool) -> PublishSpec {
+    PublishSpec {
+        mode,
+        address: "10.0.0.5".to_owned(),
+        port: 8_000,
+        files: vec![PublishedFile {
+            template: "t".to_owned(),
+            path: format!("/etc/{fleet}"),
+            check: check.then(|| hook("check")),
+            reload: Some(hook("reload")),
+        }],
+        haproxy_agent: None,
+        environment: BTreeMap::new(),
     }
 }
 
@@ -131,6 +151,7 @@ pub(crate) fn first() -> Config {
     let mut db = base("db", 3);
     db.ready = ReadySpec::Notify;
     db.process.pre_stop = Some(hook("say-goodbye"));
+    db.publish = Some(published("db", PublishMode::Node, false));
     let mut web = base("web", 4);
     web.ready = ReadySpec::Probe(ProbeSpec {
         kind: ProbeKind::Tcp("127.0.0.1:80".to_owned()),
@@ -143,7 +164,8 @@ pub(crate) fn first() -> Config {
     web.health.restarts_per_minute = 6;
     web.after.insert(name("db"), AfterState::Ready);
     web.rank = 1;
-    web.stop.deregister_delay = Span::secs(2);
+    web.stop.deregister_delay = WEB_DELAY;
+    web.publish = Some(published("web", PublishMode::Worker, true));
     web.process.env_files = vec![EnvFile {
         path: "/etc/web.env".to_owned(),
         optional: false,

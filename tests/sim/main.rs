@@ -10,6 +10,7 @@ mod jobs;
 mod lease;
 mod load;
 mod lock;
+mod publish;
 mod rng;
 mod world;
 
@@ -47,7 +48,8 @@ fn sweep(name: &str, faults: Faults) {
             totals.spawns > count
                 && totals.steps > 100 * count
                 && totals.runs > 20 * count
-                && totals.releases > count / 4,
+                && totals.releases > count / 4
+                && totals.reloads > count,
             "{totals:?}"
         );
     }

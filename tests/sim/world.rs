@@ -8,9 +8,10 @@ use leasehold::{
         Command, Effect, Effects, Event, Facts, Intent, Supervisor,
         book::{Book, Run},
         command::{By, ReleasedGate, Reply, Sizing},
-        effect::{Cause, Subject, What},
+        effect::{Cause, Ending, Subject, What},
         gate::{GateNews, Holder, Kept},
         lease::LeaseNews,
+        publish::FileJob,
         supervisor::Origin,
     },
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
@@ -26,6 +27,7 @@ use crate::{
     lease::{self, Lease},
     load::Meters,
     lock::{self, Lock, Owner},
+    publish::{self, Market},
     rng::Rng,
 };
 
@@ -52,6 +54,7 @@ pub(crate) struct Totals {
     pub(crate) deadlines: u64,
     pub(crate) runs: u64,
     pub(crate) releases: u64,
+    pub(crate) reloads: u64,
 }
 
 impl Totals {
@@ -66,6 +69,7 @@ impl Totals {
         self.deadlines += other.deadlines;
         self.runs += other.runs;
         self.releases += other.releases;
+        self.reloads += other.reloads;
     }
 }
 
@@ -78,6 +82,8 @@ enum Item {
     Answer(u64, Box<Event>),
     Saved(u64, Box<Intent>),
     Keep(u64, FleetName, Box<Book>, Option<Run>),
+    Write(u64, u32, u64, Box<FileJob>),
+    Restore(u64, FleetName, u32, u64),
     ClockSet,
     SupervisorStarts,
     SupervisorDies,
@@ -113,6 +119,8 @@ impl Item {
                 | Self::Saved(..)
                 | Self::Operator
                 | Self::Keep(..)
+                | Self::Write(..)
+                | Self::Restore(..)
                 | Self::TryLock(..)
                 | Self::Watch(..)
                 | Self::Settled(..)
@@ -192,6 +200,7 @@ pub(crate) struct World {
     requests: u64,
     locks: BTreeMap<WorkerId, Lock>,
     lease: Lease,
+    market: Market,
     supervisor_hangs_until: Moment,
     keeper_stops_until: Moment,
 }
@@ -231,6 +240,7 @@ impl World {
                 .map(|worker| (worker.clone(), Lock::new(worker)))
                 .into(),
             lease,
+            market: Market::default(),
             supervisor_hangs_until: Moment(0),
             keeper_stops_until: Moment(0),
         }
@@ -305,6 +315,7 @@ impl World {
             eprintln!("held {held:?}");
         }
         checks::settled(&self.host, &status, &held);
+        self.market.settled(&status);
         for fleet in &status.fleets {
             // Ticks pass a job that is held; that is said when it is not any more.
             let is_held = self.disk.holds(&fleet.name, SlotIndex(0));
@@ -322,6 +333,8 @@ impl World {
             self.host.by_key
         );
         assert!(self.host.procs.is_empty());
+        self.market.withdrawn(&status);
+        self.totals.reloads = self.market.reloads;
         self.totals.spawns = self.host.spawned;
         self.totals
     }
@@ -384,6 +397,9 @@ impl World {
                 lock.check(&self.host, self.now);
             }
             self.lease.check(&self.host, self.now);
+            if self.is_awake() {
+                self.market.check(&self.host);
+            }
         }
         if self.exit.is_none() {
             self.now = end;
@@ -462,6 +478,33 @@ impl World {
                 let result = self.keep(&fleet, *book, claim.as_ref());
                 if incarnation == self.incarnation {
                     self.step(Event::BookKept { fleet, result });
+                }
+            }
+            Item::Write(incarnation, file, ticket, job) => {
+                if incarnation == self.incarnation {
+                    let fails = self.host.tempers && self.rng.chance(8);
+                    let result = match fails {
+                        true => Err("no space".to_owned()),
+                        false => Ok(self.market.write(&job)),
+                    };
+                    self.step(Event::Written {
+                        fleet: job.fleet.clone(),
+                        file,
+                        ticket,
+                        result,
+                    });
+                }
+            }
+            Item::Restore(incarnation, fleet, file, ticket) => {
+                if incarnation == self.incarnation {
+                    self.market.restore(&fleet);
+                    let result = Ok(());
+                    self.step(Event::Restored {
+                        fleet,
+                        file,
+                        ticket,
+                        result,
+                    });
                 }
             }
             Item::ClockSet => {
@@ -676,6 +719,27 @@ impl World {
         self.queue = rest;
     }
 
+    /// So it is with files.
+    fn cut_off_files(&mut self) {
+        let mut rest = BinaryHeap::new();
+        for due in std::mem::take(&mut self.queue) {
+            match due.2 {
+                Item::Write(_, _, _, job) => {
+                    if self.rng.chance(50) {
+                        self.market.write(&job);
+                    }
+                }
+                Item::Restore(_, fleet, ..) => {
+                    if self.rng.chance(50) {
+                        self.market.restore(&fleet);
+                    }
+                }
+                _ => rest.push(due),
+            }
+        }
+        self.queue = rest;
+    }
+
     fn gate(&mut self, worker: WorkerId, news: GateNews) {
         self.step(Event::Gate { worker, news });
     }
@@ -767,6 +831,7 @@ impl World {
         let Some(core) = &mut self.core else { return };
         match change {
             Change::LeaderEnded(key, status) => {
+                self.market.command_ended(&key, status);
                 core.leader_ended(&key, status, self.now, &mut self.host);
                 let family = self
                     .host
@@ -908,6 +973,7 @@ impl World {
     fn perform(&mut self, effects: Effects) {
         let mut ops = Vec::new();
         let mut promises = Vec::new();
+        let mut endings = BTreeMap::new();
         for effect in effects.list {
             match effect {
                 Effect::Keeper(Op::Spawn { key, after, .. })
@@ -1011,6 +1077,11 @@ impl World {
                 }
                 Effect::Record(transition) => {
                     self.host.jobs.reported(&transition);
+                    if let (Subject::Worker(worker, _), What::Stopping { ending, .. }) =
+                        (&transition.subject, &transition.what)
+                    {
+                        endings.insert(worker.clone(), *ending);
+                    }
                     if let (Subject::Worker(worker, _), What::GateShut { cause, .. }) =
                         (&transition.subject, &transition.what)
                         && let Cause::Released { .. } = cause
@@ -1031,6 +1102,27 @@ impl World {
                     }
                 }
                 Effect::Watch { .. } | Effect::AskSource { .. } => {}
+                Effect::Publish { fleet, listing, .. } => {
+                    let engine = self.engine.as_ref().expect("it stepped");
+                    let status = engine.status(self.now);
+                    self.market.publish(fleet, listing, &status, self.now);
+                }
+                Effect::WriteFile {
+                    file, ticket, job, ..
+                } => {
+                    let after = publish::disk(&mut self.rng, self.host.tempers);
+                    self.at(after, Item::Write(self.incarnation, file, ticket, job));
+                }
+                Effect::RestoreFile {
+                    fleet,
+                    file,
+                    ticket,
+                    ..
+                } => {
+                    let after = publish::disk(&mut self.rng, self.host.tempers);
+                    self.at(after, Item::Restore(self.incarnation, fleet, file, ticket));
+                }
+                Effect::SettleFile(path) => self.market.settle(&path),
                 Effect::CloseLogs(_)
                 | Effect::KeepSockets { .. }
                 | Effect::ReopenLogs
@@ -1048,8 +1140,25 @@ impl World {
                 }
             }
         }
+        self.look_at_stops(&ops, &endings);
         ops.extend(promises);
         self.send(ops);
+    }
+
+    /// Lists are out before any request of the same step reaches the keeper.
+    fn look_at_stops(&self, ops: &[Op], endings: &BTreeMap<WorkerId, Ending>) {
+        for op in ops {
+            if let Op::Signal {
+                key: RowKey::Slot(worker),
+                generation,
+                signal: 15,
+                ..
+            } = op
+            {
+                let ending = endings.get(worker).copied();
+                self.market.stopping(worker, *generation, ending, self.now);
+            }
+        }
     }
 
     fn send(&mut self, ops: Vec<Op>) {
@@ -1188,6 +1297,8 @@ impl World {
             }
         }
         self.locks.values_mut().for_each(Lock::supervisor_died);
+        self.cut_off_files();
+        self.market.supervisor_died();
         self.cut_off_books();
         self.lease.sought = false;
         // One that hung has not yet done what was due.
@@ -1241,6 +1352,8 @@ impl World {
             return;
         }
         self.cut_off_books();
+        self.cut_off_files();
+        self.market.keeper_died();
         self.totals.keeper_deaths += 1;
         self.host.keeper_deaths += 1;
         self.say(|| "-- keeper dies".to_owned());

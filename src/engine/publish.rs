@@ -1,0 +1,400 @@
+//! What is published of a fleet: a pure function of its slots' states. A worker is in the list while it takes work, and out of it in
+//! the step that decides otherwise: before its deregister delay and its signal, before the pause after a crash, and all at once when the
+//! daemon begins to drain. What is made of the list is the business of its files (`sheet.rs`) and of the shells.
+
+use std::fmt::Display;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::{PublishMode, PublishSpec},
+    engine::{
+        effect::{Effect, Effects},
+        fleet::{Fleet, Room},
+        intent::Intent,
+        sheet::{Marks, Sheet},
+        slot::Slot,
+        supervisor::Supervisor,
+    },
+    id::{FleetName, Revision, SlotIndex},
+    time::{Moment, Span},
+    wire::Stopping,
+};
+
+/// Nothing is left when the daemon ends: files have so long to say so, if they do not fail.
+const FAREWELL: Span = Span::secs(2);
+/// Nothing is left of a fleet that is not configured any more, and nobody waits: so long, whether they fail or not.
+const LONG_FAREWELL: Span = Span::secs(120);
+
+/// The name under which the keeper holds the listener of a fleet's agent-check.
+pub fn agent_name(fleet: &FleetName, address: impl Display) -> String {
+    format!("agent/{fleet}/{address}")
+}
+
+/// `10.0.0.5:8080`, `[::1]:8080`.
+pub fn authority(address: &str, port: u16) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+/// Does it take work?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Presence {
+    /// It does.
+    Ready,
+    /// It does what it has, and gets no more.
+    Draining,
+}
+
+impl Presence {
+    /// The word in lists.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Where work can be sent, or could a moment ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whose, where each worker has its own.
+    pub slot: Option<SlotIndex>,
+    /// Its port, at the listing's address.
+    pub port: u16,
+    /// How many take work there.
+    pub weight: u32,
+    /// Does it take work?
+    pub state: Presence,
+    /// What it was spawned from; of the node: what its workers should be.
+    pub revision: Revision,
+}
+
+/// All that is published of a fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// What an endpoint is.
+    pub mode: PublishMode,
+    /// Of all endpoints.
+    pub address: String,
+    /// By slot.
+    pub endpoints: Vec<Endpoint>,
+    /// How many take work.
+    pub ready: u32,
+    /// How many should.
+    pub desired: u32,
+    /// Is anybody to take work here? Not while the daemon stops, and not of a fleet that is held.
+    pub open: bool,
+    /// The accepted configuration's.
+    pub config: Revision,
+}
+
+/// A file to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileJob {
+    /// For templates.
+    pub fleet: FleetName,
+    /// For templates.
+    pub node: String,
+    /// What it shows.
+    pub listing: Listing,
+    /// What it is made from.
+    pub template: String,
+    /// Where it goes.
+    pub path: String,
+    /// It is checked once it is there: what is there before is put aside.
+    pub aside: bool,
+    /// What a file that passed its check looks like, as a number.
+    pub good: Option<u64>,
+}
+
+/// What a file is like that was put into its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its content as a number.
+    pub content: u64,
+    /// Was another content there before?
+    pub changed: bool,
+}
+
+/// What a fleet publishes, beside its row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Publication {
+    /// What it is made by; another one, and its files begin anew.
+    spec: Option<PublishSpec>,
+    listing: Option<Listing>,
+    serial: u64,
+    pub(super) sheets: Vec<Sheet>,
+    farewell: Farewell,
+}
+
+/// How a fleet ends of which nothing is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Farewell {
+    /// It does not.
+    #[default]
+    No,
+    /// Its files are still to say so, until then.
+    Saying(Moment),
+    /// Nothing is begun any more; what still runs is being killed, and waited for until then.
+    Over(Moment),
+}
+
+/// What people see of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishStatus {
+    /// The newest list.
+    pub listing: Listing,
+    /// Its number.
+    pub serial: u64,
+    /// Its files.
+    pub files: Vec<FileStatus>,
+    /// Where HAProxy asks.
+    pub agent: Option<String>,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Where.
+    pub path: String,
+    /// `ok`, `pending` or `failed`.
+    pub state: &'static str,
+    /// Its readers are behind the list since then.
+    pub behind: Option<Moment>,
+    /// Why, since when, and how often it was tried.
+    pub trouble: Option<(String, Moment, u32)>,
+}
+
+impl Supervisor {
+    /// Every fleet publishes what it is now.
+    pub(super) fn publish(&mut self, now: Moment, out: &mut Effects) {
+        let published =
+            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.listing.is_some();
+        let names: Vec<FleetName> = self
+            .fleets
+            .values()
+            .filter(published)
+            .map(|fleet| fleet.name.clone())
+            .collect();
+        let (config, stopping) = (self.config.revision, self.asked.stopping);
+        for name in names {
+            self.with_fleet(&name, now, out, |fleet, room| {
+                fleet.publish(config, stopping, room);
+            });
+        }
+    }
+}
+
+impl Fleet {
+    fn publish(&mut self, config: Revision, stopping: Stopping, room: &mut Room<'_>) {
+        if self.publication.spec != self.spec.publish {
+            self.publication.spec.clone_from(&self.spec.publish);
+            self.begin_sheets(room.now);
+        }
+        let listing = self.listing(config, stopping, room.intent);
+        if listing != self.publication.listing {
+            self.publication.listing.clone_from(&listing);
+            self.publication.serial += 1;
+            room.out.list.push(Effect::Publish {
+                fleet: self.name.clone(),
+                serial: self.publication.serial,
+                listing,
+            });
+            for sheet in &mut self.publication.sheets {
+                sheet.fall_behind(room.now);
+            }
+        }
+        if self.publishes() {
+            self.tend_sheets(room);
+        }
+        self.tend_farewell(stopping, room);
+    }
+
+    /// What is to be published now; none if nothing ever is.
+    fn listing(&self, config: Revision, stopping: Stopping, intent: &Intent) -> Option<Listing> {
+        let spec = self.spec.publish.as_ref()?;
+        let open = stopping == Stopping::No && !self.removed;
+        let state = |slot: &Slot| match () {
+            () if slot.is_ready() && open => Some(Presence::Ready),
+            // Its turn to drain has not come, and nobody may rely on it any more.
+            () if slot.is_ready() || slot.is_leaving() => Some(Presence::Draining),
+            () => None,
+        };
+        let there = self
+            .slots
+            .iter()
+            .filter_map(|(index, slot)| Some((*index, slot, state(slot)?)));
+        let workers: Vec<Endpoint> = there
+            .map(|(index, slot, state)| Endpoint {
+                slot: Some(index),
+                // Ports are enough for all slots; a row of a larger fleet may still be there.
+                port: u32::from(spec.port)
+                    .checked_add(index.0)
+                    .and_then(|port| u16::try_from(port).ok())
+                    .unwrap_or_default(),
+                weight: u32::from(state == Presence::Ready),
+                state,
+                revision: slot.revision,
+            })
+            .collect();
+        let ready: u32 = workers.iter().map(|one| one.weight).sum();
+        let endpoints = match spec.mode {
+            PublishMode::Worker => workers,
+            PublishMode::Node if workers.is_empty() => Vec::new(),
+            PublishMode::Node => vec![Endpoint {
+                slot: None,
+                port: spec.port,
+                weight: ready,
+                state: match ready {
+                    0 => Presence::Draining,
+                    _ => Presence::Ready,
+                },
+                revision: self.revision(),
+            }],
+        };
+        let desired = self.desired(intent);
+        Some(Listing {
+            mode: spec.mode,
+            address: spec.address.clone(),
+            endpoints,
+            ready,
+            desired,
+            open: open && desired > 0,
+            config,
+        })
+    }
+
+    /// What its files are to do is asked anew; a command that still runs is waited for.
+    fn begin_sheets(&mut self, now: Moment) {
+        let files = self.spec.publish.iter().flat_map(|spec| &spec.files);
+        let mut before = std::mem::take(&mut self.publication.sheets).into_iter();
+        self.publication.sheets = files
+            .map(|file| Sheet::new(file, before.next().as_ref(), now))
+            .collect();
+        let sheets = &self.publication.sheets;
+        self.body
+            .files
+            .retain(|marks| sheets.iter().any(|sheet| sheet.id == marks.id));
+    }
+
+    /// A check or a reload of the last supervisor's still runs.
+    pub(super) fn inherit_command(&mut self, file: SlotIndex, now: Moment) {
+        if self.publication.spec != self.spec.publish {
+            self.publication.spec.clone_from(&self.spec.publish);
+            self.begin_sheets(now);
+        }
+        if let Some(sheet) = self.publication.sheets.get_mut(file.0 as usize) {
+            sheet.inherit();
+        }
+    }
+
+    /// Nothing is published of it any more: it is gone.
+    pub(super) fn unpublished(&self) -> Option<Effect> {
+        self.publication.listing.as_ref()?;
+        Some(Effect::Publish {
+            fleet: self.name.clone(),
+            serial: self.publication.serial + 1,
+            listing: None,
+        })
+    }
+
+    /// A fleet that goes is gone when its files say so. Where the daemon ends, one that fails, or takes too long, is not waited for.
+    fn tend_farewell(&mut self, stopping: Stopping, room: &mut Room<'_>) {
+        if (!self.removed && stopping == Stopping::No) || self.live() > 0 {
+            self.publication.farewell = Farewell::No;
+            return;
+        }
+        let sheets = &self.publication.sheets;
+        let (waits, patience) = match stopping {
+            Stopping::No => (sheets.iter().any(Sheet::is_behind), LONG_FAREWELL),
+            Stopping::Drain => (sheets.iter().any(Sheet::is_under_way), FAREWELL),
+            Stopping::Kill => (false, FAREWELL),
+        };
+        let latest = room.now.after(patience);
+        match self.publication.farewell {
+            Farewell::No if waits => self.publication.farewell = Farewell::Saying(latest),
+            // The daemon may end while a fleet goes.
+            Farewell::Saying(until) if waits && until > room.now => {
+                self.publication.farewell = Farewell::Saying(until.min(latest));
+            }
+            Farewell::No | Farewell::Saying(_) => {
+                self.publication.farewell = Farewell::Over(room.now.after(FAREWELL));
+                self.kill_commands(room);
+            }
+            Farewell::Over(_) => {}
+        }
+    }
+
+    /// It was gone before: the last supervisor said so.
+    pub(super) fn forget_farewell(&mut self) {
+        self.publication.farewell = Farewell::Over(Moment(0));
+    }
+
+    /// May its files still be made?
+    pub(super) fn publishes(&self) -> bool {
+        match self.publication.farewell {
+            Farewell::No | Farewell::Saying(_) => true,
+            Farewell::Over(_) => false,
+        }
+    }
+
+    /// Do its files still have to say that it is gone, or is one of their commands still there?
+    pub(super) fn is_saying_farewell(&self, now: Moment) -> bool {
+        match self.publication.farewell {
+            Farewell::No => false,
+            Farewell::Saying(until) => until > now,
+            Farewell::Over(until) => {
+                until > now && self.publication.sheets.iter().any(Sheet::has_command)
+            }
+        }
+    }
+
+    pub(super) fn publish_deadline(&self) -> Option<Moment> {
+        let sheets = self.publication.sheets.iter();
+        let farewell = match self.publication.farewell {
+            Farewell::No => None,
+            Farewell::Saying(until) | Farewell::Over(until) => Some(until),
+        };
+        let sheets = sheets
+            .filter_map(Sheet::deadline)
+            .filter(|_| self.publishes());
+        let farewell = farewell.filter(|at| *at > self.looked);
+        sheets.chain(farewell).min()
+    }
+
+    pub(super) fn publish_status(&self) -> Option<PublishStatus> {
+        let publication = &self.publication;
+        let spec = publication.spec.as_ref()?;
+        let files = publication.sheets.iter().zip(&spec.files);
+        Some(PublishStatus {
+            listing: publication.listing.clone()?,
+            serial: publication.serial,
+            files: files.map(|(sheet, file)| sheet.status(file)).collect(),
+            agent: spec.haproxy_agent.map(|address| address.to_string()),
+        })
+    }
+
+    /// What is remembered of a file.
+    pub(super) fn marks(&mut self, id: u64) -> &mut Marks {
+        let files = &mut self.body.files;
+        let at = match files.iter().position(|marks| marks.id == id) {
+            Some(at) => at,
+            None => {
+                files.push(Marks::of(id));
+                files.len() - 1
+            }
+        };
+        &mut files[at]
+    }
+
+    pub(super) fn newest(&self) -> Option<(&PublishSpec, &Listing)> {
+        let publication = &self.publication;
+        Some((publication.spec.as_ref()?, publication.listing.as_ref()?))
+    }
+}

@@ -1,0 +1,518 @@
+//! One published file: made, checked where its readers look for it, and told to them.
+//!
+//! ```text
+//!            the list changed          nothing to tell
+//!    Idle ────────────▶ Due ──▶ Writing ────────────▶ Idle
+//!                        ▲         │ ▲                  ▲
+//!          after a pause │         │ └ Slow             │
+//!                        │         ▼                    │
+//!                        ├──── Checking ──▶ Reloading ──┘
+//!                        │         │no          │no
+//!                        └── Restoring          │
+//!                        └──────────────────────┘
+//! ```
+//!
+//! Two numbers are remembered in the fleet's row: the content that last passed its check, and the content that its readers were last
+//! told of. A supervisor that dies anywhere in between is followed by one that makes the file again, sees by these numbers what is still
+//! to be done, and does that. Nothing here can hold up a worker.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::spec::{HookSpec, PublishedFile},
+    engine::{
+        effect::{Effect, ExitWords, What},
+        fleet::{Fleet, Room},
+        publish::{FileJob, FileStatus, Written},
+        spawn,
+    },
+    id::{Generation, Revision, SlotIndex, WorkerId},
+    time::{Moment, Span},
+    wire::{ExitStatus, Op, RowKey, TaskKind},
+};
+
+/// A burst of changes is one reload: the first at once, the others with the next, no sooner than this.
+const PAUSE: Span = Span::secs(1);
+/// Longest pause after a failure.
+const PAUSE_MAX: Span = Span::secs(60);
+/// A file system that takes longer than this is said to.
+const PATIENCE: Span = Span::secs(10);
+
+/// What is remembered of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Marks {
+    /// Which file: its path, as a number.
+    pub(super) id: u64,
+    /// The content that last passed its check.
+    good: Option<u64>,
+    /// The content that its readers were last told of.
+    told: Option<u64>,
+}
+
+impl Marks {
+    /// Of a file of which nothing is known.
+    pub(super) fn of(id: u64) -> Self {
+        Self {
+            id,
+            good: None,
+            told: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It shows the newest list, or nothing has changed since.
+    Idle,
+    /// It is to be made then.
+    Due { at: Moment },
+    /// It is being made.
+    Writing { until: Moment },
+    /// It is being made, and that takes too long.
+    Slow,
+    /// Its check runs.
+    Checking { content: u64 },
+    /// What was there before is put back.
+    Restoring,
+    /// Its readers are being told.
+    Reloading { content: u64 },
+    /// A command runs of which nobody knows any more what it was about.
+    Inherited,
+}
+
+#[derive(Clone, Debug)]
+struct Trouble {
+    why: String,
+    since: Moment,
+    tries: u32,
+}
+
+/// One file.
+#[derive(Clone, Debug)]
+pub(super) struct Sheet {
+    pub(super) id: u64,
+    phase: Phase,
+    /// The list changed since it was begun.
+    stale: bool,
+    /// Names the newest request to the disk.
+    ticket: u64,
+    began: Option<Moment>,
+    behind: Option<Moment>,
+    trouble: Option<Trouble>,
+}
+
+impl Sheet {
+    /// In the place of `before`, whose command may still run.
+    pub(super) fn new(file: &PublishedFile, before: Option<&Self>, now: Moment) -> Self {
+        let id = Revision::of(file.path.as_bytes()).0;
+        let runs = before.is_some_and(Self::has_command);
+        Self {
+            id,
+            phase: match runs {
+                true => Phase::Inherited,
+                false => Phase::Due { at: now },
+            },
+            stale: false,
+            ticket: 0,
+            began: None,
+            behind: Some(now),
+            trouble: before
+                .filter(|before| before.id == id)
+                .and_then(|before| before.trouble.clone()),
+        }
+    }
+
+    pub(super) fn has_command(&self) -> bool {
+        match self.phase {
+            Phase::Checking { .. } | Phase::Reloading { .. } | Phase::Inherited => true,
+            Phase::Idle
+            | Phase::Due { .. }
+            | Phase::Writing { .. }
+            | Phase::Slow
+            | Phase::Restoring => false,
+        }
+    }
+
+    /// A command of the last supervisor's is still there.
+    pub(super) fn inherit(&mut self) {
+        self.phase = Phase::Inherited;
+    }
+
+    /// The list changed.
+    pub(super) fn fall_behind(&mut self, now: Moment) {
+        self.behind.get_or_insert(now);
+        match self.phase {
+            Phase::Idle => self.phase = Phase::Due { at: self.next(now) },
+            // The newest list may do where the last one did not.
+            Phase::Due { at } => {
+                let at = at.min(self.next(now));
+                self.phase = Phase::Due { at };
+            }
+            Phase::Writing { .. }
+            | Phase::Slow
+            | Phase::Checking { .. }
+            | Phase::Restoring
+            | Phase::Reloading { .. }
+            | Phase::Inherited => self.stale = true,
+        }
+    }
+
+    /// When it may be made again.
+    fn next(&self, now: Moment) -> Moment {
+        self.began.map_or(now, |began| began.after(PAUSE).max(now))
+    }
+
+    /// Will it soon be through, as far as one can know?
+    pub(super) fn is_under_way(&self) -> bool {
+        match self.phase {
+            Phase::Idle | Phase::Slow => false,
+            Phase::Due { .. }
+            | Phase::Writing { .. }
+            | Phase::Checking { .. }
+            | Phase::Restoring
+            | Phase::Reloading { .. }
+            | Phase::Inherited => self.trouble.is_none(),
+        }
+    }
+
+    /// Is there a list that it does not show, or of which its readers do not know?
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Due { at } => Some(at),
+            Phase::Writing { until } => Some(until),
+            Phase::Idle
+            | Phase::Slow
+            | Phase::Checking { .. }
+            | Phase::Restoring
+            | Phase::Reloading { .. }
+            | Phase::Inherited => None,
+        }
+    }
+
+    pub(super) fn status(&self, file: &PublishedFile) -> FileStatus {
+        FileStatus {
+            path: file.path.clone(),
+            state: match (&self.trouble, self.behind) {
+                (Some(_), _) => "failed",
+                (None, Some(_)) => "pending",
+                (None, None) => "ok",
+            },
+            behind: self.behind,
+            trouble: self
+                .trouble
+                .as_ref()
+                .map(|trouble| (trouble.why.clone(), trouble.since, trouble.tries)),
+        }
+    }
+}
+
+impl Fleet {
+    /// Does what is due with its files.
+    pub(super) fn tend_sheets(&mut self, room: &mut Room<'_>) {
+        for at in 0..self.publication.sheets.len() {
+            match self.publication.sheets[at].phase {
+                Phase::Due { at: when } if when <= room.now => self.write_sheet(at, room),
+                Phase::Writing { until } if until <= room.now => {
+                    self.publication.sheets[at].phase = Phase::Slow;
+                    let why = "its file system has not answered for 10 s".to_owned();
+                    self.sheet_troubled(at, why, room);
+                }
+                Phase::Idle
+                | Phase::Due { .. }
+                | Phase::Writing { .. }
+                | Phase::Slow
+                | Phase::Checking { .. }
+                | Phase::Restoring
+                | Phase::Reloading { .. }
+                | Phase::Inherited => {}
+            }
+        }
+    }
+
+    fn write_sheet(&mut self, at: usize, room: &mut Room<'_>) {
+        let Some((spec, listing)) = self.newest() else {
+            return;
+        };
+        let file = &spec.files[at];
+        let mut job = Box::new(FileJob {
+            fleet: self.name.clone(),
+            node: room.facts.node.clone(),
+            listing: listing.clone(),
+            template: file.template.clone(),
+            path: file.path.clone(),
+            aside: file.check.is_some(),
+            good: None,
+        });
+        job.good = self.marks(self.publication.sheets[at].id).good;
+        let sheet = &mut self.publication.sheets[at];
+        sheet.phase = Phase::Writing {
+            until: room.now.after(PATIENCE),
+        };
+        sheet.began = Some(room.now);
+        sheet.stale = false;
+        // A moment is a larger number than every one before it, also of a fleet that went and came again.
+        sheet.ticket = room.now.0;
+        room.out.list.push(Effect::WriteFile {
+            fleet: self.name.clone(),
+            file: at as u32,
+            ticket: sheet.ticket,
+            job,
+        });
+    }
+
+    /// The disk's answer.
+    pub(super) fn sheet_written(
+        &mut self,
+        file: u32,
+        ticket: u64,
+        result: Result<Written, String>,
+        room: &mut Room<'_>,
+    ) {
+        let at = file as usize;
+        let writes = |sheet: &Sheet| {
+            sheet.ticket == ticket && matches!(sheet.phase, Phase::Writing { .. } | Phase::Slow)
+        };
+        if !self.publication.sheets.get(at).is_some_and(writes) {
+            return;
+        }
+        let Written { content, changed } = match result {
+            Ok(written) => written,
+            Err(why) => return self.sheet_failed(at, why, room),
+        };
+        let marks = *self.marks(self.publication.sheets[at].id);
+        if !changed && marks.told == Some(content) {
+            return self.sheet_done(at, content, room);
+        }
+        let Some((spec, _)) = self.newest() else {
+            return;
+        };
+        match spec.files[at].check.clone() {
+            Some(check) if changed || marks.good != Some(content) => {
+                self.publication.sheets[at].phase = Phase::Checking { content };
+                self.run_for_sheet(at, TaskKind::PublishCheck, &check, room);
+            }
+            Some(_) | None => self.reload_sheet(at, content, room),
+        }
+    }
+
+    fn reload_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
+        let reload = self
+            .newest()
+            .and_then(|(spec, _)| spec.files[at].reload.clone());
+        match reload {
+            Some(reload) => {
+                self.publication.sheets[at].phase = Phase::Reloading { content };
+                self.run_for_sheet(at, TaskKind::PublishReload, &reload, room);
+            }
+            None => self.sheet_done(at, content, room),
+        }
+    }
+
+    fn run_for_sheet(
+        &mut self,
+        at: usize,
+        kind: TaskKind,
+        command: &HookSpec,
+        room: &mut Room<'_>,
+    ) {
+        let Some((publish, _)) = self.newest() else {
+            return;
+        };
+        let worker = WorkerId {
+            fleet: self.name.clone(),
+            slot: SlotIndex(at as u32),
+        };
+        let spec = spawn::publisher(&worker, &self.spec, publish, at, room.facts, command);
+        room.out.keeper(Op::Spawn {
+            key: RowKey::Task(worker, kind),
+            after: Generation::default(),
+            body: Vec::new(),
+            stop: spawn::stop_record(&self.spec),
+            deadline: Some(command.timeout),
+            spec: Box::new(spec),
+        });
+    }
+
+    /// Whatever runs for its files is not waited for any longer.
+    pub(super) fn kill_commands(&mut self, room: &mut Room<'_>) {
+        for (at, sheet) in self.publication.sheets.iter().enumerate() {
+            let kinds: &[TaskKind] = match sheet.phase {
+                Phase::Checking { .. } => &[TaskKind::PublishCheck],
+                Phase::Reloading { .. } => &[TaskKind::PublishReload],
+                Phase::Inherited => &[TaskKind::PublishCheck, TaskKind::PublishReload],
+                Phase::Idle
+                | Phase::Due { .. }
+                | Phase::Writing { .. }
+                | Phase::Slow
+                | Phase::Restoring => &[],
+            };
+            let worker = WorkerId {
+                fleet: self.name.clone(),
+                slot: SlotIndex(at as u32),
+            };
+            for kind in kinds {
+                room.out.keeper(Op::Kill {
+                    key: RowKey::Task(worker.clone(), *kind),
+                    generation: Generation::default().next(),
+                    body: Vec::new(),
+                });
+            }
+        }
+    }
+
+    /// A check or a reload ended, or was refused.
+    pub(super) fn sheet_command_ended(
+        &mut self,
+        file: SlotIndex,
+        kind: TaskKind,
+        status: Result<ExitStatus, &'static str>,
+        room: &mut Room<'_>,
+    ) {
+        let at = file.0 as usize;
+        let Some(phase) = self.publication.sheets.get(at).map(|sheet| sheet.phase) else {
+            return;
+        };
+        let result = match status {
+            Ok(ExitStatus::Code(0)) => Ok(()),
+            Ok(status) => Err(ExitWords(status).to_string()),
+            Err(why) => Err(why.to_owned()),
+        };
+        match (phase, kind) {
+            (Phase::Checking { content }, TaskKind::PublishCheck) => match result {
+                Ok(()) => {
+                    let id = self.publication.sheets[at].id;
+                    self.marks(id).good = Some(content);
+                    if let Some((spec, _)) = self.newest() {
+                        let path = spec.files[at].path.clone();
+                        room.out.list.push(Effect::SettleFile(path));
+                    }
+                    self.reload_sheet(at, content, room);
+                }
+                Err(why) => self.restore_sheet(at, why, room),
+            },
+            (Phase::Reloading { content }, TaskKind::PublishReload) => match result {
+                Ok(()) => self.sheet_done(at, content, room),
+                Err(why) => self.sheet_failed(at, format!("its reload {why}"), room),
+            },
+            (Phase::Inherited, _) => {
+                let now = room.now;
+                self.publication.sheets[at].phase = Phase::Due { at: now };
+            }
+            // It was about what is not wanted any more.
+            (
+                Phase::Idle
+                | Phase::Due { .. }
+                | Phase::Writing { .. }
+                | Phase::Slow
+                | Phase::Checking { .. }
+                | Phase::Restoring
+                | Phase::Reloading { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn restore_sheet(&mut self, at: usize, why: String, room: &mut Room<'_>) {
+        let Some((spec, _)) = self.newest() else {
+            return;
+        };
+        let path = spec.files[at].path.clone();
+        let sheet = &mut self.publication.sheets[at];
+        sheet.phase = Phase::Restoring;
+        room.out.list.push(Effect::RestoreFile {
+            fleet: self.name.clone(),
+            file: at as u32,
+            ticket: sheet.ticket,
+            path,
+        });
+        let why = format!("its check {why}; what was there before is put back");
+        self.sheet_troubled(at, why, room);
+    }
+
+    /// What was there before its check failed is there again, or is not.
+    pub(super) fn sheet_restored(
+        &mut self,
+        file: u32,
+        ticket: u64,
+        result: Result<(), String>,
+        room: &mut Room<'_>,
+    ) {
+        let at = file as usize;
+        let restores = |sheet: &Sheet| sheet.ticket == ticket && sheet.phase == Phase::Restoring;
+        if !self.publication.sheets.get(at).is_some_and(restores) {
+            return;
+        }
+        if let Err(why) = result {
+            self.sheet_troubled(at, why, room);
+        }
+        self.sheet_pauses(at, room);
+    }
+
+    fn sheet_failed(&mut self, at: usize, why: String, room: &mut Room<'_>) {
+        self.sheet_troubled(at, why, room);
+        self.sheet_pauses(at, room);
+    }
+
+    /// People hear of a failure when it begins, and when it becomes another one.
+    fn sheet_troubled(&mut self, at: usize, why: String, room: &mut Room<'_>) {
+        let sheet = &mut self.publication.sheets[at];
+        let (since, tries) = sheet
+            .trouble
+            .as_ref()
+            .map_or((room.now, 0), |trouble| (trouble.since, trouble.tries));
+        let is_new = sheet
+            .trouble
+            .as_ref()
+            .is_none_or(|trouble| trouble.why != why);
+        sheet.trouble = Some(Trouble {
+            why: why.clone(),
+            since,
+            tries: tries.saturating_add(1),
+        });
+        if is_new {
+            let target = self.target(at);
+            self.record(What::PublishFailed { target, why }, room);
+        }
+    }
+
+    /// It is tried again; at once as far as that goes if there is a newer list.
+    fn sheet_pauses(&mut self, at: usize, room: &mut Room<'_>) {
+        let sheet = &mut self.publication.sheets[at];
+        let tries = sheet.trouble.as_ref().map_or(1, |trouble| trouble.tries);
+        let doubled = PAUSE.as_nanos() << tries.saturating_sub(1).min(16);
+        let pause = Span::nanos(doubled).min(PAUSE_MAX);
+        let when = match sheet.stale {
+            true => sheet.next(room.now),
+            false => room.now.after(pause),
+        };
+        sheet.phase = Phase::Due { at: when };
+    }
+
+    fn sheet_done(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
+        let id = self.publication.sheets[at].id;
+        self.marks(id).told = Some(content);
+        let sheet = &mut self.publication.sheets[at];
+        let trouble = sheet.trouble.take();
+        if sheet.stale {
+            sheet.phase = Phase::Due {
+                at: sheet.next(room.now),
+            };
+        } else {
+            sheet.behind = None;
+            sheet.phase = Phase::Idle;
+        }
+        if let Some(trouble) = trouble {
+            let (target, after) = (self.target(at), room.now.since(trouble.since));
+            self.record(What::PublishRestored { target, after }, room);
+        }
+    }
+
+    fn target(&self, at: usize) -> String {
+        self.newest()
+            .map_or_else(String::new, |(spec, _)| spec.files[at].path.clone())
+    }
+}
