@@ -15,7 +15,7 @@ pub(crate) const CONNECTION: f64 = 0.01;
 /// Over so many seconds the kernel averages what waits (PSI avg10).
 const PRESSURE_TAU: f64 = 10.0;
 
-/// Load over time: core-seconds a second, asked for at seconds since the begin of the story; before that it is negative.
+/// Load over time: core-seconds a second, at seconds since the begin of the story; before that it is as then.
 pub(crate) type Load = Box<dyn Fn(f64) -> f64>;
 
 /// What a fleet has to do, and what its workers are like.
@@ -75,6 +75,8 @@ pub(crate) struct Plant {
     pub(crate) by_fleet: bool,
     /// Standard deviation of what a look at a worker shows.
     pub(crate) noise: f64,
+    /// Nobody asks for anything before.
+    pub(crate) opens: f64,
     pub(crate) workers: BTreeMap<i32, Worker>,
     pub(crate) queues: Vec<f64>,
     /// Core-seconds that found a full queue.
@@ -98,6 +100,7 @@ impl Plant {
             hogs: Vec::new(),
             by_fleet: false,
             noise,
+            opens: begin,
             workers: BTreeMap::new(),
             queues: vec![0.0; fleets],
             lost: vec![0.0; fleets],
@@ -163,7 +166,9 @@ impl Plant {
                 self.workers.values().filter(serves).count() as f64
             })
             .collect();
-        let loads: Vec<f64> = self.demands.iter().map(|d| (d.load)(self.now)).collect();
+        let open = if self.now < self.opens { 0.0 } else { 1.0 };
+        let at = self.now.max(0.0);
+        let loads: Vec<f64> = self.demands.iter().map(|d| open * (d.load)(at)).collect();
         let hogs = self
             .hogs
             .iter()

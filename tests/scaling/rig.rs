@@ -31,7 +31,8 @@ use crate::{
     scene::{Act, Kind, Report, Scene, Twist},
 };
 
-/// The story begins with this many seconds of its first load, so that the fleets are there, and warm, at second 0.
+/// The story begins with this many seconds of its first load, and the time that starts take, so that the fleets are there, and warm, at
+/// second 0.
 const PROLOGUE: f64 = 30.0;
 /// Second 0 on the machine's clock.
 const ZERO: f64 = 10_000.0;
@@ -217,7 +218,9 @@ impl Rig {
         let demands = std::mem::take(&mut scene.demands);
         let names = fleets::names(demands.len());
         let config = fleets::config(&scene, &demands, true);
-        let begin = -PROLOGUE;
+        let starts = demands.iter().map(|demand| demand.start);
+        // Loads change at any phase of the engine's rhythm.
+        let begin = -PROLOGUE - starts.fold(0.0, f64::max) - (seed % 50) as f64 / 10.0;
         let mut plant = Plant::new(
             scene.cores,
             demands,
@@ -227,6 +230,7 @@ impl Rig {
         );
         plant.hogs = std::mem::take(&mut scene.hogs);
         plant.by_fleet = scene.by_fleet;
+        plant.opens = -PROLOGUE;
         let fleets = names.len();
         let machine = Machine {
             plant,

@@ -3,7 +3,7 @@
 use crate::{
     plant::Demand,
     rig::Rig,
-    scene::{Kind, Report, Scene, Twist},
+    scene::{Act, Kind, Report, Scene, Twist},
 };
 
 /// So many seeds for each.
@@ -21,6 +21,9 @@ macro_rules! must {
 }
 
 type Verdict = Result<(), String>;
+
+/// What driver and keeper take to do what was decided.
+const LATE: f64 = 0.1;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -53,19 +56,21 @@ pub(crate) fn every_seed(
         }
     }
     if let Some((seed, _)) = failed.first() {
+        let trace = play(*seed, true);
         println!(
             "{name}, seed {seed} (SCALING_SEED={seed}):\n{}",
-            play(*seed, true).trace()
+            trace.trace()
         );
-        let all: Vec<String> = failed
+        let first: Vec<String> = failed
             .iter()
+            .take(5)
             .map(|(seed, why)| format!("{seed}: {why}"))
             .collect();
         panic!(
             "{name} fails for {} of {} seeds:\n{}",
-            all.len(),
+            failed.len(),
             seeds.count(),
-            all.join("\n")
+            first.join("\n")
         );
     }
 }
@@ -113,7 +118,7 @@ fn step_up(report: &Report) -> Verdict {
         .first()
         .map_or(f64::INFINITY, |act| act.at - THEN);
     must!(
-        (0.0..=15.0).contains(&first),
+        (0.0..=15.0 + LATE).contains(&first),
         "grows first after {first:.0} s"
     );
     let last = report.acts.last().map_or(0.0, |act| act.at - THEN);
@@ -158,7 +163,7 @@ fn scenario_1_a_step_up_with_a_socket() {
             .first()
             .map_or(f64::INFINITY, |act| act.at - THEN);
         must!(
-            (0.0..=15.0).contains(&first),
+            (0.0..=15.0 + LATE).contains(&first),
             "grows first after {first:.0} s"
         );
         must!((7..=10).contains(&report.last), "ends with {}", report.last);
@@ -252,7 +257,7 @@ fn scenario_5_a_neighbour() {
         ..Scene::of(Demand::of(steady(1.5)), 3, 1_200.0).cores(4.0)
     };
     every_seed("5", scene, |report| {
-        let (during, after): (Vec<_>, Vec<_>) =
+        let (during, after): (Vec<&Act>, Vec<&Act>) =
             report.acts.iter().partition(|act| act.at <= THEN + 480.0);
         must!(during.is_empty(), "{during:?}");
         let grown = after.iter().filter(|act| act.kind == Kind::Grow).count();
@@ -299,7 +304,8 @@ fn scenario_6_a_slow_start() {
         must!(!hasty, "grows while some start: {grown:?}");
         Ok(())
     });
-    let scene = |_| Scene::of(slow(steady(0.4)), 1, 400.0).twist(THEN, Twist::Crashes(0));
+    // What waits meanwhile is worked off in a few seconds, so that all that is left to see is the start itself.
+    let scene = |_| Scene::of(slow(steady(0.05)), 1, 400.0).twist(THEN, Twist::Crashes(0));
     every_seed("6, a restart", scene, nothing);
 }
 

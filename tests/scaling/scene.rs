@@ -92,7 +92,7 @@ pub(crate) enum Kind {
     Shrink,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Act {
     pub(crate) at: f64,
     pub(crate) fleet: usize,
@@ -100,6 +100,19 @@ pub(crate) struct Act {
     pub(crate) by: usize,
     /// So many there are then.
     pub(crate) live: usize,
+}
+
+impl std::fmt::Debug for Act {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            at,
+            fleet,
+            kind,
+            by,
+            live,
+        } = self;
+        write!(f, "{at:.1}: {fleet} {kind:?} by {by} to {live}")
+    }
 }
 
 /// What came of it.
