@@ -535,18 +535,13 @@ impl Rig {
         Stamp(1_790_000_000_000 + ms)
     }
 
-    /// Looks at what waits at the socket of a fleet, as long as somebody wants to know.
+    /// Looks at what waits at the socket of a fleet, if somebody wants to know: it is said once.
     fn poll(&mut self, fleet: usize) {
-        if !self.watched[fleet] {
-            return;
-        }
-        if self.machine.plant.connections(fleet) > 0 {
+        if self.watched[fleet] && self.machine.plant.connections(fleet) > 0 {
+            self.watched[fleet] = false;
             let name = self.machine.names[fleet].clone();
             self.say(|_| format!("-- knock at {name}"));
             self.step(Event::Knock(name));
-            if self.watched[fleet] {
-                self.soon(100, Item::Poll(self.incarnation, fleet));
-            }
         }
     }
 
