@@ -83,7 +83,7 @@ pub(super) enum Stance {
 }
 
 impl Fleet {
-    pub(super) fn new(name: FleetName, spec: FleetSpec) -> Self {
+    pub(super) fn new(name: FleetName, spec: FleetSpec, now: Moment) -> Self {
         let mut fleet = Self {
             name,
             spec,
@@ -94,7 +94,7 @@ impl Fleet {
             looked: Moment(0),
         };
         fleet.fit_cron();
-        fleet.fit_scale(Moment(0));
+        fleet.fit_scale(now);
         fleet
     }
 
