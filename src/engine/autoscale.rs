@@ -270,9 +270,15 @@ impl Fleet {
                 .iter()
                 .filter_map(|index| Some((index, self.slots.get(index)?)))
         };
+        // One that came a moment ago rests because nobody has given it anything yet.
+        let warm = |slot: &&Slot| match slot.state {
+            State::Running { ready, since } => ready && since.after(spec.warmup) <= now,
+            _ => false,
+        };
         let mut shares: Vec<u64> = members()
             .map(|(_, slot)| slot)
             .filter(known)
+            .filter(warm)
             .map(|slot| slot.meter.share)
             .collect();
         shares.sort_unstable();
