@@ -679,7 +679,7 @@ impl Fleet {
         room: &mut Room<'_>,
     ) -> Verdict {
         let from = scaling.members.len() as u32;
-        let victims = self.victims(scaling, by, room.intent);
+        let victims = self.victims(scaling, by, room.intent, room.now);
         let by = victims.len() as u32;
         for index in victims {
             scaling.members.remove(&index);
@@ -698,7 +698,7 @@ impl Fleet {
     }
 
     /// Those that can best be done without: outdated, not well, least busy, newest.
-    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent) -> Vec<SlotIndex> {
+    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent, now: Moment) -> Vec<SlotIndex> {
         let unused = Slot::default();
         let mut all: Vec<_> = scaling
             .members
@@ -711,15 +711,11 @@ impl Fleet {
                     .process
                     .map_or(Moment(u64::MAX), |process| process.since);
                 let newest = std::cmp::Reverse((born, *index));
+                // Of whom nothing is known may be the busiest.
+                let known = slot.meter.is_known(now);
+                let share = if known { slot.meter.share } else { WHOLE };
                 // Who is not there at all makes no room by leaving.
-                (
-                    !there,
-                    current,
-                    slot.is_ready(),
-                    slot.meter.share,
-                    newest,
-                    *index,
-                )
+                (!there, current, slot.is_ready(), share, newest, *index)
             })
             .collect();
         all.sort();
