@@ -534,9 +534,22 @@ impl Fleet {
             <= now
     }
 
+    /// Those who wait while somebody starts are whom that one is for.
+    fn forget_alerts_of_starts(&mut self) {
+        let Some(scaling) = &mut self.body.scale else {
+            return;
+        };
+        let starts = |index: &SlotIndex| self.slots.get(index).is_none_or(Slot::is_starting);
+        if scaling.members.iter().any(starts) {
+            scaling.queue.alerts = 0;
+            scaling.queue.waiting_since = None;
+        }
+    }
+
     /// At every sample: too many wait at its sockets.
     fn rescue(&mut self, views: Views<'_>, room: &mut Room<'_>) -> Option<Pending> {
         let spec = self.spec.scale.clone()?;
+        self.forget_alerts_of_starts();
         let scaling = self.body.scale.as_ref()?;
         let now = room.now;
         let queue = scaling.queue;
