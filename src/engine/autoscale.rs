@@ -122,11 +122,11 @@ impl Supervisor {
             let Some(slot) = fleet.slots.get_mut(&one.worker.slot) else {
                 continue;
             };
-            let Some(process) = slot.process.filter(|_| slot.generation == one.generation) else {
+            if slot.process.is_none() || slot.generation != one.generation {
                 continue;
-            };
+            }
             slot.meter.fit(one.generation);
-            slot.meter.read(sample.at, one.cpu, process.since, cores);
+            slot.meter.read(sample.at, one.cpu, slot.is_ready(), cores);
             slot.meter.memory = one.memory;
         }
         for one in &sample.queues {
