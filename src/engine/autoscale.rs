@@ -10,7 +10,7 @@ use crate::{
         host::{Grant, Host, Reserves, Want},
         intent::Intent,
         load::{Sample, SampleOrder},
-        meter::{PEGGED, WHOLE},
+        meter::{PEGGED, STALE, WHOLE},
         scale::{Block, Decision, Hold, Inputs, Reason, Scaling, Verdict},
         slot::{Slot, State},
         supervisor::Supervisor,
@@ -553,6 +553,9 @@ impl Fleet {
         let scaling = self.body.scale.as_ref()?;
         let now = room.now;
         let queue = scaling.queue;
+        if queue.read.is_none_or(|at| at.after(STALE) <= now) {
+            return None;
+        }
         let stalls = queue
             .waiting_since
             .is_some_and(|since| since.after(STALLED) <= now);
