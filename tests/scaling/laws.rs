@@ -100,15 +100,17 @@ fn scene(seed: u64) -> Scene {
         drain: rng.below(900) as f64 / 10.0,
         ..Demand::of(load(&mut rng))
     };
-    let min = 1 + rng.below(3) as u32;
-    let max = min + rng.below(14) as u32;
+    let socket = rng.chance(50);
+    let least = if socket { 0 } else { 1 };
+    let min = least + rng.below(3) as u32;
+    let max = min.max(1) + rng.below(14) as u32;
     let mut scene = Scene {
         min,
         max,
         loss: *rng.pick(&[0, 0, 10, 50]),
         blind: *rng.pick(&[0, 0, 20, 100]),
         noise: *rng.pick(&[0.0, 0.05, 0.2]),
-        socket: rng.chance(50),
+        socket,
         hogs: vec![(200.0, 400.0, rng.below(10) as u32)],
         ..Scene::of(demand, min, 880.0).cores(1.0 + rng.below(12) as f64)
     };
@@ -152,4 +154,23 @@ fn laws_hold_in_random_plants() {
         one.is_some() || (growths > 300 && shrinks > 80),
         "{growths}, {shrinks}"
     );
+}
+
+/// As many as a configuration allows must fit the row that is kept of them.
+#[test]
+#[ignore = "a row holds some 2,000 of them, and a configuration allows 20,000"]
+fn the_largest_fleet_fits_its_row() {
+    let demand = Demand {
+        start: 1_000.0,
+        ..Demand::of(|_| 0.0)
+    };
+    let mut rig = Rig::new(
+        Scene {
+            min: 3_000,
+            max: 3_000,
+            ..Scene::of(demand, 0, 1.0)
+        },
+        1,
+    );
+    rig.play();
 }

@@ -604,7 +604,12 @@ impl Rig {
                 memory_total: MEMORY,
                 memory_pressure: has_pressure.then_some(0),
             });
-        let listening = (0..plant.queues.len()).filter(|_| self.scene.socket);
+        let deaf = self
+            .scene
+            .deaf
+            .is_some_and(|(from, to)| (from..to).contains(&now));
+        let hears = self.scene.socket && !deaf;
+        let listening = (0..plant.queues.len()).filter(|_| hears);
         let queues = listening.map(|fleet| QueueLoad {
             fleet: self.machine.names[fleet].clone(),
             waiting: plant.connections(fleet),

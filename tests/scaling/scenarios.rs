@@ -673,3 +673,48 @@ fn deaths_of_the_supervisor_cause_nothing() {
         Ok(())
     });
 }
+
+/// What is known of a moment is no window: a fleet that begins with eight and may have fewer a moment later keeps them for a while.
+#[test]
+fn a_window_begins_with_its_fleet() {
+    let scene = |_| Scene::of(Demand::of(steady(0.5)), 8, 300.0);
+    every_seed("a window begins", scene, |report| {
+        let first = report.acts.first().map_or(f64::INFINITY, |act| act.at);
+        must!((75.0..=100.0).contains(&first), "acts at {first:.0}");
+        must!(report.growths() == 0, "{} growths", report.growths());
+        Ok(())
+    });
+}
+
+/// Two have more to do than they can. One crashes and is slow to start again: it rests, and the other one is not stuck for that.
+#[test]
+fn a_newcomer_makes_nobody_suspect() {
+    let scene = |seed| {
+        let demand = Demand {
+            start: 10.0 + seed as f64 / 4.0,
+            boot: 0.1,
+            ..Demand::of(steady(2.5))
+        };
+        let scene = Scene::of(demand, 2, 500.0).twist(300.0, Twist::Crashes(1));
+        Scene {
+            min: 2,
+            max: 2,
+            ..scene
+        }
+    };
+    every_seed("a newcomer", scene, nothing);
+}
+
+/// What once waited says nothing when the queue cannot be read any more: nobody is started for it.
+#[test]
+fn a_queue_that_cannot_be_read_is_not_known() {
+    let scene = |_| {
+        let scene = Scene::of(Demand::of(steady(2.2)), 4, 400.0).twist(100.0, Twist::Burst(1.2));
+        Scene {
+            socket: true,
+            deaf: Some((100.3, 400.0)),
+            ..scene
+        }
+    };
+    every_seed("deaf", scene, nothing);
+}

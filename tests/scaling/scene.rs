@@ -46,6 +46,8 @@ pub(crate) struct Scene {
     pub(crate) socket: bool,
     /// The machine's share of idle time cannot be read for so many percent of the looks.
     pub(crate) blind: u64,
+    /// From when to when sockets' queues cannot be read.
+    pub(crate) deaf: Option<(f64, f64)>,
     pub(crate) until: f64,
 }
 
@@ -68,6 +70,7 @@ impl Scene {
             says_done: false,
             socket: false,
             blind: 0,
+            deaf: None,
             until,
         }
     }
