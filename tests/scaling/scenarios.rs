@@ -14,7 +14,8 @@ const THEN: f64 = 60.0;
 /// Fails with the words, unless it holds.
 macro_rules! must {
     ($holds:expr, $($words:tt)+) => {
-        if !$holds {
+        let holds: bool = $holds;
+        if !holds {
             return Err(format!($($words)+));
         }
     };
