@@ -42,6 +42,7 @@ if [ "${1:-}" = quick ]; then
   exit 0
 fi
 section simulation cargo test --locked --test sim
+section scaling cargo test --locked --test scaling
 section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-40}" cargo test --locked --test fuzz
 section soak env SOAK_SECONDS="${SOAK_SECONDS:-360}" cargo test --locked --test soak -- --nocapture
 # Says so where the machine cannot boot a container, and passes; everywhere else it must boot.

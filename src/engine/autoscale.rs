@@ -10,7 +10,7 @@ use crate::{
         host::{Grant, Host, Reserves, Want},
         intent::Intent,
         load::{Sample, SampleOrder},
-        meter::{PEGGED, WHOLE},
+        meter::{PEGGED, STALE, WHOLE},
         scale::{Block, Decision, Hold, Inputs, Reason, Scaling, Verdict},
         slot::{Slot, State},
         supervisor::Supervisor,
@@ -122,11 +122,11 @@ impl Supervisor {
             let Some(slot) = fleet.slots.get_mut(&one.worker.slot) else {
                 continue;
             };
-            let Some(process) = slot.process.filter(|_| slot.generation == one.generation) else {
+            if slot.process.is_none() || slot.generation != one.generation {
                 continue;
-            };
+            }
             slot.meter.fit(one.generation);
-            slot.meter.read(sample.at, one.cpu, process.since, cores);
+            slot.meter.read(sample.at, one.cpu, slot.is_ready(), cores);
             slot.meter.memory = one.memory;
         }
         for one in &sample.queues {
@@ -270,9 +270,15 @@ impl Fleet {
                 .iter()
                 .filter_map(|index| Some((index, self.slots.get(index)?)))
         };
+        // One that came a moment ago rests because nobody has given it anything yet.
+        let warm = |slot: &&Slot| match slot.state {
+            State::Running { ready, since } => ready && since.after(spec.warmup) <= now,
+            _ => false,
+        };
         let mut shares: Vec<u64> = members()
             .map(|(_, slot)| slot)
             .filter(known)
+            .filter(warm)
             .map(|slot| slot.meter.share)
             .collect();
         shares.sort_unstable();
@@ -528,12 +534,28 @@ impl Fleet {
             <= now
     }
 
+    /// Those who wait while somebody starts are whom that one is for.
+    fn forget_alerts_of_starts(&mut self) {
+        let Some(scaling) = &mut self.body.scale else {
+            return;
+        };
+        let starts = |index: &SlotIndex| self.slots.get(index).is_none_or(Slot::is_starting);
+        if scaling.members.iter().any(starts) {
+            scaling.queue.alerts = 0;
+            scaling.queue.waiting_since = None;
+        }
+    }
+
     /// At every sample: too many wait at its sockets.
     fn rescue(&mut self, views: Views<'_>, room: &mut Room<'_>) -> Option<Pending> {
         let spec = self.spec.scale.clone()?;
+        self.forget_alerts_of_starts();
         let scaling = self.body.scale.as_ref()?;
         let now = room.now;
         let queue = scaling.queue;
+        if queue.read.is_none_or(|at| at.after(STALE) <= now) {
+            return None;
+        }
         let stalls = queue
             .waiting_since
             .is_some_and(|since| since.after(STALLED) <= now);
@@ -673,7 +695,7 @@ impl Fleet {
         room: &mut Room<'_>,
     ) -> Verdict {
         let from = scaling.members.len() as u32;
-        let victims = self.victims(scaling, by, room.intent);
+        let victims = self.victims(scaling, by, room.intent, room.now);
         let by = victims.len() as u32;
         for index in victims {
             scaling.members.remove(&index);
@@ -692,7 +714,7 @@ impl Fleet {
     }
 
     /// Those that can best be done without: outdated, not well, least busy, newest.
-    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent) -> Vec<SlotIndex> {
+    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent, now: Moment) -> Vec<SlotIndex> {
         let unused = Slot::default();
         let mut all: Vec<_> = scaling
             .members
@@ -705,15 +727,11 @@ impl Fleet {
                     .process
                     .map_or(Moment(u64::MAX), |process| process.since);
                 let newest = std::cmp::Reverse((born, *index));
+                // Of whom nothing is known may be the busiest.
+                let known = slot.meter.is_known(now);
+                let share = if known { slot.meter.share } else { WHOLE };
                 // Who is not there at all makes no room by leaving.
-                (
-                    !there,
-                    current,
-                    slot.is_ready(),
-                    slot.meter.share,
-                    newest,
-                    *index,
-                )
+                (!there, current, slot.is_ready(), share, newest, *index)
             })
             .collect();
         all.sort();

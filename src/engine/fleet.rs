@@ -88,7 +88,7 @@ pub(super) enum Stance {
 }
 
 impl Fleet {
-    pub(super) fn new(name: FleetName, spec: FleetSpec) -> Self {
+    pub(super) fn new(name: FleetName, spec: FleetSpec, now: Moment) -> Self {
         let mut fleet = Self {
             name,
             spec,
@@ -100,7 +100,7 @@ impl Fleet {
             publication: Publication::default(),
         };
         fleet.fit_cron();
-        fleet.fit_scale(Moment(0));
+        fleet.fit_scale(now);
         fleet
     }
 

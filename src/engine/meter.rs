@@ -13,8 +13,6 @@ pub(super) const PEGGED: u64 = 950_000;
 const INTERVAL: [Span; 2] = [Span::millis(200), Span::secs(3)];
 /// What was measured longer ago is not known any more.
 pub(super) const STALE: Span = Span::secs(3);
-/// A worker that has run for longer need not be smoothed from zero when it is measured for the first time.
-const SETTLED: Span = Span::secs(15);
 
 /// `1 - exp(-dt / 5 s)` in parts per million, for `dt` in tenths of a second.
 const SMOOTHING: [u64; 31] = [
@@ -44,6 +42,8 @@ pub(super) struct Meter {
     generation: Generation,
     /// When its processor time was read last, and what it was.
     read: Option<(Moment, u64)>,
+    /// It was ready then.
+    worked: bool,
     /// When its share was last known.
     pub(super) seen: Option<Moment>,
     /// Of what it can use, in parts per million.
@@ -75,8 +75,10 @@ impl Meter {
         }
     }
 
-    /// Its processor time so far, in nanoseconds, read at `at`; it has run since `since` and can use so many thousandths of a core.
-    pub(super) fn read(&mut self, at: Moment, cpu: u64, since: Moment, worker_cores: u32) {
+    /// Its processor time so far, in nanoseconds, read at `at`; it can use so many thousandths of a core. What it uses before it is ready is
+    /// no work, and the first share after that is taken as it is: one that is saturated from the start is evidence at once.
+    pub(super) fn read(&mut self, at: Moment, cpu: u64, ready: bool, worker_cores: u32) {
+        let works = std::mem::replace(&mut self.worked, ready) && ready;
         let Some((before, used)) = self.read.replace((at, cpu)) else {
             return;
         };
@@ -87,12 +89,15 @@ impl Meter {
         let could = u128::from(elapsed.as_nanos()) * u128::from(worker_cores) / 1_000;
         let share = u128::from(cpu - used) * u128::from(WHOLE) / could.max(1);
         let share = u64::try_from(share).unwrap_or(WHOLE).min(WHOLE);
-        let settled = self.seen.is_none() && since.after(SETTLED) <= at;
-        self.share = if settled {
+        self.share = if self.seen.is_none() {
             share
         } else {
             smooth(self.share, share, elapsed)
         };
+        if !works {
+            (self.seen, self.pegged_since) = (None, None);
+            return;
+        }
         self.seen = Some(at);
         if self.share < PEGGED {
             self.pegged_since = None;
@@ -133,9 +138,10 @@ mod tests {
 
     fn meter_after(seconds: u64, share: u64) -> Meter {
         let mut meter = Meter::default();
-        for n in 0..=seconds {
-            let used = n * SECOND / WHOLE * share;
-            meter.read(Moment(n * SECOND), used, Moment(0), 1_000);
+        // A second of rest first.
+        for n in 0..=seconds + 1 {
+            let used = n.saturating_sub(1) * SECOND / WHOLE * share;
+            meter.read(Moment(n * SECOND), used, true, 1_000);
         }
         meter
     }
@@ -154,20 +160,26 @@ mod tests {
         let mut meter = meter_after(10, WHOLE / 2);
         let before = meter.share;
         // Thirty seconds of pause, in which the counter went on; then one that went back.
-        meter.read(Moment(40 * SECOND), 35 * SECOND, Moment(0), 1_000);
+        meter.read(Moment(40 * SECOND), 35 * SECOND, true, 1_000);
         assert_eq!(meter.share, before);
-        meter.read(Moment(41 * SECOND), 1, Moment(0), 1_000);
+        meter.read(Moment(41 * SECOND), 1, true, 1_000);
         assert_eq!(meter.share, before);
         assert!(!meter.is_known(Moment(41 * SECOND)));
-        meter.read(Moment(42 * SECOND), 1 + SECOND, Moment(0), 1_000);
+        meter.read(Moment(42 * SECOND), 1 + SECOND, true, 1_000);
         assert!(meter.share > before && meter.is_known(Moment(42 * SECOND)));
     }
 
     #[test]
-    fn one_that_has_long_run_is_taken_as_it_is() {
+    fn what_a_start_burns_is_no_work_and_the_first_share_is_taken_as_it_is() {
         let mut meter = Meter::default();
-        meter.read(Moment(100 * SECOND), 0, Moment(0), 2_000);
-        meter.read(Moment(101 * SECOND), SECOND, Moment(0), 2_000);
+        for n in 0..30 {
+            meter.read(Moment(n * SECOND), n * SECOND, false, 1_000);
+        }
+        // Of this second nobody knows how much was the start.
+        meter.read(Moment(30 * SECOND), 30 * SECOND, true, 1_000);
+        assert!(!meter.is_known(Moment(30 * SECOND)));
+        meter.read(Moment(31 * SECOND), 30 * SECOND + SECOND / 2, true, 1_000);
         assert_eq!(meter.share, WHOLE / 2);
+        assert!(meter.is_known(Moment(31 * SECOND)));
     }
 }

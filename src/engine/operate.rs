@@ -614,8 +614,10 @@ impl Supervisor {
                     });
                 }
                 Some(spec) => {
-                    self.fleets
-                        .insert(change.fleet.clone(), Fleet::new(change.fleet.clone(), spec));
+                    self.fleets.insert(
+                        change.fleet.clone(),
+                        Fleet::new(change.fleet.clone(), spec, now),
+                    );
                 }
             }
         }

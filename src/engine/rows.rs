@@ -105,7 +105,7 @@ impl Supervisor {
     ) {
         if !self.fleets.contains_key(&worker.fleet) {
             // Nothing says what it was: it is drained by its stop record and goes.
-            let mut fleet = Fleet::new(worker.fleet.clone(), FleetSpec::unknown(&header.stop));
+            let mut fleet = Fleet::new(worker.fleet.clone(), FleetSpec::unknown(&header.stop), now);
             fleet.removed = true;
             self.fleets.insert(worker.fleet.clone(), fleet);
         }

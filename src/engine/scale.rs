@@ -478,7 +478,7 @@ impl Scaling {
         if self.penalty > 1
             && self
                 .quiet_since
-                .after(spec.down_window.times(QUIET_WINDOWS))
+                .after(self.down_window(spec).times(QUIET_WINDOWS))
                 <= now
         {
             self.penalty /= 2;

@@ -114,17 +114,17 @@ impl Supervisor {
         let mut fleets: BTreeMap<FleetName, Fleet> = config
             .fleets
             .iter()
-            .map(|(name, spec)| (name.clone(), Fleet::new(name.clone(), spec.clone())))
+            .map(|(name, spec)| (name.clone(), Fleet::new(name.clone(), spec.clone(), now)))
             .collect();
         for (name, spec) in previous {
             match fleets.get_mut(&name) {
                 Some(fleet) if fleet.is_kind_of(&spec) => fleet.previous = Some(spec),
                 Some(fleet) => {
-                    *fleet = Fleet::new(name, spec);
+                    *fleet = Fleet::new(name, spec, now);
                     fleet.remove();
                 }
                 None => {
-                    let mut fleet = Fleet::new(name.clone(), spec);
+                    let mut fleet = Fleet::new(name.clone(), spec, now);
                     fleet.removed = true;
                     fleets.insert(name, fleet);
                 }
@@ -531,7 +531,7 @@ impl Supervisor {
                 names: Vec::new(),
             });
             if let Some(spec) = self.config.fleets.get(&name) {
-                let heir = Fleet::new(name.clone(), spec.clone());
+                let heir = Fleet::new(name.clone(), spec.clone(), now);
                 self.fleets.insert(name, heir);
                 heirs = true;
             }
