@@ -116,7 +116,11 @@ fn haproxy() {
         let dir = tempfile::tempdir().unwrap();
         let main = dir.path().join("haproxy.cfg");
         let defaults = "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n";
-        fs::write(&main, format!("{defaults}{text}")).unwrap();
+        let front = format!(
+            "frontend in\n    bind unix@{}/s\n    default_backend web\n",
+            dir.path().display()
+        );
+        fs::write(&main, format!("{defaults}{text}{front}")).unwrap();
         ask("haproxy", &["-c", "-f", &main.display().to_string()]);
     });
 }

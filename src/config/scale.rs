@@ -2,7 +2,6 @@
 
 use crate::{
     config::{
-        commands::Programs,
         document::Kind,
         fault::nearest,
         forms,
@@ -30,11 +29,7 @@ pub(super) const SIGNALS: [(&str, Signal); 4] = [
 pub(super) const STUCK: [(&str, bool); 2] = [("report", false), ("restart", true)];
 
 /// Reads it; none if there is no such table.
-pub(super) fn scale(
-    section: &Section<'_, '_>,
-    programs: &Programs<'_, '_, '_>,
-    has_socket: bool,
-) -> Option<ScaleSpec> {
+pub(super) fn scale(section: &Section<'_, '_>, has_socket: bool) -> Option<ScaleSpec> {
     let table = section.section("scale");
     if table.is_absent() {
         return None;
@@ -69,7 +64,7 @@ pub(super) fn scale(
         queue_per_worker: table
             .integer("queue_per_worker", 1, 1_000_000_000)
             .map_or(usual.queue_per_worker, |n| n as u64 * 1_000),
-        source: source(&table, programs),
+        source: source(&table),
         ..usual
     };
     check(section, &table, &spec, has_socket);
@@ -114,7 +109,7 @@ fn signals(table: &Section<'_, '_>, has_socket: bool) -> Option<Vec<Signal>> {
                 );
                 table
                     .reader
-                    .fault("E231", Some(place), message, "this one", help);
+                    .fault("E251", Some(place), message, "this one", help);
             }
         }
     }
@@ -124,7 +119,7 @@ fn signals(table: &Section<'_, '_>, has_socket: bool) -> Option<Vec<Signal>> {
             table.path
         );
         table.fault(
-            "E232",
+            "E252",
             "signals",
             message,
             "add \"cpu\", or a socket of ours",
@@ -133,8 +128,8 @@ fn signals(table: &Section<'_, '_>, has_socket: bool) -> Option<Vec<Signal>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// `source = { http | exec = …, interval, timeout }`.
-fn source(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> Option<SourceSpec> {
+/// `source = { http = …, interval, timeout }`.
+fn source(table: &Section<'_, '_>) -> Option<SourceSpec> {
     let source = table.tables("source");
     if source.is_absent() {
         return None;
@@ -142,29 +137,16 @@ fn source(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> Option<So
     let timeout = source.span("timeout").unwrap_or(Span::secs(2));
     let interval = source.span("interval").unwrap_or(Span::secs(5));
     let http = source.parsed("http", &forms::PROBE_URL);
-    let exec = source
-        .value("exec")
-        .and_then(|_| programs.command(&source, "exec"));
-    let both = source.origin("http").is_some() && source.origin("exec").is_some();
-    let neither = source.origin("http").is_none() && source.origin("exec").is_none();
-    if both || neither {
-        let message = format!("{} needs one of http and exec", table.name("source"));
-        let help = "http = \"http://127.0.0.1:8080/depth\", or exec = [\"/path/to/program\"], which answer with a number";
-        table.fault("E233", "source", message, help);
+    if source.origin("http").is_none() {
+        let message = format!("{} does not say whom to ask", table.name("source"));
+        let help = "add http = \"http://127.0.0.1:8080/depth\", which answers with a number";
+        table.fault("E253", "source", message, help);
     }
     source.finish();
-    let kind = match (http, exec) {
-        (Some((address, path)), _) => ProbeKind::Http { address, path },
-        (None, Some((program, argv))) => ProbeKind::Exec(HookSpec {
-            program,
-            argv,
-            timeout,
-            abort: true,
-        }),
-        (None, None) => return None,
-    };
+    let (address, path) = http?;
     Some(SourceSpec {
-        kind,
+        address,
+        path,
         interval: interval.max(INTERVAL_MIN),
         timeout,
     })
@@ -179,7 +161,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             outer.path
         );
         let help = "leave workers out; scale.min and scale.max say how many";
-        outer.fault("E230", "workers", message, help);
+        outer.fault("E250", "workers", message, help);
     }
     if spec.min > spec.max {
         let key = table.culprit(&["min", "max"]);
@@ -190,7 +172,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             spec.max
         );
         table.fault(
-            "E234",
+            "E254",
             key,
             message,
             "a fleet of one size has workers, and no scale",
@@ -202,7 +184,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             table.name("high"),
             percent(spec.high)
         );
-        table.fault("E235", "high", message, "95% at most; 80% is usual");
+        table.fault("E255", "high", message, "95% at most; 80% is usual");
     }
     if spec.target >= spec.high {
         let key = table.culprit(&["target", "high"]);
@@ -213,7 +195,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             percent(spec.high)
         );
         table.fault(
-            "E236",
+            "E256",
             key,
             message,
             "it grows above high to land at target; 60% and 80% are usual",
@@ -225,14 +207,14 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             table.name("min")
         );
         let help = format!("add [{}.socket.NAME], or min = 1", outer.path);
-        table.fault("E237", "min", message, &help);
+        table.fault("E257", "min", message, &help);
     }
     let asks = spec.uses(Signal::Queue);
     if (spec.source.is_some() || table.origin("queue_per_worker").is_some()) && !asks {
         let key = table.culprit(&["source", "queue_per_worker"]);
         let message = format!("{} is not used: signals has no \"queue\"", table.name(key));
         table.fault(
-            "E238",
+            "E258",
             key,
             message,
             "signals = [\"cpu\", \"backlog\", \"queue\"]",
@@ -243,7 +225,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             "{} follows a queue, and does not say how much of it is one worker's work",
             table.path
         );
-        table.fault("E239", "signals", message, "add queue_per_worker = 10, say");
+        table.fault("E259", "signals", message, "add queue_per_worker = 10, say");
     }
     if outer.section("singleton").place().is_some() {
         let message = format!(
@@ -251,7 +233,7 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             outer.path
         );
         table.fault(
-            "E240",
+            "E260",
             "min",
             message,
             "leave scale out; singleton.slots says how many",

@@ -364,20 +364,13 @@ impl Shown {
             self.put("scale.queue_per_worker", queue_per_worker / 1_000);
         }
         if let Some(SourceSpec {
-            kind,
+            address,
+            path,
             interval,
             timeout,
         }) = source
         {
-            match kind {
-                ProbeKind::Tcp(address) => self.put("scale.source.tcp", address),
-                ProbeKind::Http { address, path } => {
-                    self.put("scale.source.http", format!("http://{address}{path}"));
-                }
-                ProbeKind::Exec(hook) => {
-                    self.command("scale.source.exec", &hook.program, &hook.argv);
-                }
-            }
+            self.put("scale.source.http", format!("http://{address}{path}"));
             self.put("scale.source.interval", interval);
             self.put("scale.source.timeout", timeout);
         }

@@ -253,8 +253,10 @@ pub enum Signal {
 /// `scale.source`: who knows how long a queue is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSpec {
-    /// How it is asked; the answer is a number.
-    pub kind: ProbeKind,
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Path; the answer is a number.
+    pub path: String,
     /// So often.
     pub interval: Span,
     /// No answer by then is none.

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, path::Path, time::Duration};
 use tokio::{io::Interest, io::unix::AsyncFd};
 
 use crate::{
-    config::spec::{ProbeKind, SourceSpec},
+    config::spec::SourceSpec,
     driver::{
         inbox::Inbox,
         link::watched,
@@ -110,19 +110,11 @@ async fn knocks(socket: &AsyncFd<OwnedFd>) -> bool {
 }
 
 async fn number_of(source: &SourceSpec) -> Result<u64, String> {
-    let (whose, text) = match &source.kind {
-        ProbeKind::Http { address, path } => {
-            let whose = format!("http://{address}{path}");
-            let body = probe::get_body(address, path).await;
-            (
-                whose.clone(),
-                body.map_err(|error| format!("{whose}: {error}"))?,
-            )
-        }
-        ProbeKind::Exec(hook) => (hook.program.clone(), String::new()),
-        ProbeKind::Tcp(address) => (address.clone(), String::new()),
-    };
-    thousandths(&text).ok_or_else(|| {
+    let whose = format!("http://{}{}", source.address, source.path);
+    let body = probe::get_body(&source.address, &source.path).await;
+    let text = body.map_err(|error| format!("{whose}: {error}"))?;
+    let number = thousandths(&text);
+    number.ok_or_else(|| {
         format!(
             "{whose} answered {:?}, which is not a number",
             shortened(&text)

@@ -229,7 +229,7 @@ mod tests {
             weight: 300,
             ..want(1, 9)
         };
-        assert_eq!(granted(&host, &[heavy, want(1, 9)], 2_000), [4, 0]);
+        assert_eq!(granted(&host, &[heavy, want(1, 9)], 2_000), [3, 1]);
     }
 
     #[test]
