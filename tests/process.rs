@@ -51,6 +51,8 @@ mod publish;
 mod release;
 #[path = "process/reload.rs"]
 mod reload;
+#[path = "process/scaling.rs"]
+mod scaling;
 #[path = "process/singletons.rs"]
 mod singletons;
 #[path = "process/spawn.rs"]

@@ -102,6 +102,13 @@ def serve():
                 peer.sendall(b"%d\n" % os.getpid())
 
 
+def busy(share):
+    """Says how busy it is, and is not."""
+    while True:
+        notify("READY=1\nX_LEASEHOLD_BUSY=" + share)
+        time.sleep(0.2)
+
+
 def crash(where):
     """Ends soon, this way or that, until the file `calm` is there."""
     slot = os.environ["LEASEHOLD_SLOT"]
