@@ -113,9 +113,9 @@ fn nothing(report: &Report) -> Verdict {
     Ok(())
 }
 
-/// The table has 15 s, of one phase. A step at any phase is seen above `high` after 5 s of smoothing, and by a sample that is up to 1 s old;
-/// the next decision comes within 5 s, and another one agrees after as many.
-const FIRST: f64 = 16.0 + LATE;
+/// The table has 15 s, of one phase. A step at any phase is seen above `high` after 5 s of smoothing, or 6 with unlucky noise, and by a sample
+/// that is up to 1 s old; the next decision comes within 5 s, and another one agrees after as many.
+const FIRST: f64 = 17.0 + LATE;
 
 fn step_up(report: &Report) -> Verdict {
     let first = report
@@ -530,10 +530,11 @@ fn scenario_12_one_core() {
     }
 }
 
-/// Two fleets that want three cores each, on four; the second comes late.
+/// Two fleets that want three cores each, on four; the second comes late. It gets its share where each fleet has a cgroup with its
+/// weight. Without, processor time follows the number of processes: it gets one more than it could by what is idle.
 #[test]
 fn scenario_13_two_fleets() {
-    for (weight, fair) in [(1.0, 2.0), (3.0, 3.0)] {
+    for (weight, by_fleet, fair) in [(1.0, true, 2.0), (3.0, true, 3.0), (1.0, false, 1.14)] {
         let scene = |_| {
             let late = Demand {
                 weight,
@@ -543,24 +544,32 @@ fn scenario_13_two_fleets() {
             scene.demands.push(late);
             Scene {
                 begin: vec![5, 1],
-                by_fleet: true,
+                by_fleet,
                 ..scene
             }
         };
-        every_seed(&format!("13, weight {weight}"), scene, |report| {
-            must!(report.shrinks() == 0, "{:?}", report.acts);
-            let late = report.shares.get(1).copied().unwrap_or(0.0);
-            let first = report.shares.first().copied().unwrap_or(0.0);
-            must!(
-                (late - fair).abs() <= 0.3,
-                "the late one gets {late:.2}, not {fair}"
-            );
-            must!(
-                (first - (4.0 - fair)).abs() <= 0.3,
-                "the first one gets {first:.2}"
-            );
-            Ok(())
-        });
+        every_seed(
+            &format!("13, weight {weight}, {by_fleet}"),
+            scene,
+            |report| {
+                must!(report.shrinks() == 0, "{:?}", report.acts);
+                let late = report.shares.get(1).copied().unwrap_or(0.0);
+                let first = report.shares.first().copied().unwrap_or(0.0);
+                must!(
+                    (late - fair).abs() <= 0.3,
+                    "the late one gets {late:.2}, not {fair}"
+                );
+                must!(
+                    (first - (4.0 - fair)).abs() <= 0.3,
+                    "the first one gets {first:.2}"
+                );
+                must!(
+                    late > 1.05,
+                    "the late one gets {late:.2}: nothing it was entitled to"
+                );
+                Ok(())
+            },
+        );
     }
 }
 
@@ -608,7 +617,7 @@ fn scenario_14_none_and_back() {
 #[test]
 fn scenario_16_loads_near_every_bound() {
     let scene = |seed| {
-        let load = 0.55 + 1.85 * seed as f64 / (SEEDS - 1) as f64;
+        let load = 0.55 + 1.85 * (seed % SEEDS) as f64 / (SEEDS - 1) as f64;
         let begin = (load / 0.6 - 0.1_f64).ceil().max(1.0) as u32;
         Scene {
             noise: 0.08,
@@ -718,4 +727,27 @@ fn a_queue_that_cannot_be_read_is_not_known() {
         }
     };
     every_seed("deaf", scene, nothing);
+}
+
+/// Nobody but a supervisor can hear a knock: its heir asks again who waits, also for those who came in between.
+#[test]
+fn a_knock_outlives_the_supervisor() {
+    let scene = |seed| {
+        let scene = Scene::of(Demand::of(steady(0.0)), 0, 300.0)
+            .twist(50.0, Twist::SupervisorDies)
+            .twist(49.9 + (seed % 5) as f64 / 10.0, Twist::Burst(0.5));
+        Scene {
+            min: 0,
+            socket: true,
+            ..scene
+        }
+    };
+    every_seed("a knock", scene, |report| {
+        let [act] = report.acts[..] else {
+            return Err(format!("{:?}", report.acts));
+        };
+        must!(act.kind == Kind::Grow && act.at <= 51.0, "{act:?}");
+        must!(report.queue_at_end == 0.0, "somebody still waits");
+        Ok(())
+    });
 }
