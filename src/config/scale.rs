@@ -11,8 +11,8 @@ use crate::{
     time::Span,
 };
 
-/// Most workers of one fleet.
-const MAX: i64 = 20_000;
+/// Most workers of a fleet that follows the load: which ones they are must fit its row.
+const MAX: i64 = 1_500;
 /// Above this share a worker cannot be told from one that could use more, in parts per million.
 const HIGH_MAX: u32 = 950_000;
 /// Between two questions to a source.

@@ -96,6 +96,8 @@ impl Supervisor {
         }
         for name in &fleets {
             self.with_fleet(name, now, out, Fleet::ask_source);
+            let kept = self.stance(name) == Stance::Keep;
+            self.with_fleet(name, now, out, |fleet, room| fleet.obey_floor(kept, room));
         }
         if decide_at <= now {
             self.rhythm.decide_at = Some(now.after(DECIDE_EVERY));
@@ -253,6 +255,26 @@ impl Fleet {
     /// An operator's floor, if there is one.
     fn floor(&self, intent: &Intent) -> u32 {
         intent.sizes.get(&self.name).map_or(0, |size| size.workers)
+    }
+
+    /// What an operator wants is not a decision's to wait for.
+    fn obey_floor(&mut self, kept: bool, room: &mut Room<'_>) {
+        let floor = self.floor(room.intent);
+        if floor == 0 {
+            return;
+        }
+        let held = room.intent.fleets.contains_key(&self.name);
+        let (Some(spec), Some(mut scaling)) = (self.spec.scale.clone(), self.body.scale.take())
+        else {
+            return;
+        };
+        let less = floor
+            .min(spec.max)
+            .saturating_sub(scaling.members.len() as u32);
+        if less > 0 && kept && !held {
+            self.grow(&mut scaling, less, Reason::Manual, &spec, room);
+        }
+        self.body.scale = Some(scaling);
     }
 
     /// A slot of a worker that takes work, or will.

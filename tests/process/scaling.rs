@@ -80,7 +80,7 @@ fn an_operators_floor_lasts_as_long_as_it_was_said(mut rig: Rig) {
         (&["scale", "web", "6"][..], 9, "scale.max"),
         (&["scale", "nobody", "--explain"], 4, "nobody"),
         (&["scale", "web", "--pause", "3"], 2, "--pause"),
-        (&["scale", "web", "auto", "--for", "1h"], 1, "for a while"),
+        (&["scale", "web", "auto", "--for", "1h"], 2, "for a while"),
         (&["scale", "web"], 2, "required"),
     ] {
         let said = rig.cli(words);
