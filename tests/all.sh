@@ -37,7 +37,7 @@ need python3 python3-minimal
 need setpriv util-linux
 
 section build cargo build --all-targets --locked
-section tests cargo test --locked --lib --bins --test house --test calendar --test config --test wire --test metrics --test process
+section tests cargo test --locked --lib --bins --test house --test calendar --test config --test wire --test metrics --test publish --test process
 if [ "${1:-}" = quick ]; then
   exit 0
 fi

@@ -176,6 +176,7 @@ impl Supervisor {
                 cpu: reserve,
                 memory: self.config.node.memory_reserve,
                 used: self.fleets.values().map(Fleet::cores_used).sum(),
+                others: self.pressed_beside(&pending),
             };
             let grants = host.grant(&wants, reserves, now);
             for (one, grant) in pending.into_iter().zip(grants) {
@@ -184,6 +185,13 @@ impl Supervisor {
             }
         }
         self.host = host;
+    }
+
+    /// Weights of the fleets that are pressed for processors, and do not ask for any.
+    fn pressed_beside(&self, pending: &[Pending]) -> u64 {
+        let asks = |fleet: &Fleet| pending.iter().any(|one| one.fleet == fleet.name);
+        let silent = self.fleets.values().filter(|fleet| !asks(fleet));
+        silent.filter_map(Fleet::pressed_weight).sum()
     }
 
     /// Somebody waits at a socket of a fleet without workers.
@@ -240,6 +248,13 @@ impl Fleet {
             members.insert(index);
         }
         self.body.scale = Some(Box::new(Scaling::new(members, now)));
+    }
+
+    /// Its weight, if its workers are as busy as they are meant to be, or busier.
+    fn pressed_weight(&self) -> Option<u64> {
+        let spec = self.spec.scale.as_ref()?;
+        let busy = self.body.scale.as_ref()?.decisions.back()?.utilization?;
+        (busy >= u64::from(spec.target)).then_some(u64::from(spec.weight))
     }
 
     /// Thousandths of a core that its workers use.

@@ -100,6 +100,8 @@ pub(super) struct Reserves {
     pub(super) memory: u32,
     /// What our own scaled workers use now, in thousandths of a core.
     pub(super) used: u64,
+    /// Weights of fleets that are pressed for processors and ask for nothing: they cannot grow, and use what they have.
+    pub(super) others: u64,
 }
 
 impl Host {
@@ -121,11 +123,8 @@ impl Host {
             .saturating_sub(self.idle)
             .saturating_sub(reserves.used);
         let ours = self.cores.saturating_sub(reserve).saturating_sub(others);
-        let weights: u64 = wants
-            .iter()
-            .filter(|w| w.pressed)
-            .map(|w| u64::from(w.weight))
-            .sum();
+        let pressed = wants.iter().filter(|want| want.pressed);
+        let weights = reserves.others + pressed.map(|want| u64::from(want.weight)).sum::<u64>();
         let entitled = |want: &Want| {
             let all = if want.pressed {
                 weights
@@ -200,6 +199,7 @@ mod tests {
         cpu: 100_000,
         memory: 100_000,
         used: 0,
+        others: 0,
     };
 
     fn want(workers: u32, more: u32) -> Want {
@@ -239,6 +239,24 @@ mod tests {
         assert_eq!(granted(&host, &[want(3, 2), want(1, 2)], 4_000), [0, 0]);
         let host = super::tests::host(8_000, 0, 4 << 30);
         assert_eq!(granted(&host, &[want(7, 2), want(1, 4)], 8_000), [0, 2]);
+    }
+
+    #[test]
+    fn one_that_cannot_grow_keeps_what_it_is_entitled_to() {
+        let host = host(4_000, 0, 4 << 30);
+        // Four cores, all used by one of the same weight that is as large as it may be: 1.8 are the late one's.
+        let others = Reserves {
+            used: 4_000,
+            others: 100,
+            ..RESERVES
+        };
+        let grants = host.grant(&[want(1, 2)], others, Moment(1));
+        assert_eq!(grants[0].block, Some(Block::HostCpu));
+        let alone = Reserves {
+            others: 0,
+            ..others
+        };
+        assert_eq!(host.grant(&[want(1, 2)], alone, Moment(1))[0].workers, 2);
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct FleetTally {
     pub kills: u64,
     /// Answers of probes.
     pub probes: BTreeMap<ProbeAim, ProbeTally>,
+    /// Failures to reach whom it is published to, by target.
+    pub unpublished: BTreeMap<String, u64>,
     /// Growths and shrinks, by direction and reason.
     pub scaled: BTreeMap<(&'static str, Reason), u64>,
     /// Locks taken and given back.
@@ -130,6 +132,7 @@ impl Default for FleetTally {
             drains: Histogram::new(DRAIN_MS),
             kills: 0,
             probes: BTreeMap::new(),
+            unpublished: BTreeMap::new(),
             scaled: BTreeMap::new(),
             locks: 0,
             runs: BTreeMap::new(),
@@ -263,6 +266,9 @@ fn of_fleet(job: &mut FleetTally, what: &What) {
         What::RunUnclaimed { .. } => job.missed += 1,
         What::Grew { reason, .. } => *job.scaled.entry(("up", *reason)).or_default() += 1,
         What::Shrank { reason, .. } => *job.scaled.entry(("down", *reason)).or_default() += 1,
+        What::PublishFailed { target, .. } => {
+            *job.unpublished.entry(target.clone()).or_default() += 1;
+        }
         // What else a fleet decides about itself is told in words alone.
         _ => {}
     }

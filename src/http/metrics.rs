@@ -12,6 +12,7 @@ use crate::{
     engine::{
         book::Outcome,
         effect::ProbeAim,
+        publish::Presence,
         scale::Block,
         status::{FleetStatus, GateStatus, ScaleStatus, WorkerStatus},
         tally::{FleetTally, Histogram},
@@ -99,6 +100,7 @@ pub fn render(scene: &Scene<'_>, format: Format) -> String {
     locks(&mut page, scene);
     jobs(&mut page, scene);
     scaling(&mut page, scene);
+    publishing(&mut page, scene);
     page.finish()
 }
 
@@ -159,6 +161,44 @@ fn fleets(page: &mut Page, scene: &Scene<'_>) {
     size("fleet_min", help, &|fleet| view::bounds(fleet).0);
     let help = "How many workers the fleet has at most, as configured.";
     size("fleet_max", help, &|fleet| view::bounds(fleet).1);
+}
+
+/// Of fleets that are published; a target is a file.
+fn publishing(page: &mut Page, scene: &Scene<'_>) {
+    let published = || {
+        let fleets = scene.measures.status.fleets.iter();
+        fleets.filter_map(|fleet| Some((&fleet.name, fleet.publish.as_ref()?)))
+    };
+    let help = "Endpoints that are offered.";
+    page.family("endpoints_published", Kind::Gauge, help, |f| {
+        for (fleet, publish) in published() {
+            let offered = publish.listing.endpoints.iter();
+            let offered = offered.filter(|one| one.state == Presence::Ready && one.weight > 0);
+            f.one(&[("fleet", fleet.as_str())], offered.count() as u64);
+        }
+    });
+    let help = "For so long a target has been behind what is published; 0 if it is not.";
+    page.family("publish_lag_seconds", Kind::Gauge, help, |f| {
+        for (fleet, publish) in published() {
+            for file in &publish.files {
+                let lag = file
+                    .behind
+                    .map_or(Span::ZERO, |since| scene.now.since(since));
+                f.one(&[("fleet", fleet.as_str()), ("target", &file.path)], lag);
+            }
+        }
+    });
+    let help = "Times that a target stopped following what is published.";
+    page.family("publish_failures", Kind::Counter, help, |f| {
+        for (fleet, publish) in published() {
+            let failures = scene.measures.tally.fleets.get(fleet);
+            for file in &publish.files {
+                let count = failures.and_then(|tally| tally.unpublished.get(&file.path));
+                let labels = [("fleet", fleet.as_str()), ("target", file.path.as_str())];
+                f.one(&labels, count.copied().unwrap_or(0));
+            }
+        }
+    });
 }
 
 /// Of fleets that follow the load. What is not known is left out.
