@@ -146,21 +146,29 @@ fn check_ports(section: &Section<'_, '_>, spec: &FleetSpec) {
         .scale
         .as_ref()
         .map_or(0, |scale| (scale.max / 4).max(1));
-    let workers = spec.most() + drains;
-    if have >= workers + surge {
+    let slots = spec.most() + drains + surge;
+    if have >= slots {
         return;
     }
-    let also = match surge {
-        0 => String::new(),
-        surge => format!(" and {surge} more during a rollout (rollout.max_surge)"),
+    let mut also = Vec::new();
+    if drains > 0 {
+        also.push(format!("{drains} that drain while others start"));
+    }
+    if surge > 0 {
+        also.push(format!("{surge} more during a rollout (rollout.max_surge)"));
+    }
+    let also = match &also[..] {
+        [] => String::new(),
+        [one] => format!(" and {one}"),
+        [one, other, ..] => format!(", {one}, and {other}"),
     };
     let name = section.name("port_range");
     let message = format!(
         "{name} holds {} for {}{also}",
         units::count(have, "port"),
-        units::count(workers, "worker")
+        units::count(spec.most(), "worker")
     );
-    let last = u32::from(low) + workers + surge - 1;
+    let last = u32::from(low) + slots - 1;
     let help = if last <= u32::from(u16::MAX) {
         format!("write port_range = \"{low}-{last}\"")
     } else {
