@@ -454,7 +454,8 @@ class Demo:
         for at, how, worker in others[:20]:
             print(f"failed: {at - self.began:.1f} s  {how}  worker {worker}")
         print(f"{self.requests} requests; failed requests: {len(self.failures.all)}, of which {len(mine)} were with the killed worker")
-        sizes = [s.ready for s in self.samples if s.ready is not None]
+        # What it wanted: during a rolling restart there are more.
+        sizes = [s.desired for s in self.samples if s.desired is not None]
         biggest = max(sizes)
         print(f"workers: {sizes[0]}, at most {biggest}, at the end {sizes[-1]}")
         grew, shrank = biggest > sizes[0], sizes[-1] < biggest
