@@ -476,9 +476,9 @@ class Demo:
         for sample in self.samples:
             sample.failed = per_sample.get(int(sample.at / LOOK_S), 0)
         if self.options.svg:
-            self.options.svg.write_text(chart.svg(self.samples, self.marks, MAX))
+            self.options.svg.write_text(chart.svg(self.samples, self.marks, MAX + SURGE))
         if self.options.samples:
-            seen = {"samples": list(map(vars, self.samples)), "marks": list(map(vars, self.marks)), "workers_max": MAX}
+            seen = {"samples": list(map(vars, self.samples)), "marks": list(map(vars, self.marks)), "workers_max": MAX + SURGE}
             self.options.samples.write_text(json.dumps(seen))
         table = chart.table(self.rows)
         print(table)
