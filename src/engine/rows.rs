@@ -167,19 +167,34 @@ impl Supervisor {
                 carried.insert(key.clone());
             }
         }
+        let mut puts = Vec::new();
         for (key, body) in changed {
             if self.stored.get(&key) == Some(&body) {
                 continue;
             }
             if !carried.contains(&key) {
-                out.keeper(Op::Put {
+                puts.push(Effect::Keeper(Op::Put {
                     key: key.clone(),
                     body: body.clone(),
-                });
+                }));
             }
             self.stored.insert(key, body);
         }
+        // Said before readers are told of a file: a supervisor that dies in between leaves them with this content or the one before.
+        let telling = out.list.iter().position(is_telling);
+        let at = telling.unwrap_or(out.list.len());
+        out.list.splice(at..at, puts);
     }
+}
+
+fn is_telling(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Keeper(Op::Spawn {
+            key: RowKey::Task(_, TaskKind::PublishReload),
+            ..
+        })
+    )
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {

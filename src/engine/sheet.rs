@@ -45,7 +45,7 @@ pub(super) struct Marks {
     pub(super) id: u64,
     /// The content that last passed its check.
     good: Option<u64>,
-    /// The content that its readers were last told of.
+    /// The content that its readers were last told of; none while they may know of two.
     told: Option<u64>,
 }
 
@@ -305,6 +305,8 @@ impl Fleet {
             .and_then(|(spec, _)| spec.files[at].reload.clone());
         match reload {
             Some(reload) => {
+                let id = self.publication.sheets[at].id;
+                self.marks(id).told = None;
                 self.publication.sheets[at].phase = Phase::Reloading { content };
                 self.run_for_sheet(at, TaskKind::PublishReload, &reload, room);
             }
