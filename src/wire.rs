@@ -68,6 +68,8 @@ pub enum TaskKind {
     PublishCheck,
     /// Tells whoever reads a published file; likewise.
     PublishReload,
+    /// Says how long the queue is that a fleet works off.
+    ScaleSource,
 }
 
 impl TaskKind {
@@ -80,6 +82,7 @@ impl TaskKind {
             Self::HealthProbe => "health-probe",
             Self::PublishCheck => "publish-check",
             Self::PublishReload => "publish-reload",
+            Self::ScaleSource => "scale-source",
         }
     }
 }

@@ -231,6 +231,14 @@ fn ops() -> Vec<(&'static str, Op)> {
             },
         ),
         (
+            "KILL_SOURCE",
+            Op::Kill {
+                key: task(TaskKind::ScaleSource),
+                generation,
+                body: vec![],
+            },
+        ),
+        (
             "HOLD",
             Op::Hold {
                 name: "log web/3".to_owned(),

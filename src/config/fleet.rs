@@ -88,7 +88,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         rank: 0,
         log: log(section),
         singleton: singleton::singleton(section, name),
-        scale: scale::scale(section, has_socket),
+        scale: scale::scale(section, &programs, has_socket),
         cron: None,
         publish,
         process,

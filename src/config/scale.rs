@@ -2,6 +2,7 @@
 
 use crate::{
     config::{
+        commands::Programs,
         document::Kind,
         fault::nearest,
         forms,
@@ -29,7 +30,11 @@ pub(super) const SIGNALS: [(&str, Signal); 4] = [
 pub(super) const STUCK: [(&str, bool); 2] = [("report", false), ("restart", true)];
 
 /// Reads it; none if there is no such table.
-pub(super) fn scale(section: &Section<'_, '_>, has_socket: bool) -> Option<ScaleSpec> {
+pub(super) fn scale(
+    section: &Section<'_, '_>,
+    programs: &Programs<'_, '_, '_>,
+    has_socket: bool,
+) -> Option<ScaleSpec> {
     let table = section.section("scale");
     if table.is_absent() {
         return None;
@@ -64,7 +69,7 @@ pub(super) fn scale(section: &Section<'_, '_>, has_socket: bool) -> Option<Scale
         queue_per_worker: table
             .integer("queue_per_worker", 1, 1_000_000_000)
             .map_or(usual.queue_per_worker, |n| n as u64 * 1_000),
-        source: source(&table),
+        source: source(&table, programs),
         ..usual
     };
     check(section, &table, &spec, has_socket);
@@ -128,25 +133,47 @@ fn signals(table: &Section<'_, '_>, has_socket: bool) -> Option<Vec<Signal>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// `source = { http = …, interval, timeout }`.
-fn source(table: &Section<'_, '_>) -> Option<SourceSpec> {
+/// `source = { http | exec = …, interval, timeout }`.
+fn source(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> Option<SourceSpec> {
     let source = table.tables("source");
     if source.is_absent() {
         return None;
     }
     let timeout = source.span("timeout").unwrap_or(Span::secs(2));
+    if timeout.is_forever() || timeout == Span::ZERO {
+        let message = format!("{} is no deadline", source.name("timeout"));
+        let help = "give one: an answer that takes longer is none";
+        source.fault("E262", "timeout", message, help);
+    }
     let interval = source.span("interval").unwrap_or(Span::secs(5));
     let http = source.parsed("http", &forms::PROBE_URL);
-    if source.origin("http").is_none() {
+    let exec = source
+        .value("exec")
+        .and_then(|_| programs.command(&source, "exec"));
+    let (asks, runs) = (source.origin("http"), source.origin("exec"));
+    if asks.is_none() && runs.is_none() {
         let message = format!("{} does not say whom to ask", table.name("source"));
-        let help = "add http = \"http://127.0.0.1:8080/depth\", which answers with a number";
+        let help = "add http = \"http://127.0.0.1:8080/depth\" or exec = [\"/path/to/program\"], which answers with a number";
         table.fault("E253", "source", message, help);
     }
+    if asks.is_some() && runs.is_some() {
+        let message = format!("{} asks in more than one way", table.name("source"));
+        source.fault("E261", "exec", message, "choose one of http, exec");
+    }
     source.finish();
-    let (address, path) = http?;
+    let kind = match http {
+        Some((address, path)) => SourceKind::Http { address, path },
+        None => exec.map(|(program, argv)| {
+            SourceKind::Exec(HookSpec {
+                program,
+                argv,
+                timeout,
+                abort: true,
+            })
+        })?,
+    };
     Some(SourceSpec {
-        address,
-        path,
+        kind,
         interval: interval.max(INTERVAL_MIN),
         timeout,
     })

@@ -364,13 +364,19 @@ impl Shown {
             self.put("scale.queue_per_worker", queue_per_worker / 1_000);
         }
         if let Some(SourceSpec {
-            address,
-            path,
+            kind,
             interval,
             timeout,
         }) = source
         {
-            self.put("scale.source.http", format!("http://{address}{path}"));
+            match kind {
+                SourceKind::Http { address, path } => {
+                    self.put("scale.source.http", format!("http://{address}{path}"));
+                }
+                SourceKind::Exec(command) => {
+                    self.command("scale.source.exec", &command.program, &command.argv);
+                }
+            }
             self.put("scale.source.interval", interval);
             self.put("scale.source.timeout", timeout);
         }

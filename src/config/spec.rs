@@ -253,14 +253,26 @@ pub enum Signal {
 /// `scale.source`: who knows how long a queue is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSpec {
-    /// `HOST:PORT`.
-    pub address: String,
-    /// Path; the answer is a number.
-    pub path: String,
+    /// Who.
+    pub kind: SourceKind,
     /// So often.
     pub interval: Span,
     /// No answer by then is none.
     pub timeout: Span,
+}
+
+/// Who is asked for a number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceKind {
+    /// A server on this machine or another.
+    Http {
+        /// `HOST:PORT`.
+        address: String,
+        /// Path; the answer is a number.
+        path: String,
+    },
+    /// A program; what it writes is a number.
+    Exec(HookSpec),
 }
 
 /// What only `[cron.NAME]` says.

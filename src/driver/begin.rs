@@ -237,6 +237,7 @@ impl Begin {
             sockets,
             sampler: Sampler::default(),
             watchers: BTreeMap::new(),
+            source_pipes: BTreeMap::new(),
             logs: capture,
             journal,
             tally,

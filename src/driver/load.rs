@@ -5,22 +5,25 @@ use std::{os::fd::OwnedFd, path::Path, time::Duration};
 use tokio::{io::Interest, io::unix::AsyncFd};
 
 use crate::{
-    config::spec::SourceSpec,
     driver::{
+        boot::Request,
         inbox::Inbox,
         link::watched,
         probe,
         run::Driver,
         sampler::{Order, Subject, inode_of},
     },
-    engine::load::SampleOrder,
+    engine::{load::SampleOrder, source_pipe},
     id::FleetName,
-    sys::cgroup::leaf_name,
-    wire::{Containment, Process, RowKey},
+    sys::{cgroup::leaf_name, pipe},
+    time::Span,
+    wire::{Containment, Op, Process, RowKey},
 };
 
 /// A source that says more has something else to say.
 const NUMBER_MAX: f64 = 1e12;
+/// A number has fewer bytes.
+const ANSWER_MAX: usize = 4_096;
 
 impl Driver {
     /// Has the workers of these fleets measured.
@@ -83,15 +86,55 @@ impl Driver {
         self.watchers.insert(fleet.clone(), watchers);
     }
 
-    /// Asks a source for its number.
-    pub(super) fn ask_source(&self, fleet: FleetName, source: SourceSpec) {
+    /// Asks a server for the number that a fleet follows.
+    pub(super) fn ask_source(
+        &self,
+        fleet: FleetName,
+        address: String,
+        path: String,
+        timeout: Span,
+    ) {
         let hand_in = self.hand_in.clone();
         tokio::spawn(async move {
-            let limit = Duration::from(source.timeout);
-            let answer = tokio::time::timeout(limit, number_of(&source)).await;
-            let result = answer.unwrap_or_else(|_| Err(format!("no answer in {}", source.timeout)));
+            let limit = Duration::from(timeout);
+            let answer = tokio::time::timeout(limit, number_of(&address, &path)).await;
+            let result = answer.unwrap_or_else(|_| Err(format!("no answer in {timeout}")));
             let _ = hand_in.send(Inbox::Sourced(fleet, result));
         });
+    }
+
+    /// A pipe for a program that is asked: a new one each time, so that nothing of an earlier answer is in it.
+    pub(super) fn make_source_pipe(&mut self, fleet: &FleetName) -> Vec<Request> {
+        let made = pipe::reader(ANSWER_MAX).and_then(|pipe| {
+            let ours = pipe.try_clone()?;
+            Ok((pipe, ours))
+        });
+        match made {
+            Ok((pipe, ours)) => {
+                self.source_pipes.insert(fleet.clone(), ours);
+                vec![self.hold(source_pipe(fleet), pipe)]
+            }
+            // Its spawn fails for want of it, and says so.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// What the program wrote that was asked; it is gone, and so nothing more will come.
+    pub(super) fn read_source(&mut self, fleet: FleetName) -> Vec<Request> {
+        let mut bytes = vec![0; ANSWER_MAX];
+        let read = self
+            .source_pipes
+            .remove(&fleet)
+            .map_or(0, |pipe| rustix::io::read(&pipe, &mut bytes).unwrap_or(0));
+        let text = String::from_utf8_lossy(&bytes[..read]);
+        let result = thousandths(&text).ok_or_else(|| {
+            let text = shortened(&text);
+            format!("its program wrote {text:?}, which is not a number")
+        });
+        let name = source_pipe(&fleet);
+        let _ = self.hand_in.send(Inbox::Sourced(fleet, result));
+        self.held.remove(&name);
+        vec![(Op::Release { name }, None)]
     }
 }
 
@@ -109,9 +152,9 @@ async fn knocks(socket: &AsyncFd<OwnedFd>) -> bool {
     socket.ready(Interest::READABLE).await.is_ok()
 }
 
-async fn number_of(source: &SourceSpec) -> Result<u64, String> {
-    let whose = format!("http://{}{}", source.address, source.path);
-    let body = probe::get_body(&source.address, &source.path).await;
+async fn number_of(address: &str, path: &str) -> Result<u64, String> {
+    let whose = format!("http://{address}{path}");
+    let body = probe::get_body(address, path).await;
     let text = body.map_err(|error| format!("{whose}: {error}"))?;
     let number = thousandths(&text);
     number.ok_or_else(|| {

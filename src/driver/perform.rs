@@ -20,7 +20,7 @@ use crate::{
     id::{FleetName, WorkerId},
     logs::{Author, Source},
     sys::{clock, pipe, surroundings::ThisMachine},
-    wire::{Op, RowKey, SpawnSpec},
+    wire::{Op, RowKey, SpawnSpec, TaskKind},
 };
 
 impl Driver {
@@ -128,7 +128,13 @@ impl Driver {
                 }
                 Effect::Sample(order) => self.sample(&order),
                 Effect::Watch { fleet, on } => self.watch_sockets(&fleet, on),
-                Effect::AskSource { fleet, source } => self.ask_source(fleet, source),
+                Effect::AskSource {
+                    fleet,
+                    address,
+                    path,
+                    timeout,
+                } => self.ask_source(fleet, address, path, timeout),
+                Effect::ReadSource(fleet) => ops.extend(self.read_source(fleet)),
                 Effect::Publish { fleet, listing, .. } => {
                     ops.extend(self.tend_agent(&fleet, listing.as_ref()));
                 }
@@ -263,7 +269,13 @@ impl Driver {
         let (RowKey::Slot(worker) | RowKey::Task(worker, _)) = key else {
             return Vec::new();
         };
-        let mut ops = self.make_logs(worker, [&spec.stdout, &spec.stderr]);
+        let asks = matches!(key, RowKey::Task(_, TaskKind::ScaleSource));
+        let mut ops = if asks {
+            self.make_source_pipe(&worker.fleet)
+        } else {
+            self.make_logs(worker, [&spec.stdout, &None])
+        };
+        ops.extend(self.make_logs(worker, [&None, &spec.stderr]));
         for name in &spec.pass {
             if name.starts_with("socket/") && !self.held.contains(name) {
                 match self.bind_by_name(worker, name) {

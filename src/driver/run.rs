@@ -59,6 +59,8 @@ pub(super) struct Driver {
     pub(super) sockets: BTreeMap<String, OwnedFd>,
     pub(super) sampler: Sampler,
     pub(super) watchers: BTreeMap<FleetName, Vec<JoinHandle<()>>>,
+    /// What programs say that were asked for a number.
+    pub(super) source_pipes: BTreeMap<FleetName, OwnedFd>,
     pub(super) logs: Capture,
     pub(super) journal: Arc<Journal>,
     pub(super) tally: Tally,

@@ -17,6 +17,7 @@ use crate::{
     },
     id::{FleetName, SlotIndex},
     time::{Moment, Span},
+    wire::Stopping,
 };
 
 const SAMPLE_EVERY: Span = Span::secs(1);
@@ -59,7 +60,10 @@ impl Supervisor {
     /// When to measure or to decide, if a fleet follows the load.
     pub(super) fn scale_deadline(&self) -> Option<Moment> {
         let rhythm = &self.rhythm;
-        let sources = self.fleets.values().filter_map(Fleet::source_deadline);
+        let stopping = self.asked.stopping != Stopping::No;
+        let asking = self.fleets.values();
+        let asking = asking.filter(|fleet| fleet.is_scaled() && !stopping);
+        let sources = asking.filter_map(Fleet::source_deadline);
         [rhythm.sample_at, rhythm.decide_at]
             .into_iter()
             .flatten()
@@ -94,8 +98,11 @@ impl Supervisor {
                 out.list.push(Effect::Sample(SampleOrder { fleets }));
             }
         }
+        let stopping = self.asked.stopping != Stopping::No;
         for name in &fleets {
-            self.with_fleet(name, now, out, Fleet::ask_source);
+            if !stopping {
+                self.with_fleet(name, now, out, Fleet::ask_source);
+            }
             let kept = self.stance(name) == Stance::Keep;
             self.with_fleet(name, now, out, |fleet, room| fleet.obey_floor(kept, room));
         }
@@ -205,15 +212,6 @@ impl Supervisor {
         for name in fleets {
             let kept = self.stance(name) == Stance::Keep;
             self.with_fleet(name, now, out, |fleet, room| fleet.tend_knock(kept, room));
-        }
-    }
-
-    /// What a fleet's source says.
-    pub(super) fn sourced(&mut self, name: &FleetName, result: Result<u64, String>, now: Moment) {
-        let fleet = self.fleets.get_mut(name);
-        if let Some(scaling) = fleet.and_then(|fleet| fleet.body.scale.as_mut()) {
-            scaling.source_asked = false;
-            scaling.sourced = Some((now, result));
         }
     }
 }
@@ -399,9 +397,7 @@ impl Fleet {
             return None;
         }
         if let Some(source) = &spec.source {
-            let (at, result) = scaling.sourced.as_ref()?;
-            let fresh = at.after(source.interval.times(2).plus(source.timeout)) > now;
-            return result.as_ref().ok().copied().filter(|_| fresh);
+            return scaling.said_by(source, now);
         }
         let reports = self.slots.values().filter(|slot| slot.is_ready());
         let reports: Vec<u32> = reports.filter_map(|slot| slot.meter.queue).collect();
@@ -852,38 +848,6 @@ impl Fleet {
             scaling.watching = on;
             let fleet = self.name.clone();
             room.out.list.push(Effect::Watch { fleet, on });
-        }
-    }
-
-    fn source_deadline(&self) -> Option<Moment> {
-        let source = self.spec.scale.as_ref()?.source.as_ref()?;
-        let scaling = self
-            .body
-            .scale
-            .as_ref()
-            .filter(|scaling| !scaling.source_asked)?;
-        Some(
-            scaling
-                .source_at
-                .map_or(Moment(0), |at| at.after(source.interval)),
-        )
-    }
-
-    /// Asks whoever knows how long the queue is, when it is time to.
-    fn ask_source(&mut self, room: &mut Room<'_>) {
-        if self.source_deadline().is_none_or(|at| at > room.now) {
-            return;
-        }
-        let source = self
-            .spec
-            .scale
-            .as_ref()
-            .and_then(|spec| spec.source.clone());
-        if let (Some(source), Some(scaling)) = (source, &mut self.body.scale) {
-            scaling.source_asked = true;
-            scaling.source_at = Some(room.now);
-            let fleet = self.name.clone();
-            room.out.list.push(Effect::AskSource { fleet, source });
         }
     }
 }

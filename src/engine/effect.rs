@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     config::{
         Config,
-        spec::{EnvFile, FleetSpec, SingletonSpec, SourceSpec},
+        spec::{EnvFile, FleetSpec, SingletonSpec},
     },
     engine::{
         book::{Book, Miss, Outcome, Run, Skip},
@@ -132,11 +132,17 @@ pub enum Effect {
     },
     /// Ask how long a queue is; answered by `Sourced`.
     AskSource {
-        /// For whom.
+        /// Who follows it.
         fleet: FleetName,
-        /// Whom.
-        source: SourceSpec,
+        /// `HOST:PORT`.
+        address: String,
+        /// The answer to a GET of it is the number.
+        path: String,
+        /// No answer by then is none.
+        timeout: Span,
     },
+    /// The program that was asked has ended well; answered by `Sourced` with what it wrote.
+    ReadSource(FleetName),
     /// This is now what is published of a fleet; none: nothing is.
     Publish {
         /// Whose.

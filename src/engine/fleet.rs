@@ -18,6 +18,7 @@ use crate::{
         scale::Scaling,
         sheet::Marks,
         slot::{Desk, Slot, State},
+        source::Asked,
         spawn::Facts,
     },
     id::{FleetName, Revision, SlotIndex, WorkerId},
@@ -55,6 +56,8 @@ pub(super) struct Fleet {
     /// When it was last reconciled: what was ripe by then has been seen.
     pub(super) looked: Moment,
     pub(super) publication: Publication,
+    /// The program that says how long its queue is.
+    pub(super) asked: Asked,
 }
 
 /// What all fleets share during one step.
@@ -98,6 +101,7 @@ impl Fleet {
             removed: false,
             looked: Moment(0),
             publication: Publication::default(),
+            asked: Asked::Nobody,
         };
         fleet.fit_cron();
         fleet.fit_scale(now);
@@ -172,7 +176,8 @@ impl Fleet {
 
     /// Is nothing left of it, and does everybody know?
     pub(super) fn is_gone(&self, now: Moment) -> bool {
-        self.live() == 0 && !self.is_writing(now) && !self.is_saying_farewell(now)
+        let idle = self.live() == 0 && self.asked == Asked::Nobody;
+        idle && !self.is_writing(now) && !self.is_saying_farewell(now)
     }
 
     /// Works on one slot; everything that changes a slot goes through here.

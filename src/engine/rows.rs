@@ -11,6 +11,7 @@ use crate::{
         fleet::{Fleet, FleetBody},
         gate::Kept,
         slot::Slot,
+        source::Asked,
         supervisor::Supervisor,
     },
     id::WorkerId,
@@ -76,6 +77,11 @@ impl Supervisor {
                 && let Some(fleet) = self.fleets.get_mut(&file.fleet)
             {
                 fleet.inherit_command(file.slot, now);
+            }
+            if let RowKey::Task(worker, TaskKind::ScaleSource) = key
+                && let Some(fleet) = self.fleets.get_mut(&worker.fleet)
+            {
+                fleet.asked = Asked::Runs;
             }
         }
         for (name, fleet) in &mut self.fleets {

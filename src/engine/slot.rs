@@ -509,7 +509,7 @@ impl Slot {
             // The slot has moved on without it.
             (TaskKind::PreStart | TaskKind::PreStop, _) => {}
             // Its fleet's.
-            (TaskKind::PublishCheck | TaskKind::PublishReload, _) => {}
+            (TaskKind::PublishCheck | TaskKind::PublishReload | TaskKind::ScaleSource, _) => {}
         }
     }
 

@@ -121,6 +121,24 @@ pub(super) fn helper(
     }
 }
 
+/// The name under which the keeper holds the pipe into which a fleet's source says its number.
+pub fn source_pipe(fleet: &FleetName) -> String {
+    format!("source/{fleet}")
+}
+
+/// A program that says how long the fleet's queue is: like a helper, and its stdout is the answer.
+pub(super) fn source(
+    worker: &WorkerId,
+    spec: &FleetSpec,
+    facts: &Facts,
+    command: &HookSpec,
+) -> SpawnSpec {
+    SpawnSpec {
+        stdout: Some(source_pipe(&worker.fleet)),
+        ..helper(worker, spec, facts, None, command)
+    }
+}
+
 /// A check or a reload of a published file. It runs as who wrote the file, which is the daemon, and not as the fleet's user: who may
 /// reload a balancer is not who serves. What it says stands in the log of the fleet's first slot.
 pub(super) fn publisher(

@@ -285,6 +285,7 @@ impl Supervisor {
         self.obey_signals(now, out);
         self.expire_sizes(now, out);
         self.follow_load(now, out);
+        self.end_sources(now, out);
         self.settle(now, out);
         self.follow_rollbacks(out);
         if self.drop_removed(now, out) {
@@ -478,6 +479,11 @@ impl Supervisor {
             TaskKind::PublishCheck | TaskKind::PublishReload => {
                 self.with_fleet(&worker.fleet, now, out, |fleet, room| {
                     fleet.sheet_command_ended(worker.slot, kind, status, room);
+                });
+            }
+            TaskKind::ScaleSource => {
+                self.with_fleet(&worker.fleet, now, out, |fleet, room| {
+                    fleet.source_ended(status, room);
                 });
             }
         }

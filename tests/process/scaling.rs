@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ both_ways!(
     a_supervisors_death_changes_no_size,
     bounds_follow_a_reload,
     a_source_that_lies_is_seen_and_changes_nothing,
+    a_program_that_is_asked_may_do_anything,
 );
 
 /// One fleet that follows the load; `scale` stands in its table.
@@ -248,5 +250,49 @@ fn a_source_that_lies_is_seen_and_changes_nothing(mut rig: Rig) {
     until_true("silence is seen", 20_000, || {
         source(&rig, "source_error").is_string()
     });
+    rig.drain(10_000);
+}
+
+fn a_program_that_is_asked_may_do_anything(mut rig: Rig) {
+    let (program, says) = (rig.path("depth"), rig.path("says"));
+    fs::write(&program, format!("#!/bin/sh\n. {}\n", says.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&says, "echo nothing").unwrap();
+    configure(
+        &rig,
+        r#""sleep""#,
+        &format!(
+            "max = 4\nsignals = [\"queue\"]\nqueue_per_worker = 10\nsource = {{ exec = [\"{}\"], interval = \"200ms\", timeout = \"1s\" }}",
+            program.display()
+        ),
+        "",
+    );
+    rig.start_settled();
+    let source = |rig: &Rig, key: &str| rig.status().fleet("web")["scale"][key].clone();
+    for (script, seen) in [
+        ("echo -5", "\\\"-5"),
+        ("exit 3", "exited with code 3"),
+        ("sleep 100", "SIGKILL"),
+        // More than its pipe holds.
+        ("yes", "SIGKILL"),
+        // Its children are no answer, and do not stay.
+        ("(sleep 0.3; echo 12) & exit 0", "\\\"\\\""),
+    ] {
+        fs::write(&says, script).unwrap();
+        until_true(script, 10_000, || {
+            source(&rig, "source_error").to_string().contains(seen)
+        });
+        assert_eq!(rig.status().of("web").len(), 1, "{script}");
+    }
+    fs::write(&says, "echo 25").unwrap();
+    until_true("it is believed", 10_000, || source(&rig, "source") == 25.0);
+    decided(&rig, "it wants three", |one| one["recommended"] == 3);
+    let before = rig.status().supervisor();
+    send(before, Signal::KILL);
+    until_true("another one asks", 10_000, || {
+        rig.status().supervisor() != before && source(&rig, "source") == 25.0
+    });
+    // Who is asked when everybody leaves holds nobody up.
+    fs::write(&says, "sleep 100").unwrap();
     rig.drain(10_000);
 }

@@ -105,6 +105,7 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             scale.blocked = None;
             scale.blocks.clear();
             scale.idle = None;
+            scale.source = None;
             scale.decisions.clear();
         }
         for publish in fleets.iter_mut().filter_map(|fleet| fleet.publish.as_mut()) {

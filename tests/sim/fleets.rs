@@ -8,7 +8,8 @@ use leasehold::{
         spec::{
             AfterState, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
             Overlap, ProbeKind, ProbeSpec, PublishMode, PublishSpec, PublishedFile, ReadySpec,
-            RestartPolicy, RetrySpec, ScaleSpec, SingletonSpec, Sink,
+            RestartPolicy, RetrySpec, ScaleSpec, Signal, SingletonSpec, Sink, SourceKind,
+            SourceSpec,
         },
     },
     id::{FleetName, Revision},
@@ -194,6 +195,13 @@ pub(crate) fn first() -> Config {
     follows.scale = Some(ScaleSpec {
         down_window: Span::secs(20),
         warmup: Span::secs(2),
+        signals: vec![Signal::Cpu, Signal::Queue],
+        queue_per_worker: 1_000,
+        source: Some(SourceSpec {
+            kind: SourceKind::Exec(hook("depth")),
+            interval: Span::secs(7),
+            timeout: Span::secs(5),
+        }),
         ..ScaleSpec::between(1, 6)
     });
     let fleets = [

@@ -1102,6 +1102,14 @@ impl World {
                     }
                 }
                 Effect::Watch { .. } | Effect::AskSource { .. } => {}
+                Effect::ReadSource(fleet) => {
+                    let length = match self.host.tempers {
+                        true => self.rng.below(4) * 1_000,
+                        false => 0,
+                    };
+                    let result = Ok(length);
+                    self.answer(0, 5, Event::Sourced { fleet, result });
+                }
                 Effect::Publish { fleet, listing, .. } => {
                     let engine = self.engine.as_ref().expect("it stepped");
                     let status = engine.status(self.now);
