@@ -29,7 +29,9 @@ use leasehold::{
         effect::{Cause, Ending, ProbeAim, Subject, What},
         gate::Pass,
         scale::{Block, Reason},
-        status::{CronStatus, FleetStatus, GateStatus, LockStatus, ScaleStatus, WorkerStatus},
+        status::{
+            CronStatus, FleetStatus, GateStatus, HostStatus, LockStatus, ScaleStatus, WorkerStatus,
+        },
         tally::Tally,
     },
     http::{
@@ -102,8 +104,13 @@ fn scale() -> ScaleStatus {
         waiting: Some(3),
         source: None,
         blocked: Some(Block::Max),
-        blocks: BTreeMap::from([(Block::Max, 12)]),
-        idle: Some(250),
+        blocks: BTreeMap::from([("max", 12)]),
+        pressure: Some(1_250),
+        host: Some(HostStatus {
+            idle: 250,
+            reserve: 400,
+            memory: 3 << 30,
+        }),
         decisions: Vec::new(),
     }
 }

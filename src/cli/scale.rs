@@ -116,8 +116,16 @@ fn explain(client: &Client, args: &ScaleArgs) -> Outcome {
     if args.reach.json {
         return print_json(&view);
     }
-    let rows: Vec<Vec<String>> = view.decisions.iter().map(row).collect();
-    let heading = ["TIME", "WORKERS", "BUSY", "IDLE", "QUEUE", "WANTS", "DONE"];
+    let mut rows: Vec<Vec<String>> = view.decisions.iter().map(row).collect();
+    let mut heading = vec![
+        "TIME", "WORKERS", "BUSY", "SAYS", "IDLE", "QUEUE", "WANTS", "DONE",
+    ];
+    if view.decisions.iter().all(|one| one.busy.is_none()) {
+        heading.remove(SAYS);
+        for row in &mut rows {
+            row.remove(SAYS);
+        }
+    }
     let width = table::width_of(std::io::stdout());
     let mut text = format!(
         "{}: {} of {} to {}; grows above {}, to land at {}\n",
@@ -158,6 +166,9 @@ fn remarks(scale: &ScaleView) -> String {
     text
 }
 
+/// The column of what workers say of themselves.
+const SAYS: usize = 3;
+
 fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
@@ -178,6 +189,7 @@ fn row(one: &DecisionView) -> Vec<String> {
         one.at.get(11..19).unwrap_or(&one.at).to_owned(),
         one.workers.to_string(),
         measured,
+        or_dash(one.busy.map(percent)),
         or_dash(one.idle_cores.map(|cores| format!("{cores:.1}"))),
         or_dash(one.waiting.map(|waiting| waiting.to_string())),
         one.recommended.to_string(),

@@ -25,6 +25,9 @@ use crate::{
 /// Memory changes slowly, and costs more to read.
 const MEMORY_EVERY: Span = Span::secs(10);
 
+/// As often as it is decided.
+const PRESSURE_EVERY: Span = Span::secs(5);
+
 /// One worker to be measured.
 pub(super) struct Subject {
     pub(super) worker: WorkerId,
@@ -86,17 +89,29 @@ struct Bench {
     clocks: BTreeMap<WorkerId, (Generation, Clock)>,
     memories: BTreeMap<WorkerId, u64>,
     memory_at: Option<Moment>,
+    pressures: BTreeMap<WorkerId, u32>,
+    pressure_at: Option<Moment>,
+}
+
+/// Is it time again?
+fn due(last: &mut Option<Moment>, every: Span, now: Moment) -> bool {
+    let due = last.is_none_or(|last| last.after(every) <= now);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 impl Bench {
     fn measure(&mut self, order: &Order) -> Sample {
         let at = clock::now();
-        let memory_due = self
-            .memory_at
-            .is_none_or(|last| last.after(MEMORY_EVERY) <= at);
+        let memory_due = due(&mut self.memory_at, MEMORY_EVERY, at);
+        let pressure_due = due(&mut self.pressure_at, PRESSURE_EVERY, at);
         if memory_due {
-            self.memory_at = Some(at);
             self.memories.clear();
+        }
+        if pressure_due {
+            self.pressures.clear();
         }
         let mut clocks = BTreeMap::new();
         let mut workers = Vec::with_capacity(order.subjects.len());
@@ -112,12 +127,16 @@ impl Bench {
             if memory_due && let Some(memory) = usage::memory_of(&subject.place()) {
                 self.memories.insert(subject.worker.clone(), memory);
             }
+            if pressure_due && let Some(pressure) = usage::pressure_of(&subject.place()) {
+                self.pressures.insert(subject.worker.clone(), pressure);
+            }
             if let Some(cpu) = clock.read() {
                 workers.push(WorkerLoad {
                     worker: subject.worker.clone(),
                     generation: subject.generation,
                     cpu,
                     memory: self.memories.get(&subject.worker).copied(),
+                    pressure: self.pressures.get(&subject.worker).copied(),
                 });
                 clocks.insert(subject.worker.clone(), (subject.generation, clock));
             }

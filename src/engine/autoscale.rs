@@ -52,7 +52,7 @@ struct Pending {
 #[derive(Clone, Copy)]
 struct Views<'a> {
     host: &'a Host,
-    starved: bool,
+    reserve: u32,
     stance: Stance,
 }
 
@@ -64,7 +64,8 @@ impl Supervisor {
         let asking = self.fleets.values();
         let asking = asking.filter(|fleet| fleet.is_scaled() && !stopping);
         let sources = asking.filter_map(Fleet::source_deadline);
-        [rhythm.sample_at, rhythm.decide_at]
+        let undecided = rhythm.decide_at.map(|at| at.after(SAMPLE_EVERY));
+        [rhythm.sample_at, undecided]
             .into_iter()
             .flatten()
             .chain(sources)
@@ -106,11 +107,21 @@ impl Supervisor {
             let kept = self.stance(name) == Stance::Keep;
             self.with_fleet(name, now, out, |fleet, room| fleet.obey_floor(kept, room));
         }
-        if decide_at <= now {
-            self.rhythm.decide_at = Some(now.after(DECIDE_EVERY));
-            self.decide_all(&fleets, now, out, Fleet::decide);
+        // It is decided on the sample that is asked for then, or without it if it does not come.
+        if decide_at.after(SAMPLE_EVERY) <= now {
+            self.decide_if_due(&fleets, now, out);
         }
         self.tend_knocks(&fleets, now, out);
+    }
+
+    fn decide_if_due(&mut self, fleets: &[FleetName], now: Moment, out: &mut Effects) {
+        let Some(due) = self.rhythm.decide_at.filter(|at| *at <= now) else {
+            return;
+        };
+        let next = due.after(DECIDE_EVERY);
+        let late = next <= now;
+        self.rhythm.decide_at = Some(if late { now.after(DECIDE_EVERY) } else { next });
+        self.decide_all(fleets, now, out, Fleet::decide);
     }
 
     /// What was to be measured was.
@@ -137,6 +148,7 @@ impl Supervisor {
             slot.meter.fit(one.generation);
             slot.meter.read(sample.at, one.cpu, slot.is_ready(), cores);
             slot.meter.memory = one.memory;
+            slot.meter.pressure = one.pressure;
         }
         for one in &sample.queues {
             let Some(fleet) = self.fleets.get_mut(&one.fleet) else {
@@ -154,6 +166,7 @@ impl Supervisor {
             }
         }
         let fleets = self.scaled();
+        self.decide_if_due(&fleets, now, out);
         self.decide_all(&fleets, now, out, Fleet::rescue);
     }
 
@@ -171,7 +184,7 @@ impl Supervisor {
         for name in fleets {
             let views = Views {
                 host: &host,
-                starved: host.is_starved(reserve, now),
+                reserve,
                 stance: self.stance(name),
             };
             let wants = self.with_fleet(name, now, out, |fleet, room| look(fleet, views, room));
@@ -263,6 +276,14 @@ impl Fleet {
         let shares = self.slots.values().filter(|slot| slot.process.is_some());
         let shares: u64 = shares.map(|slot| slot.meter.share).sum();
         shares * u64::from(spec.worker_cores) / WHOLE
+    }
+
+    /// How much of the time its workers wait for a processor, in hundredths of a percent: the mean of those of whom it is known.
+    fn pressure(&self, scaling: &Scaling) -> Option<u32> {
+        let members = scaling.members.iter();
+        let known = members.filter_map(|index| self.slots.get(index)?.meter.pressure);
+        let (count, sum) = known.fold((0, 0), |(n, sum), one| (n + 1, sum + u64::from(one)));
+        (count > 0).then(|| (sum / count) as u32)
     }
 
     /// An operator's floor, if there is one.
@@ -425,11 +446,18 @@ impl Fleet {
         let suspects = self.suspects(scaling, spec, now);
         self.report_suspects(&suspects, spec, room);
         let mut inputs = self.survey(scaling, spec, &suspects, room);
-        inputs.starved = views.starved;
+        let pressure = self.pressure(scaling);
+        inputs.starved = views.host.starves(pressure, views.reserve, now);
+        inputs.queue_stale = scaling.queue.is_stale(now);
+        if !suspects.is_empty() {
+            scaling.count_block("stuck");
+        }
         let mut decision = Decision {
             at: now,
             workers: inputs.n,
             utilization: inputs.utilization(),
+            busy: inputs.said(),
+            pressure,
             measured: inputs.have,
             missing: inputs.miss,
             waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
@@ -482,6 +510,7 @@ impl Fleet {
                     Verdict::Blocked(Block::Max)
                 }
                 () if advice.recommended > inputs.n => Verdict::Holds(Hold::Confirming),
+                () if advice.starved => Verdict::Holds(Hold::Starved),
                 () if self.is_idle_for_good(scaling, spec, manual, &inputs, now) => {
                     self.shrink(scaling, members, Reason::Idle, room)
                 }
@@ -525,6 +554,9 @@ impl Fleet {
         }
         if inputs.starting > 0 || inputs.cold > 0 {
             return Verdict::Holds(Hold::Starting);
+        }
+        if inputs.queue_stale {
+            return Verdict::Holds(Hold::NoMetrics);
         }
         if let Err(hold) = scaling.may_shrink(spec, room.now) {
             return Verdict::Holds(hold);
@@ -619,6 +651,8 @@ impl Fleet {
             at: now,
             workers: inputs.n,
             utilization: inputs.utilization(),
+            busy: inputs.said(),
+            pressure: self.pressure(scaling),
             measured: inputs.have,
             missing: inputs.miss,
             waiting: Some(queue.waiting),
@@ -805,8 +839,11 @@ impl Fleet {
             Verdict::Blocked(block) => Some(block),
             _ => None,
         };
+        if let Verdict::Holds(hold) = decision.verdict {
+            scaling.count_block(hold.word());
+        }
         if let Some(block) = blocked {
-            *scaling.blocks.entry(block).or_default() += 1;
+            scaling.count_block(block.word());
             if scaling.blocked != blocked {
                 let (workers, wanted) = (decision.workers, decision.up);
                 self.record(

@@ -5,6 +5,7 @@ use crate::{
         load::HostLoad,
         meter::{STALE, WHOLE, smooth},
         scale::Block,
+        status::HostStatus,
     },
     time::Moment,
 };
@@ -54,15 +55,24 @@ impl Host {
         self.is_known(now).then_some(self.idle as u32)
     }
 
+    pub(super) fn status(&self, share: u32, now: Moment) -> Option<HostStatus> {
+        Some(HostStatus {
+            idle: self.idle(now)?,
+            reserve: self.reserve(share) as u32,
+            memory: self.memory_available,
+        })
+    }
+
     /// What stays idle, in thousandths of a core.
     pub(super) fn reserve(&self, share: u32) -> u64 {
         (self.cores * u64::from(share) / WHOLE).max(RESERVE_MIN)
     }
 
-    /// Its processors are wanted by more than they can serve: what a worker of ours uses then says nothing of what it needs.
-    pub(super) fn is_starved(&self, share: u32, now: Moment) -> bool {
-        let pressed = self
-            .cpu_pressure
+    /// Has it nothing to give to a fleet that waits so much of its time for a processor (the machine's word where its own is not known)? What
+    /// its workers use then says nothing of what they need.
+    pub(super) fn starves(&self, pressure: Option<u32>, share: u32, now: Moment) -> bool {
+        let pressed = pressure
+            .or(self.cpu_pressure)
             .is_none_or(|pressure| pressure >= PRESSURE_MAX);
         self.is_known(now) && self.idle < self.reserve(share) && pressed
     }

@@ -53,6 +53,8 @@ pub struct WorkerLoad {
     pub cpu: u64,
     /// Memory in bytes.
     pub memory: Option<u64>,
+    /// Time in which something of it waited for a processor (PSI some avg10 of its cgroup), in hundredths of a percent.
+    pub pressure: Option<u32>,
 }
 
 /// The accept queues of a fleet.

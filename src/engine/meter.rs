@@ -52,6 +52,8 @@ pub(super) struct Meter {
     pegged_since: Option<Moment>,
     /// In bytes.
     pub(super) memory: Option<u64>,
+    /// How much of the time it waits for a processor, in hundredths of a percent.
+    pub(super) pressure: Option<u32>,
     /// By its own word, in parts per million.
     pub(super) busy: Option<u32>,
     /// By its own word.

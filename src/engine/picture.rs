@@ -117,7 +117,8 @@ impl Supervisor {
             source: scaling.sourced.as_ref().map(|(_, said)| said.clone()),
             blocked: scaling.blocked,
             blocks: scaling.blocks.clone(),
-            idle: self.host.idle(now),
+            pressure: last.and_then(|decision| decision.pressure),
+            host: self.host.status(self.config.node.cpu_reserve, now),
             decisions: scaling.decisions.iter().cloned().collect(),
             spec,
         })

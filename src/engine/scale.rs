@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::spec::{ScaleSpec, Signal},
-    engine::meter::WHOLE,
+    engine::meter::{STALE, WHOLE},
     id::SlotIndex,
     time::{Moment, Span},
 };
@@ -58,9 +58,9 @@ pub(super) struct Scaling {
     /// What was said last of growth that was not possible.
     #[serde(skip)]
     pub(super) blocked: Option<Block>,
-    /// So often it was not, by reason.
+    /// So often a decision was not carried out, by reason.
     #[serde(skip)]
-    pub(super) blocks: BTreeMap<Block, u64>,
+    pub(super) blocks: BTreeMap<&'static str, u64>,
     /// Somebody is asked to say when there is a knock.
     #[serde(skip)]
     pub(super) watching: bool,
@@ -97,6 +97,11 @@ impl Queue {
             self.waiting_since.get_or_insert(now);
         }
     }
+
+    /// It was read once, and not lately.
+    pub(super) fn is_stale(&self, now: Moment) -> bool {
+        self.read.is_some_and(|at| at.after(STALE) <= now)
+    }
 }
 
 /// What a decision is made from.
@@ -122,12 +127,20 @@ pub(super) struct Inputs {
     pub(super) draining: u32,
     /// The machine has nothing to give, and its processes wait for it.
     pub(super) starved: bool,
+    /// It has sockets, and how many wait at them is not known any more.
+    pub(super) queue_stale: bool,
 }
 
 impl Inputs {
     /// The mean share, those that are not measured counted as idle.
     pub(super) fn utilization(&self) -> Option<u64> {
         (self.have > 0).then(|| self.load / u64::from(self.have + self.miss))
+    }
+
+    /// The mean share of those that say how busy they are.
+    pub(super) fn said(&self) -> Option<u64> {
+        let (count, sum) = self.busy.filter(|(count, _)| *count > 0)?;
+        Some(sum / u64::from(count))
     }
 }
 
@@ -140,6 +153,10 @@ pub struct Decision {
     pub workers: u32,
     /// How busy they were, in parts per million; none: not known.
     pub utilization: Option<u64>,
+    /// How busy they say that they are, in parts per million; none: nobody says.
+    pub busy: Option<u64>,
+    /// How much of the time they wait for a processor, in hundredths of a percent; none: not known.
+    pub pressure: Option<u32>,
     /// So many were measured.
     pub measured: u32,
     /// So many should have been, and were not.
@@ -200,6 +217,8 @@ pub enum Hold {
     Queue,
     /// Nothing was measured.
     NoMetrics,
+    /// The machine has no idle processor and its workers wait for one: that they use less means nothing.
+    Starved,
     /// An operator wants it as it is.
     Paused,
     /// What it depends on is not there, or the daemon stops.
@@ -216,6 +235,7 @@ impl Hold {
             Self::Window => "window",
             Self::Queue => "queue",
             Self::NoMetrics => "no_metrics",
+            Self::Starved => "starved",
             Self::Paused => "paused",
             Self::NotKept => "not_kept",
         }
@@ -234,9 +254,6 @@ pub enum Block {
 }
 
 impl Block {
-    /// Each of them.
-    pub const ALL: [Self; 3] = [Self::Max, Self::HostCpu, Self::HostMemory];
-
     /// The word in events and metrics.
     pub fn word(self) -> &'static str {
         match self {
@@ -246,6 +263,18 @@ impl Block {
         }
     }
 }
+
+/// Why a decision was not carried out, or not made: the words that are counted.
+pub const BLOCK_WORDS: [&str; 8] = [
+    "max",
+    "host_cpu",
+    "host_mem",
+    "starting",
+    "drain",
+    "no_metrics",
+    "starved",
+    "stuck",
+];
 
 /// Why it grew, or shrank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -294,6 +323,8 @@ pub(super) struct Advice {
     pub(super) reason: Reason,
     pub(super) up: u32,
     pub(super) down: u32,
+    /// It would be fewer, on a machine that gave its workers what they need.
+    pub(super) starved: bool,
 }
 
 /// Workers for so much load at `target`, both in parts per million of one worker.
@@ -372,7 +403,13 @@ impl Scaling {
         let (most, reason) = answers.into_iter().max_by_key(|(answer, _)| *answer)?;
         // One that says nothing may be the one that would have said more.
         let recommended = if unknown { most.max(n) } else { most };
-        Some(self.weigh(recommended, reason, n, spec, now))
+        let advice = self.weigh(recommended, reason, n, spec, now);
+        let counted = (inputs.have, inputs.miss);
+        let rested = inputs.starved && recommended == n && reason == Reason::Cpu;
+        Some(Advice {
+            starved: rested && recommend(n, counted, inputs.load, spec, false) < n,
+            ..advice
+        })
     }
 
     fn weigh(
@@ -415,6 +452,7 @@ impl Scaling {
             reason,
             up,
             down,
+            starved: false,
         }
     }
 
@@ -483,6 +521,12 @@ impl Scaling {
         {
             self.penalty /= 2;
             self.quiet_since = now;
+        }
+    }
+
+    pub(super) fn count_block(&mut self, word: &'static str) {
+        if BLOCK_WORDS.contains(&word) {
+            *self.blocks.entry(word).or_default() += 1;
         }
     }
 

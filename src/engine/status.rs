@@ -91,12 +91,25 @@ pub struct ScaleStatus {
     pub source: Option<Result<u64, String>>,
     /// Why it cannot grow, if it should.
     pub blocked: Option<Block>,
-    /// So often it could not, since this supervisor began.
-    pub blocks: BTreeMap<Block, u64>,
-    /// Idle processors of the machine, in thousandths of a core.
-    pub idle: Option<u32>,
+    /// So often a decision was not carried out since this supervisor began, by reason.
+    pub blocks: BTreeMap<&'static str, u64>,
+    /// How much of the time its workers wait for a processor, in hundredths of a percent.
+    pub pressure: Option<u32>,
+    /// The machine.
+    pub host: Option<HostStatus>,
     /// The last decisions, oldest first.
     pub decisions: Vec<Decision>,
+}
+
+/// The machine, as far as it is ours to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostStatus {
+    /// Idle processors, in thousandths of a core.
+    pub idle: u32,
+    /// So many of them are nobody's, in thousandths of a core.
+    pub reserve: u32,
+    /// Memory that is to be had, in bytes.
+    pub memory: u64,
 }
 
 /// One job.

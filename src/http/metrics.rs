@@ -13,8 +13,8 @@ use crate::{
         book::Outcome,
         effect::ProbeAim,
         publish::Presence,
-        scale::Block,
-        status::{FleetStatus, GateStatus, ScaleStatus, WorkerStatus},
+        scale::BLOCK_WORDS,
+        status::{FleetStatus, GateStatus, HostStatus, ScaleStatus, WorkerStatus},
         tally::{FleetTally, Histogram},
     },
     http::{Measures, view},
@@ -232,12 +232,17 @@ fn scaling(page: &mut Page, scene: &Scene<'_>) {
     gauge("scale_penalty", help, &|scale| {
         Some(u64::from(scale.penalty).into())
     });
-    let help = "Decisions that could not be carried out.";
+    let help = "How much of the time workers wait for a processor, at the last decision.";
+    gauge("fleet_starved_ratio", help, &|scale| {
+        let parts = scale.pressure?;
+        Some(Number::Millionths(u64::from(parts) * 100))
+    });
+    let help = "Decisions that could not be carried out, or not be made, or left a worker out.";
     page.family("scale_blocked", Kind::Counter, help, |f| {
         for (fleet, scale) in scaled() {
-            for block in Block::ALL {
-                let count = scale.blocks.get(&block).copied().unwrap_or(0);
-                f.one(&[("fleet", fleet), ("reason", block.word())], count);
+            for reason in BLOCK_WORDS {
+                let count = scale.blocks.get(reason).copied().unwrap_or(0);
+                f.one(&[("fleet", fleet), ("reason", reason)], count);
             }
         }
     });
@@ -256,11 +261,26 @@ fn scaling(page: &mut Page, scene: &Scene<'_>) {
             }
         }
     });
+    let host = scaled().find_map(|(_, scale)| scale.host);
+    let mut of_host = |name, help, of: &dyn Fn(HostStatus) -> Number| {
+        page.family(name, Kind::Gauge, help, |f| {
+            if let Some(host) = host {
+                f.one(&[], of(host));
+            }
+        });
+    };
     let help = "Idle processors of the machine, as far as they are ours to use.";
-    page.family("host_cpu_idle_cores", Kind::Gauge, help, |f| {
-        if let Some(idle) = scaled().find_map(|(_, scale)| scale.idle) {
-            f.one(&[], Number::Thousandths(u64::from(idle)));
-        }
+    of_host("host_cpu_idle_cores", help, &|host| {
+        Number::Thousandths(u64::from(host.idle))
+    });
+    let help =
+        "So many processors stay idle: what is idle beyond them is given to fleets that grow.";
+    of_host("host_cpu_reserve_cores", help, &|host| {
+        Number::Thousandths(u64::from(host.reserve))
+    });
+    let help = "Memory of the machine that is to be had without swapping.";
+    of_host("host_memory_available_bytes", help, &|host| {
+        host.memory.into()
     });
 }
 

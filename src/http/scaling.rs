@@ -72,6 +72,10 @@ pub struct DecisionView {
     pub workers: u32,
     /// How busy they were; none: not known.
     pub utilization: Option<f64>,
+    /// How busy they say that they are; none: nobody says.
+    pub busy: Option<f64>,
+    /// How much of the time they wait for a processor; none: not known.
+    pub pressure: Option<f64>,
     /// So many were measured.
     pub measured: u32,
     /// So many should have been, and were not: idle when it grows, busy when it shrinks.
@@ -155,6 +159,8 @@ fn decision(one: &Decision, here: &Here<'_>) -> DecisionView {
         at: (here.wall)(one.at),
         workers: one.workers,
         utilization: one.utilization.map(|parts| share(parts, 1e6)),
+        busy: one.busy.map(|parts| share(parts, 1e6)),
+        pressure: one.pressure.map(|parts| share(u64::from(parts), 1e4)),
         measured: one.measured,
         missing: one.missing,
         waiting: one.waiting,

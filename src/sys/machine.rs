@@ -1,6 +1,9 @@
 //! What the machine has left: idle processors, memory, and whether somebody waits for either.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rustix::param::clock_ticks_per_second;
 use sysinfo::System;
@@ -85,10 +88,10 @@ impl Machine {
         Some(HostLoad {
             cores: cores as u32,
             idle: idle as u32,
-            cpu_pressure: pressure("cpu"),
+            cpu_pressure: pressure(Path::new("/proc/pressure/cpu")),
             memory_available: available,
             memory_total: total,
-            memory_pressure: pressure("memory"),
+            memory_pressure: pressure(Path::new("/proc/pressure/memory")),
         })
     }
 }
@@ -116,8 +119,8 @@ fn idle_time(stat: &str, cpus: &[usize]) -> Option<u64> {
 }
 
 /// `some avg10` in hundredths of a percent (Documentation/accounting/psi.rst); none where the kernel does not say.
-fn pressure(of: &str) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/pressure/{of}")).ok()?;
+pub(super) fn pressure(file: &Path) -> Option<u32> {
+    let text = fs::read_to_string(file).ok()?;
     some_avg10(&text)
 }
 

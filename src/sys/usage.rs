@@ -25,7 +25,10 @@ use rustix::{
     param::{clock_ticks_per_second, page_size},
 };
 
-use crate::sys::family::{self, Stat};
+use crate::sys::{
+    family::{self, Stat},
+    machine,
+};
 
 /// Where a worker's processes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +96,14 @@ pub fn memory_of(place: &Place) -> Option<u64> {
             current.or_else(|| resident_in(path))
         }
         Place::Group(leader) => Some(bytes(Stat::read(*leader)?.resident)),
+    }
+}
+
+/// Time in which something in a place waited for a processor, in hundredths of a percent; none where the kernel does not say, as of groups.
+pub fn pressure_of(place: &Place) -> Option<u32> {
+    match place {
+        Place::Leaf(path) => machine::pressure(&path.join("cpu.pressure")),
+        Place::Group(_) => None,
     }
 }
 

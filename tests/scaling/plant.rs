@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     seen: f64,
     /// ... and shown so many, with its error.
     shown: f64,
+    /// Percentage of time that it waits for a processor.
+    pressure: f64,
 }
 
 pub(crate) struct Plant {
@@ -121,6 +123,7 @@ impl Plant {
             used: 0.0,
             seen: 0.0,
             shown: 0.0,
+            pressure: 0.0,
         };
         self.workers.insert(pid, worker);
     }
@@ -199,8 +202,16 @@ impl Plant {
         self.pressure += (1.0 - (-dt / PRESSURE_TAU).exp()) * (aim - self.pressure);
         self.busy += granted.iter().sum::<f64>() * dt;
         let mut served = vec![0.0; self.demands.len()];
-        for (worker, got) in self.workers.values_mut().zip(&granted) {
+        let decay = 1.0 - (-dt / PRESSURE_TAU).exp();
+        let wished = wishes.iter().map(|(_, wish)| wish);
+        for ((worker, got), wish) in self.workers.values_mut().zip(&granted).zip(wished) {
             worker.used += got * dt;
+            let aim = if *wish > 0.0 {
+                100.0 * (1.0 - got / wish)
+            } else {
+                0.0
+            };
+            worker.pressure += decay * (aim - worker.pressure);
             self.used[worker.fleet] += got * dt;
             if worker.phase == Phase::Ready && !worker.stuck {
                 served[worker.fleet] += got * dt;
@@ -248,6 +259,11 @@ impl Plant {
         worker.shown += (worker.used - worker.seen) * (1.0 + error).max(0.0);
         worker.seen = worker.used;
         Some((worker.shown * 1e9) as u64)
+    }
+
+    /// How much of the time it waits for a processor, in hundredths of a percent.
+    pub(crate) fn pressure_of(&self, pid: i32) -> Option<u32> {
+        Some((self.workers.get(&pid)?.pressure * 100.0).max(0.0) as u32)
     }
 
     /// What a worker has done so far, by its own word.

@@ -567,6 +567,8 @@ impl Rig {
             .scene
             .outage
             .is_some_and(|(from, to)| (from..to).contains(&now));
+        let by_seed = self.seed.is_multiple_of(2);
+        let has_pressure = self.scene.pressures.unwrap_or(by_seed);
         let mut workers = Vec::new();
         for (pid, (key, generation)) in self.machine.keys.clone() {
             let RowKey::Slot(worker) = key else { continue };
@@ -580,19 +582,19 @@ impl Rig {
                 continue;
             }
             if let Some(cpu) = self.machine.plant.read(pid) {
+                let pressure = self.machine.plant.pressure_of(pid);
                 workers.push(WorkerLoad {
                     worker,
                     generation,
                     cpu,
                     memory: Some(RSS),
+                    pressure: pressure.filter(|_| has_pressure),
                 });
             }
         }
         let blind = self.rng.chance(self.scene.blind);
         let plant = &mut self.machine.plant;
         let cores = (plant.cores * 1e3) as u32;
-        // Half of the kernels have no PSI.
-        let has_pressure = self.seed.is_multiple_of(2);
         let host = plant
             .look()
             .filter(|_| !blind)

@@ -48,6 +48,8 @@ pub(crate) struct Scene {
     pub(crate) blind: u64,
     /// From when to when sockets' queues cannot be read.
     pub(crate) deaf: Option<(f64, f64)>,
+    /// Does the kernel say who waits for processors? None: half of the kernels do.
+    pub(crate) pressures: Option<bool>,
     pub(crate) until: f64,
 }
 
@@ -71,6 +73,7 @@ impl Scene {
             socket: false,
             blind: 0,
             deaf: None,
+            pressures: None,
             until,
         }
     }

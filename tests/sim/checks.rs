@@ -104,7 +104,7 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
             scale.recommended = None;
             scale.blocked = None;
             scale.blocks.clear();
-            scale.idle = None;
+            (scale.host, scale.pressure) = (None, None);
             scale.source = None;
             scale.decisions.clear();
         }

@@ -50,6 +50,7 @@ impl Meters {
                 generation: process.generation,
                 cpu: *cpu,
                 memory: Some(10 << 20),
+                pressure: None,
             });
         }
         Sample {
