@@ -1,6 +1,10 @@
 //! What scaled fleets need of the world: measurements, sources of numbers, and a knock at the door of one that sleeps.
 
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{io::Interest, io::unix::AsyncFd};
 
@@ -13,11 +17,11 @@ use crate::{
         run::Driver,
         sampler::{Order, Subject, inode_of},
     },
-    engine::{load::SampleOrder, source_pipe},
+    engine::{load::SampleOrder, source_pipe, weights::Weighed},
     id::FleetName,
     sys::{cgroup::leaf_name, pipe},
     time::Span,
-    wire::{Containment, Op, Process, RowKey},
+    wire::{Containment, Header, Op, Process, RowKey},
 };
 
 /// A source that says more has something else to say.
@@ -28,7 +32,6 @@ const ANSWER_MAX: usize = 4_096;
 impl Driver {
     /// Has the workers of these fleets measured.
     pub(super) fn sample(&mut self, order: &SampleOrder) {
-        let base = self.welcome.cgroup.as_deref().map(Path::new);
         let mut subjects = Vec::new();
         for (key, header) in &self.known.headers {
             let (RowKey::Slot(worker), Process::Alive(alive)) = (key, &header.process) else {
@@ -37,12 +40,11 @@ impl Driver {
             if !order.fleets.contains(&worker.fleet) {
                 continue;
             }
-            let leaf = base.filter(|_| alive.containment != Containment::Group);
             subjects.push(Subject {
                 worker: worker.clone(),
                 generation: header.generation,
                 leader: alive.pid,
-                leaf: leaf.map(|base| base.join(leaf_name(key, header.generation))),
+                leaf: self.leaf_of(key, header),
             });
         }
         let sockets = self.sockets.iter().filter_map(|(name, fd)| {
@@ -55,6 +57,30 @@ impl Driver {
             sockets: sockets.collect(),
         };
         self.sampler.measure(order, &self.hand_in);
+    }
+
+    /// The cgroup of what lives there, if it has one.
+    fn leaf_of(&self, key: &RowKey, header: &Header) -> Option<PathBuf> {
+        let base = self.welcome.cgroup.as_deref().map(Path::new)?;
+        let Process::Alive(alive) = &header.process else {
+            return None;
+        };
+        let has_one = alive.containment != Containment::Group;
+        has_one.then(|| base.join(leaf_name(key, header.generation)))
+    }
+
+    /// Says to the kernel what workers weigh.
+    pub(super) fn weigh(&mut self, weights: &[Weighed]) {
+        let leaves = weights.iter().filter_map(|one| {
+            let key = RowKey::Slot(one.worker.clone());
+            let header = self.known.headers.get(&key)?;
+            let leaf = self.leaf_of(&key, header)?;
+            (header.generation == one.generation).then_some((leaf, one.weight))
+        });
+        let leaves: Vec<_> = leaves.collect();
+        if !leaves.is_empty() {
+            self.sampler.weigh(leaves, &self.hand_in);
+        }
     }
 
     /// Says when somebody waits at a socket of this fleet; or does not any more.

@@ -134,6 +134,7 @@ impl Driver {
                     path,
                     timeout,
                 } => self.ask_source(fleet, address, path, timeout),
+                Effect::Weigh(weights) => self.weigh(&weights),
                 Effect::ReadSource(fleet) => ops.extend(self.read_source(fleet)),
                 Effect::Publish { fleet, listing, .. } => {
                     ops.extend(self.tend_agent(&fleet, listing.as_ref()));

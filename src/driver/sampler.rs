@@ -14,7 +14,7 @@ use crate::{
     engine::load::{QueueLoad, Sample, WorkerLoad},
     id::{FleetName, Generation, WorkerId},
     sys::{
-        clock,
+        cgroup, clock,
         machine::Machine,
         queues,
         usage::{self, Clock, Place},
@@ -52,32 +52,62 @@ pub(super) struct Order {
     pub(super) sockets: Vec<(FleetName, u64)>,
 }
 
-/// The thread, once there is something to measure.
+/// What the thread does, in the order in which it is told.
+enum Task {
+    Measure(Order),
+    /// Cgroups, and what they weigh.
+    Weigh(Vec<(PathBuf, u32)>),
+}
+
+/// The thread, once there is something to do.
 #[derive(Default)]
 pub(super) struct Sampler {
-    orders: Option<Sender<Order>>,
+    tasks: Option<Sender<Task>>,
 }
 
 impl Sampler {
     /// Has it measured; what comes of it is handed in.
     pub(super) fn measure(&mut self, order: Order, hand_in: &mpsc::UnboundedSender<Inbox>) {
-        let orders = self.orders.get_or_insert_with(|| {
-            let (orders, received) = channel::<Order>();
+        self.tell(Task::Measure(order), hand_in);
+    }
+
+    /// Has the kernel told what these weigh.
+    pub(super) fn weigh(
+        &mut self,
+        leaves: Vec<(PathBuf, u32)>,
+        hand_in: &mpsc::UnboundedSender<Inbox>,
+    ) {
+        self.tell(Task::Weigh(leaves), hand_in);
+    }
+
+    fn tell(&mut self, task: Task, hand_in: &mpsc::UnboundedSender<Inbox>) {
+        let tasks = self.tasks.get_or_insert_with(|| {
+            let (tasks, received) = channel::<Task>();
             let hand_in = hand_in.clone();
             let body = move || {
                 let mut bench = Bench::default();
-                for order in received {
-                    let _ = hand_in.send(Inbox::Sampled(Box::new(bench.measure(&order))));
+                for task in received {
+                    match task {
+                        Task::Measure(order) => {
+                            let sample = Box::new(bench.measure(&order));
+                            let _ = hand_in.send(Inbox::Sampled(sample));
+                        }
+                        Task::Weigh(leaves) => {
+                            for (leaf, weight) in leaves {
+                                cgroup::weigh(&leaf, weight);
+                            }
+                        }
+                    }
                 }
             };
             // Without it nothing is measured, and the decisions say so.
             let _ = std::thread::Builder::new()
                 .name("sampler".to_owned())
                 .spawn(body);
-            orders
+            tasks
         });
-        if orders.send(order).is_err() {
-            self.orders = None;
+        if tasks.send(task).is_err() {
+            self.tasks = None;
         }
     }
 }

@@ -122,6 +122,7 @@ impl Supervisor {
         let late = next <= now;
         self.rhythm.decide_at = Some(if late { now.after(DECIDE_EVERY) } else { next });
         self.decide_all(fleets, now, out, Fleet::decide);
+        self.weigh(out);
     }
 
     /// What was to be measured was.

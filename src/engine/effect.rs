@@ -17,6 +17,7 @@ use crate::{
         publish::{FileJob, Listing},
         release::Given,
         scale::{Block, Reason},
+        weights::Weighed,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Clocks, Moment, Span, Stamp},
@@ -141,6 +142,8 @@ pub enum Effect {
         /// No answer by then is none.
         timeout: Span,
     },
+    /// Have these workers' cgroups weigh so much, where there is a controller for it.
+    Weigh(Vec<Weighed>),
     /// The program that was asked has ended well; answered by `Sourced` with what it wrote.
     ReadSource(FleetName),
     /// This is now what is published of a fleet; none: nothing is.

@@ -53,6 +53,7 @@ pub mod supervisor;
 pub mod tally;
 mod ticks;
 mod vitals;
+pub mod weights;
 mod words;
 
 pub use command::{Command, Denial, Reply};

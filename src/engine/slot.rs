@@ -142,6 +142,9 @@ pub(super) struct Slot {
     /// How busy it is.
     #[serde(skip)]
     pub(super) meter: Meter,
+    /// What its cgroup was said to weigh, and of which generation.
+    #[serde(skip)]
+    pub(super) weight: Option<(Generation, u32)>,
     /// STATUS= of the worker.
     #[serde(skip)]
     pub(super) said: String,

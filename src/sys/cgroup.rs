@@ -3,7 +3,8 @@
 //! No controller is needed for that (cgroups(7), `cgroup.kill` since Linux 5.14).
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -363,6 +364,17 @@ fn may_read_trusted() -> bool {
     effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
+/// Says what a leaf is to weigh beside its siblings. Where the controller was not given to us there is no such file, and nothing is said.
+pub fn weigh(leaf: &Path, weight: u32) {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(leaf.join("cpu.weight"));
+    if let Ok(mut file) = file {
+        // The leaf may be going.
+        let _ = file.write_all(weight.to_string().as_bytes());
+    }
+}
+
 /// Offers every controller we have to the level below; one that is refused is simply not there for limits.
 fn pass_controllers(path: &Path) {
     let available = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
@@ -380,6 +392,19 @@ fn pass_controllers(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weighs_only_what_can_be_weighed() {
+        let leaf = tempfile::tempdir().unwrap();
+        weigh(leaf.path(), 50);
+        assert!(!leaf.path().join("cpu.weight").exists());
+        fs::write(leaf.path().join("cpu.weight"), "100").unwrap();
+        weigh(leaf.path(), 250);
+        assert_eq!(
+            fs::read_to_string(leaf.path().join("cpu.weight")).unwrap(),
+            "250"
+        );
+    }
 
     #[test]
     fn finds_cgroup2_beside_version_1() {

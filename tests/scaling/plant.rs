@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use crate::rng::Rng;
 
+/// What a cgroup weighs of which nobody said anything.
+const WEIGHT: f64 = 100.0;
 /// What a fleet's queue holds, in core-seconds.
 pub(crate) const QUEUE_MAX: f64 = 20.0;
 /// What one connection costs, in core-seconds.
@@ -66,6 +68,8 @@ pub(crate) struct Worker {
     shown: f64,
     /// Percentage of time that it waits for a processor.
     pressure: f64,
+    /// What its cgroup weighs.
+    weight: f64,
 }
 
 pub(crate) struct Plant {
@@ -73,8 +77,8 @@ pub(crate) struct Plant {
     pub(crate) demands: Vec<Demand>,
     /// `(from, to, how many)`: somebody else's processes, each of which wants a core.
     pub(crate) hogs: Vec<(f64, f64, u32)>,
-    /// Does processor time go by fleet and weight first, as with a cgroup for each?
-    pub(crate) by_fleet: bool,
+    /// Is there a controller that knows what workers' cgroups weigh?
+    pub(crate) weighted: bool,
     /// Standard deviation of what a look at a worker shows.
     pub(crate) noise: f64,
     /// Nobody asks for anything before.
@@ -100,7 +104,7 @@ impl Plant {
             cores,
             demands,
             hogs: Vec::new(),
-            by_fleet: false,
+            weighted: false,
             noise,
             opens: begin,
             workers: BTreeMap::new(),
@@ -123,6 +127,7 @@ impl Plant {
             used: 0.0,
             seen: 0.0,
             shown: 0.0,
+            weight: WEIGHT,
             pressure: 0.0,
         };
         self.workers.insert(pid, worker);
@@ -177,8 +182,7 @@ impl Plant {
             .iter()
             .filter(|(from, to, _)| (*from..*to).contains(&self.now));
         let hogs: u32 = hogs.map(|(_, _, many)| *many).sum();
-        let others = self.demands.len();
-        let mut wishes: Vec<(usize, f64)> = self
+        let mut wishes: Vec<(f64, f64)> = self
             .workers
             .values()
             .map(|worker| {
@@ -189,21 +193,22 @@ impl Plant {
                     Phase::Ready => ((loads[fleet] + self.queues[fleet]) / serving[fleet]).min(1.0),
                     Phase::Draining => 0.0,
                 };
-                (fleet, wish)
+                let weight = if self.weighted { worker.weight } else { WEIGHT };
+                (wish, weight)
             })
             .collect();
-        wishes.extend((0..hogs).map(|_| (others, 1.0)));
-        let granted = self.grant(&wishes);
+        wishes.extend((0..hogs).map(|_| (1.0, WEIGHT)));
+        let granted = fair(&wishes, self.cores);
         let waits = wishes
             .iter()
             .zip(&granted)
-            .any(|((_, wish), got)| got + 1e-9 < *wish);
+            .any(|((wish, _), got)| got + 1e-9 < *wish);
         let aim = if waits { 100.0 } else { 0.0 };
         self.pressure += (1.0 - (-dt / PRESSURE_TAU).exp()) * (aim - self.pressure);
         self.busy += granted.iter().sum::<f64>() * dt;
         let mut served = vec![0.0; self.demands.len()];
         let decay = 1.0 - (-dt / PRESSURE_TAU).exp();
-        let wished = wishes.iter().map(|(_, wish)| wish);
+        let wished = wishes.iter().map(|(wish, _)| wish);
         for ((worker, got), wish) in self.workers.values_mut().zip(&granted).zip(wished) {
             worker.used += got * dt;
             let aim = if *wish > 0.0 {
@@ -227,29 +232,11 @@ impl Plant {
         }
     }
 
-    fn grant(&self, wishes: &[(usize, f64)]) -> Vec<f64> {
-        let equal: Vec<(f64, f64)> = wishes.iter().map(|(_, wish)| (*wish, 1.0)).collect();
-        if !self.by_fleet {
-            return fair(&equal, self.cores);
+    /// Its cgroup is to weigh so much.
+    pub(crate) fn weigh(&mut self, pid: i32, weight: f64) {
+        if let Some(worker) = self.workers.get_mut(&pid) {
+            worker.weight = weight;
         }
-        let groups = 0..=self.demands.len();
-        let sums: Vec<(f64, f64)> = groups
-            .map(|group| {
-                let of = wishes.iter().filter(|(whose, _)| *whose == group);
-                let weight = self.demands.get(group).map_or(1.0, |demand| demand.weight);
-                (of.map(|(_, wish)| wish).sum(), weight)
-            })
-            .collect();
-        let shares = fair(&sums, self.cores);
-        let mut granted = vec![0.0; wishes.len()];
-        for (group, share) in shares.into_iter().enumerate() {
-            let members = || (0..wishes.len()).filter(|at| wishes[*at].0 == group);
-            let own: Vec<(f64, f64)> = members().map(|at| equal[at]).collect();
-            for (at, got) in members().zip(fair(&own, share)) {
-                granted[at] = got;
-            }
-        }
-        granted
     }
 
     /// What a look at one worker shows, with its error: processor time so far, in nanoseconds.

@@ -229,7 +229,7 @@ impl Rig {
             Rng::new(rng.next()),
         );
         plant.hogs = std::mem::take(&mut scene.hogs);
-        plant.by_fleet = scene.by_fleet;
+        plant.weighted = scene.weighted;
         plant.opens = -PROLOGUE;
         let fleets = names.len();
         let machine = Machine {
@@ -692,6 +692,19 @@ impl Rig {
                         result: Ok(Vec::new()),
                     };
                     self.soon(1, Item::Answer(self.incarnation, event));
+                }
+                Effect::Weigh(weights) => {
+                    for one in weights {
+                        let key = RowKey::Slot(one.worker);
+                        let wanted = (key, one.generation);
+                        let mut keys = self.machine.keys.iter();
+                        let pid = keys
+                            .find(|(_, whose)| **whose == wanted)
+                            .map(|(pid, _)| *pid);
+                        if let Some(pid) = pid {
+                            self.machine.plant.weigh(pid, f64::from(one.weight));
+                        }
+                    }
                 }
                 Effect::Sample(order) => self.soon(2, Item::Measure(self.incarnation, order)),
                 Effect::Watch { fleet, on } => {

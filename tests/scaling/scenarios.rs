@@ -561,7 +561,7 @@ fn scenario_12_one_core() {
 /// weight. Without, processor time follows the number of processes: it gets one more than it could by what is idle.
 #[test]
 fn scenario_13_two_fleets() {
-    for (weight, by_fleet, fair) in [(1.0, true, 2.0), (3.0, true, 3.0), (1.0, false, 1.14)] {
+    for (weight, weighted, fair) in [(1.0, true, 2.0), (3.0, true, 3.0), (1.0, false, 1.14)] {
         let scene = |_| {
             let late = Demand {
                 weight,
@@ -571,12 +571,12 @@ fn scenario_13_two_fleets() {
             scene.demands.push(late);
             Scene {
                 begin: vec![5, 1],
-                by_fleet,
+                weighted,
                 ..scene
             }
         };
         every_seed(
-            &format!("13, weight {weight}, {by_fleet}"),
+            &format!("13, weight {weight}, {weighted}"),
             scene,
             |report| {
                 must!(report.shrinks() == 0, "{:?}", report.acts);

@@ -26,7 +26,7 @@ pub(crate) struct Scene {
     pub(crate) cores: f64,
     pub(crate) demands: Vec<Demand>,
     pub(crate) hogs: Vec<(f64, f64, u32)>,
-    pub(crate) by_fleet: bool,
+    pub(crate) weighted: bool,
     pub(crate) noise: f64,
     /// So many of each fleet are ready when it begins.
     pub(crate) begin: Vec<u32>,
@@ -60,7 +60,7 @@ impl Scene {
             cores: 8.0,
             demands: vec![demand],
             hogs: Vec::new(),
-            by_fleet: false,
+            weighted: false,
             noise: 0.05,
             begin: vec![begin],
             min: 1,

@@ -1101,7 +1101,7 @@ impl World {
                         self.answer(0, 40, Event::Sampled(Box::new(sample)));
                     }
                 }
-                Effect::Watch { .. } | Effect::AskSource { .. } => {}
+                Effect::Watch { .. } | Effect::AskSource { .. } | Effect::Weigh(_) => {}
                 Effect::ReadSource(fleet) => {
                     let length = match self.host.tempers {
                         true => self.rng.below(4) * 1_000,
