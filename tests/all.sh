@@ -41,6 +41,8 @@ section tests cargo test --locked --lib --bins --test house --test calendar --te
 if [ "${1:-}" = quick ]; then
   exit 0
 fi
+# Burners want the machine for themselves.
+section burners cargo test --locked --test burners -- --test-threads=1
 section simulation cargo test --locked --test sim
 section scaling cargo test --locked --test scaling
 section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-40}" cargo test --locked --test fuzz

@@ -41,6 +41,46 @@ def sleep():
     forever()
 
 
+def burn(notes, cores):
+    """Its part of the load, in cores, that the file `load` says for all; `cores` of one at most. Who is stuck burns as much and does no work."""
+    cores, slot = float(cores), os.environ["LEASEHOLD_SLOT"]
+    alive = os.path.join(notes, "alive")
+    os.makedirs(alive, exist_ok=True)
+    mine = os.path.join(alive, str(os.getpid()))
+
+    def read(name):
+        try:
+            with open(os.path.join(notes, name)) as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+
+    on_term(lambda: os.path.exists(mine) and os.unlink(mine))
+    notify("READY=1")
+    done, looked, share, stuck = 0.0, 0.0, 0.0, False
+    budget = time.process_time()
+    while True:
+        now = time.monotonic()
+        if now - looked > 0.5:
+            looked, stuck = now, read("stuck") == slot
+            if stuck and os.path.exists(mine):
+                os.unlink(mine)
+            elif not stuck:
+                open(mine, "a").close()
+            # Who was killed left its file behind.
+            others = sum(os.path.exists(f"/proc/{pid}") for pid in os.listdir(alive))
+            share = cores if stuck else min(cores, float(read("load") or 0) / max(others, 1))
+            notify(f"X_LEASEHOLD_DONE={int(done * 1000)}")
+        # All that this process uses counts, the looking around too; what it could not use it does not make up for.
+        end = now + 0.1
+        budget += share * 0.1
+        while time.process_time() < budget and time.monotonic() < end:
+            pass
+        budget = min(budget, time.process_time())
+        done += 0 if stuck else share * 0.1
+        time.sleep(max(0.0, end - time.monotonic()))
+
+
 def lines(batch="10", pause="0.02"):
     """Numbered lines until SIGTERM, then the last number."""
     done = []
