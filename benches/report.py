@@ -46,6 +46,10 @@ def per_second(rate: float) -> str:
     return f"{rate:.1f} /s"
 
 
+def percent(share: float) -> str:
+    return f"{share * 100:.2f} %"
+
+
 def count(number: float) -> str:
     return f"{number:,.0f}"
 
@@ -124,6 +128,8 @@ FIGURES = (
     Figure("lost_or_doubled", "workers lost or doubled before the stop", count, zero, sum),
     Figure("memory", "memory: PSS of keeper and supervisor", megabytes, at_most(lambda n: 10e6 + 3e3 * n, megabytes)),
     Figure("idle", "idle: wake-ups", per_second, at_most(lambda _: 1, per_second)),
+    Figure("sampling", "following the load of idle workers: share of one core", percent,
+           at_most(lambda _: 0.005, percent)),
     Figure("log_65536", "log capture, 64 KiB writes", throughput, ratio_at_least(0.8)),
     Figure("log_4096", "log capture, 4 KiB writes", throughput, ratio_at_least(0.65)),
     Figure("log_lines", "log capture: lines lost, doubled or damaged", count, zero, sum),

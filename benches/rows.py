@@ -16,7 +16,7 @@ from subjects import HEALTHY_S, Baseline, Fleet, Instance, Leasehold, Workspace
 from world import SECOND, BenchError
 
 FLEET_ROWS = ("up", "memory", "idle", "status", "crash", "stop")  # measured on one fleet, in this order
-ROWS = (*FLEET_ROWS, "log", "grandchildren", "kill", "takeover", "lock", "page", "deadline")
+ROWS = (*FLEET_ROWS, "sampling", "log", "grandchildren", "kill", "takeover", "lock", "page", "deadline")
 LINE_BYTES = 100
 WRITE_SIZES = (64 * 1024, 4 * 1024)
 LOG_RUNS = 3  # a repetition: who runs on which core makes single runs differ by a factor of two
@@ -96,6 +96,20 @@ def wake_ups_per_second(instance: Instance, seconds: float) -> float:
     before, begin_ns = sum(map(world.wake_ups, pids)), world.now_ns()
     time.sleep(seconds)
     return (sum(map(world.wake_ups, pids)) - before) * SECOND / (world.now_ns() - begin_ns)
+
+
+def measure_sampling(workspace: Workspace, subject: Leasehold, workers: int, options: Options, results: Results) -> None:
+    """What it costs to follow the load of N workers that do nothing: share of one core, of keeper and supervisor together."""
+    with subject.start(Fleet(workers, ("pause",), follows=True)) as instance:
+        instance.wait_for_workers(workers)
+        time.sleep(SETTLE_S + 2)
+        pids = instance.own_pids()
+        before, begin_ns = sum(map(world.processor_ns, pids)), world.now_ns()
+        time.sleep(2 * options.idle_s)
+        used = sum(map(world.processor_ns, pids)) - before
+        results.add("sampling", workers, subject.name, used / (world.now_ns() - begin_ns))
+        instance.stop()
+        results.must_be_zero("left", workers, subject.name, len(workspace.processes()))
 
 
 def status_command(subject: Baseline | Leasehold, instance: Instance, workers: int) -> list[str]:

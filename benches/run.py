@@ -87,6 +87,12 @@ class Session:
                 for subject in subjects:
                     label = f"{subject.name}, N={workers}"
                     self.attempt(label, rows.measure_fleet, subject, workers, self.options)
+        if "sampling" in chosen:
+            for workers in sizes:
+                for subject in subjects:
+                    if isinstance(subject, Leasehold):  # the baseline follows nothing
+                        label = f"{subject.name}, N={workers}, following the load"
+                        self.attempt(label, rows.measure_sampling, subject, workers, self.options)
         if "log" in chosen:
             for write_size in rows.WRITE_SIZES * rows.LOG_RUNS:
                 for subject in subjects:

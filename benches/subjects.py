@@ -22,13 +22,14 @@ STOP_PATIENCE_S = 60
 
 @dataclass(frozen=True)
 class Fleet:
-    """What to run: how many workers with which arguments, under which name and lock; seconds of grace before SIGKILL."""
+    """What to run: how many workers with which arguments, under which name and lock; seconds of grace before SIGKILL; does it follow the load?"""
 
     workers: int
     arguments: tuple[str, ...]
     name: str = "bench"
     grace_s: int = 10
     lock: Path | None = None
+    follows: bool = False
 
 
 class Workspace:
@@ -274,12 +275,14 @@ class Leasehold:
             text += f"""
 [fleet.{fleet.name}]
 command = [{command}]
-workers = {fleet.workers}
+{"" if fleet.follows else f"workers = {fleet.workers}"}
 env = {{ BENCH_SOCKET = "{self.workspace.reports.path}" }}
 restart = {{ policy = "always", burst = 100000, window = "1s", healthy = "{HEALTHY_S:g}s" }}
 stop = {{ signal = "SIGTERM", timeout = "{fleet.grace_s}s" }}
 log = {{ rotate_size = "{ROTATE_BYTES // MIB}MiB", max_size = "4GiB" }}
 """
+            if fleet.follows:
+                text += f"scale = {{ min = {fleet.workers}, max = {fleet.workers} }}\n"
             if fleet.lock is not None:
                 text += f'singleton = {{ scope = "node", flock = "{fleet.lock}" }}\n'
         return text

@@ -120,6 +120,12 @@ def pss_bytes(pid: int) -> int:
     raise BenchError(f"no Pss of process {pid}")
 
 
+def processor_ns(pid: int) -> int:
+    """Processor time that the living threads of a process have used (Documentation/scheduler/sched-stats.rst)."""
+    tasks = os.listdir(f"/proc/{pid}/task")
+    return sum(int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0]) for task in tasks)
+
+
 def wake_ups(pid: int) -> int:
     """How often the threads of a process have gone to sleep, which is as often as they were woken."""
     return sum(

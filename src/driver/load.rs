@@ -44,7 +44,7 @@ impl Driver {
                 worker: worker.clone(),
                 generation: header.generation,
                 leader: alive.pid,
-                leaf: self.leaf_of(key, header),
+                has_leaf: alive.containment != Containment::Group,
             });
         }
         let sockets = self.sockets.iter().filter_map(|(name, fd)| {
@@ -54,6 +54,7 @@ impl Driver {
         });
         let order = Order {
             subjects,
+            base: self.welcome.cgroup.as_deref().map(PathBuf::from),
             sockets: sockets.collect(),
         };
         self.sampler.measure(order, &self.hand_in);

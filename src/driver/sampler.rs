@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{Sender, channel},
 };
 
@@ -14,12 +14,14 @@ use crate::{
     engine::load::{QueueLoad, Sample, WorkerLoad},
     id::{FleetName, Generation, WorkerId},
     sys::{
-        cgroup, clock,
+        cgroup::{self, leaf_name},
+        clock,
         machine::Machine,
         queues,
         usage::{self, Clock, Place},
     },
     time::{Moment, Span},
+    wire::RowKey,
 };
 
 /// Memory changes slowly, and costs more to read.
@@ -27,27 +29,33 @@ const MEMORY_EVERY: Span = Span::secs(10);
 
 /// As often as it is decided.
 const PRESSURE_EVERY: Span = Span::secs(5);
+/// Both are of interest of a fleet as a whole, and so many of its workers at a time speak for the others.
+const SPEAKERS: usize = 40;
 
 /// One worker to be measured.
 pub(super) struct Subject {
     pub(super) worker: WorkerId,
     pub(super) generation: Generation,
     pub(super) leader: i32,
-    /// Its cgroup, if it has one.
-    pub(super) leaf: Option<PathBuf>,
+    /// It has a cgroup of its own.
+    pub(super) has_leaf: bool,
 }
 
 impl Subject {
-    fn place(&self) -> Place {
-        self.leaf
-            .clone()
-            .map_or(Place::Group(self.leader), Place::Leaf)
+    fn place(&self, base: Option<&Path>) -> Place {
+        let base = base.filter(|_| self.has_leaf);
+        base.map_or(Place::Group(self.leader), |base| {
+            let key = RowKey::Slot(self.worker.clone());
+            Place::Leaf(base.join(leaf_name(&key, self.generation)))
+        })
     }
 }
 
 /// What is to be measured.
 pub(super) struct Order {
     pub(super) subjects: Vec<Subject>,
+    /// Where cgroups are, if there are any.
+    pub(super) base: Option<PathBuf>,
     /// Inodes of each fleet's listening sockets.
     pub(super) sockets: Vec<(FleetName, u64)>,
 }
@@ -112,15 +120,38 @@ impl Sampler {
     }
 }
 
+/// Every so many of a fleet's workers are looked at, others each time; all of a small one.
+struct Lot {
+    stride: usize,
+    offset: usize,
+}
+
+impl Lot {
+    fn of(workers: usize, round: usize) -> Self {
+        let stride = workers.div_ceil(SPEAKERS).max(1);
+        Self {
+            stride,
+            offset: round % stride,
+        }
+    }
+
+    fn falls_on(&self, place: usize) -> bool {
+        place % self.stride == self.offset
+    }
+}
+
 /// What is kept from one measurement to the next.
 #[derive(Default)]
 struct Bench {
     machine: Machine,
-    clocks: BTreeMap<WorkerId, (Generation, Clock)>,
+    /// In the order of the subjects, which is that of their names.
+    clocks: Vec<(WorkerId, Generation, Clock)>,
     memories: BTreeMap<WorkerId, u64>,
     memory_at: Option<Moment>,
     pressures: BTreeMap<WorkerId, u32>,
     pressure_at: Option<Moment>,
+    /// Counts measurements.
+    round: usize,
 }
 
 /// Is it time again?
@@ -143,21 +174,46 @@ impl Bench {
         if pressure_due {
             self.pressures.clear();
         }
-        let mut clocks = BTreeMap::new();
-        let mut workers = Vec::with_capacity(order.subjects.len());
+        self.round += 1;
+        let base = order.base.as_deref();
+        let mut sizes: BTreeMap<&FleetName, usize> = BTreeMap::new();
         for subject in &order.subjects {
-            let known = self.clocks.remove(&subject.worker);
-            let known = known.filter(|(generation, _)| *generation == subject.generation);
+            *sizes.entry(&subject.worker.fleet).or_default() += 1;
+        }
+        let lots: BTreeMap<&FleetName, Lot> = sizes
+            .into_iter()
+            .map(|(fleet, workers)| (fleet, Lot::of(workers, self.round)))
+            .collect();
+        let mut known = std::mem::take(&mut self.clocks).into_iter().peekable();
+        let mut clocks = Vec::with_capacity(order.subjects.len());
+        let mut workers = Vec::with_capacity(order.subjects.len());
+        for (place, subject) in order.subjects.iter().enumerate() {
+            let speaks =
+                (memory_due || pressure_due) && lots[&subject.worker.fleet].falls_on(place);
+            while known
+                .next_if(|(worker, ..)| *worker < subject.worker)
+                .is_some()
+            {}
+            let same = |(worker, generation, _): &(WorkerId, Generation, Clock)| {
+                *worker == subject.worker && *generation == subject.generation
+            };
             let clock = known
-                .map(|(_, clock)| clock)
-                .or_else(|| Clock::open(&subject.place()));
+                .next_if(same)
+                .map(|(.., clock)| clock)
+                .or_else(|| Clock::open(&subject.place(base)));
             let Some(clock) = clock else {
                 continue;
             };
-            if memory_due && let Some(memory) = usage::memory_of(&subject.place()) {
+            if memory_due
+                && speaks
+                && let Some(memory) = usage::memory_of(&subject.place(base))
+            {
                 self.memories.insert(subject.worker.clone(), memory);
             }
-            if pressure_due && let Some(pressure) = usage::pressure_of(&subject.place()) {
+            if pressure_due
+                && speaks
+                && let Some(pressure) = usage::pressure_of(&subject.place(base))
+            {
                 self.pressures.insert(subject.worker.clone(), pressure);
             }
             if let Some(cpu) = clock.read() {
@@ -168,7 +224,7 @@ impl Bench {
                     memory: self.memories.get(&subject.worker).copied(),
                     pressure: self.pressures.get(&subject.worker).copied(),
                 });
-                clocks.insert(subject.worker.clone(), (subject.generation, clock));
+                clocks.push((subject.worker.clone(), subject.generation, clock));
             }
         }
         self.clocks = clocks;
