@@ -118,12 +118,19 @@ fn explain(client: &Client, args: &ScaleArgs) -> Outcome {
     }
     let mut rows: Vec<Vec<String>> = view.decisions.iter().map(row).collect();
     let mut heading = vec![
-        "TIME", "WORKERS", "BUSY", "SAYS", "IDLE", "QUEUE", "WANTS", "DONE",
+        "TIME", "WORKERS", "BUSY", "SAYS", "IDLE", "QUEUE", "LENGTH", "WANTS", "DONE",
     ];
-    if view.decisions.iter().all(|one| one.busy.is_none()) {
-        heading.remove(SAYS);
-        for row in &mut rows {
-            row.remove(SAYS);
+    let told: [(usize, &dyn Fn(&DecisionView) -> bool); 2] = [
+        (LENGTH, &|one| one.queue.is_some()),
+        (SAYS, &|one| one.busy.is_some()),
+    ];
+    // Of what nobody ever said anything there is no column.
+    for (column, is_told) in told {
+        if !view.decisions.iter().any(is_told) {
+            heading.remove(column);
+            for row in &mut rows {
+                row.remove(column);
+            }
         }
     }
     let width = table::width_of(std::io::stdout());
@@ -168,6 +175,8 @@ fn remarks(scale: &ScaleView) -> String {
 
 /// The column of what workers say of themselves.
 const SAYS: usize = 3;
+/// And that of the queue that they work off.
+const LENGTH: usize = 6;
 
 fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
@@ -192,6 +201,7 @@ fn row(one: &DecisionView) -> Vec<String> {
         or_dash(one.busy.map(percent)),
         or_dash(one.idle_cores.map(|cores| format!("{cores:.1}"))),
         or_dash(one.waiting.map(|waiting| waiting.to_string())),
+        or_dash(one.queue.map(|length| length.to_string())),
         one.recommended.to_string(),
         done,
     ]

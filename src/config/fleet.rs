@@ -67,7 +67,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
     let (after, after_places) = after(section);
-    let has_socket = !sockets.is_empty();
+    let scale = scale::scale(section, &programs, &sockets);
     let (publish, published) =
         publish::publish(section, process.port_range, &sockets, &placeholders);
     let delay = match publish {
@@ -88,7 +88,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         rank: 0,
         log: log(section),
         singleton: singleton::singleton(section, name),
-        scale: scale::scale(section, &programs, has_socket),
+        scale,
         cron: None,
         publish,
         process,

@@ -19,6 +19,9 @@ enum Asks {
     Health,
 }
 
+/// Of one fleet for its health, unless said otherwise.
+const RESTARTS_PER_MINUTE: u32 = 6;
+
 const KINDS: [&str; 3] = ["tcp", "http", "exec"];
 
 pub(super) fn ready(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> ReadySpec {
@@ -69,14 +72,17 @@ pub(super) fn ready(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) 
 pub(super) fn health(section: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> HealthSpec {
     let table = section.section("health");
     if table.is_absent() {
-        return HealthSpec::default();
+        return HealthSpec {
+            restarts_per_minute: RESTARTS_PER_MINUTE,
+            ..HealthSpec::default()
+        };
     }
     let spec = HealthSpec {
         watchdog: table.span("watchdog"),
         probe: probe(&table, programs, Asks::Health),
         restarts_per_minute: table
             .integer("restarts_per_minute", 0, 100_000)
-            .unwrap_or(6) as u32,
+            .map_or(RESTARTS_PER_MINUTE, |times| times as u32),
     };
     table.finish();
     // What is only inherited may be there for other fleets, which do say how.

@@ -1,5 +1,7 @@
 //! `scale`: a fleet that follows the load.
 
+use std::collections::BTreeMap;
+
 use crate::{
     config::{
         commands::Programs,
@@ -16,6 +18,8 @@ use crate::{
 const MAX: i64 = 1_500;
 /// Above this share a worker cannot be told from one that could use more, in parts per million.
 const HIGH_MAX: u32 = 950_000;
+/// Two decisions are so far apart, and their samples a little more.
+const UP_WINDOW_MIN: Span = Span::secs(10);
 /// Between two questions to a source.
 const INTERVAL_MIN: Span = Span::millis(100);
 
@@ -33,12 +37,13 @@ pub(super) const STUCK: [(&str, bool); 2] = [("report", false), ("restart", true
 pub(super) fn scale(
     section: &Section<'_, '_>,
     programs: &Programs<'_, '_, '_>,
-    has_socket: bool,
+    sockets: &BTreeMap<String, SocketSpec>,
 ) -> Option<ScaleSpec> {
     let table = section.section("scale");
     if table.is_absent() {
         return None;
     }
+    let has_socket = !sockets.is_empty();
     let min = table.integer("min", 0, MAX).unwrap_or(1) as u32;
     let max = max(&table);
     let usual = ScaleSpec::between(min, max);
@@ -72,7 +77,7 @@ pub(super) fn scale(
         source: source(&table, programs),
         ..usual
     };
-    check(section, &table, &spec, has_socket);
+    check(section, &table, &spec, sockets);
     table.finish();
     Some(spec)
 }
@@ -180,7 +185,14 @@ fn source(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> Option<So
 }
 
 /// What cannot be together.
-fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has_socket: bool) {
+fn check(
+    outer: &Section<'_, '_>,
+    table: &Section<'_, '_>,
+    spec: &ScaleSpec,
+    sockets: &BTreeMap<String, SocketSpec>,
+) {
+    let reuses = sockets.values().any(|socket| socket.reuse_port);
+    let has_socket = !sockets.is_empty();
     let percent = |share: u32| format!("{}%", f64::from(share) / 10_000.0);
     if outer.origin("workers") == Some(Origin::Own) {
         let message = format!(
@@ -253,6 +265,31 @@ fn check(outer: &Section<'_, '_>, table: &Section<'_, '_>, spec: &ScaleSpec, has
             table.path
         );
         table.fault("E259", "signals", message, "add queue_per_worker = 10, say");
+    }
+    if spec.up_window < UP_WINDOW_MIN {
+        let message = format!(
+            "{} = {} holds no two decisions, which have to agree",
+            table.name("up_window"),
+            spec.up_window
+        );
+        table.fault(
+            "E263",
+            "up_window",
+            message,
+            "10s, which is two decisions; a larger min is what makes it quicker",
+        );
+    }
+    if reuses {
+        let message = format!(
+            "{} has a listening socket for each worker (reuse_port), and workers come and go",
+            outer.path
+        );
+        outer.fault(
+            "E264",
+            "socket",
+            message,
+            "leave reuse_port out: connections in the queue of one that goes would wait for ever",
+        );
     }
     if outer.section("singleton").place().is_some() {
         let message = format!(

@@ -2,6 +2,9 @@
 
 use std::{fs, io, time::Duration};
 
+use http_body_util::{BodyExt, Collected, Empty, Limited};
+use hyper::{Request, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,7 +36,7 @@ async fn ask_without_end(target: &ProbeTarget) -> io::Result<()> {
 }
 
 /// Of an answer with a number so many bytes are read.
-const BODY_MAX: u64 = 16_384;
+const BODY_MAX: usize = 16_384;
 
 /// One GET; the status line is all that matters.
 async fn get(address: &str, path: &str) -> io::Result<()> {
@@ -50,18 +53,39 @@ async fn get(address: &str, path: &str) -> io::Result<()> {
     is_well(&String::from_utf8_lossy(&head))
 }
 
-/// One GET, and what it answers, in HTTP/1.0: then that has no parts.
+/// One GET, and what it answers.
 pub(super) async fn get_body(address: &str, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request =
-        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nUser-Agent: leasehold\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(BODY_MAX).read_to_end(&mut answer).await?;
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    is_well(&text)?;
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-    body.ok_or_else(|| io::Error::other("answered without a body"))
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let request = Request::get(path)
+        .header(header::HOST, address)
+        .header(header::USER_AGENT, "leasehold")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let answer = async move {
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Ok(Err(format!("answered {}", status.as_u16())));
+        }
+        let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
+        Ok::<_, hyper::Error>(
+            body.map(Collected::to_bytes)
+                .map_err(|error| error.to_string()),
+        )
+    };
+    // Whoever ends first: an answer that is there is not waited for any longer.
+    let answer = tokio::select! {
+        answer = answer => answer,
+        Err(error) = connection => Err(error),
+    };
+    let body = answer
+        .map_err(io::Error::other)?
+        .map_err(io::Error::other)?;
+    Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 async fn begin(address: &str, path: &str) -> io::Result<TcpStream> {

@@ -18,7 +18,7 @@ use crate::{
         clock,
         machine::Machine,
         queues,
-        usage::{self, Clock, Place},
+        usage::{self, Clock, Place, Usage},
     },
     time::{Moment, Span},
     wire::RowKey,
@@ -185,11 +185,22 @@ impl Bench {
             .map(|(fleet, workers)| (fleet, Lot::of(workers, self.round)))
             .collect();
         let mut known = std::mem::take(&mut self.clocks).into_iter().peekable();
+        let groups = groups_of(&order.subjects);
         let mut clocks = Vec::with_capacity(order.subjects.len());
         let mut workers = Vec::with_capacity(order.subjects.len());
         for (place, subject) in order.subjects.iter().enumerate() {
-            let speaks =
-                (memory_due || pressure_due) && lots[&subject.worker.fleet].falls_on(place);
+            let load = |cpu, memory, pressure| WorkerLoad {
+                worker: subject.worker.clone(),
+                generation: subject.generation,
+                cpu,
+                memory,
+                pressure,
+            };
+            if !subject.has_leaf {
+                let usage = groups.get(&subject.leader).copied().unwrap_or_default();
+                workers.extend(usage.cpu.map(|cpu| load(cpu, usage.memory, None)));
+                continue;
+            }
             while known
                 .next_if(|(worker, ..)| *worker < subject.worker)
                 .is_some()
@@ -201,9 +212,13 @@ impl Bench {
                 .next_if(same)
                 .map(|(.., clock)| clock)
                 .or_else(|| Clock::open(&subject.place(base)));
-            let Some(clock) = clock else {
+            let Some((clock, cpu)) = clock.and_then(|clock| {
+                let cpu = clock.read()?;
+                Some((clock, cpu))
+            }) else {
                 continue;
             };
+            let speaks = lots[&subject.worker.fleet].falls_on(place);
             if memory_due
                 && speaks
                 && let Some(memory) = usage::memory_of(&subject.place(base))
@@ -216,16 +231,10 @@ impl Bench {
             {
                 self.pressures.insert(subject.worker.clone(), pressure);
             }
-            if let Some(cpu) = clock.read() {
-                workers.push(WorkerLoad {
-                    worker: subject.worker.clone(),
-                    generation: subject.generation,
-                    cpu,
-                    memory: self.memories.get(&subject.worker).copied(),
-                    pressure: self.pressures.get(&subject.worker).copied(),
-                });
-                clocks.push((subject.worker.clone(), subject.generation, clock));
-            }
+            let memory = self.memories.get(&subject.worker).copied();
+            let pressure = self.pressures.get(&subject.worker).copied();
+            workers.push(load(cpu, memory, pressure));
+            clocks.push((subject.worker.clone(), subject.generation, clock));
         }
         self.clocks = clocks;
         Sample {
@@ -235,6 +244,14 @@ impl Bench {
             queues: queues_of(&order.sockets),
         }
     }
+}
+
+/// What workers use that have no cgroup, with all their living children, by leader.
+fn groups_of(subjects: &[Subject]) -> BTreeMap<i32, Usage> {
+    let leaders = subjects.iter().filter(|subject| !subject.has_leaf);
+    let leaders: Vec<i32> = leaders.map(|subject| subject.leader).collect();
+    let places: Vec<Place> = leaders.iter().copied().map(Place::Group).collect();
+    leaders.into_iter().zip(usage::of_all(&places)).collect()
 }
 
 /// All sockets of a fleet together; a fleet none of whose sockets is found is left out.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    config::spec::{ScaleSpec, Signal},
+    config::spec::{FleetSpec, ScaleSpec, Signal},
     engine::{
         effect::{Effect, Effects, Ending, What},
         fleet::{Fleet, Room, Stance},
@@ -11,7 +11,7 @@ use crate::{
         intent::Intent,
         load::{Sample, SampleOrder},
         meter::{PEGGED, STALE, WHOLE},
-        scale::{Block, Decision, Hold, Inputs, Reason, Scaling, Verdict},
+        scale::{Block, Decision, Hold, Inputs, Queue, Reason, Scaling, Verdict},
         slot::{Slot, State},
         supervisor::Supervisor,
     },
@@ -28,6 +28,8 @@ const SAMPLE_PATIENCE: Span = Span::secs(5);
 const RESCUE_SPACING: Span = Span::secs(5);
 /// A queue of any length for so long, though the workers are not busy: they all wait for something.
 const STALLED: Span = Span::secs(10);
+/// Between two attempts to restart one that is stuck.
+const REPORT_SPACING: Span = Span::secs(60);
 /// A fleet that uses less of what it could does nothing, in parts per million.
 const IDLE: u64 = 10_000;
 
@@ -262,6 +264,24 @@ impl Fleet {
         self.body.scale = Some(Box::new(Scaling::new(members, now)));
     }
 
+    /// What was measured of what it was says nothing of what it is now.
+    pub(super) fn measure_anew(&mut self, before: &FleetSpec, room: &mut Room<'_>) {
+        let Some(scaling) = &mut self.body.scale else {
+            return;
+        };
+        if before.sockets != self.spec.sockets {
+            scaling.queue = Queue::default();
+            if std::mem::take(&mut scaling.watching) {
+                let fleet = self.name.clone();
+                room.out.list.push(Effect::Watch { fleet, on: false });
+            }
+        }
+        let source = |spec: &FleetSpec| spec.scale.as_ref().and_then(|scale| scale.source.clone());
+        if source(before) != source(&self.spec) {
+            (scaling.sourced, scaling.source_at) = (None, None);
+        }
+    }
+
     /// Its weight, if its workers are as busy as they are meant to be, or busier.
     fn pressed_weight(&self) -> Option<u64> {
         let spec = self.spec.scale.as_ref()?;
@@ -318,6 +338,33 @@ impl Fleet {
         !gone && !intent.holds(&self.name, index)
     }
 
+    /// So many members take a place of `max`: not those who are through for good, nor those whom an operator keeps away.
+    fn occupied(&self, scaling: &Scaling, intent: &Intent) -> u32 {
+        let takes = |index: &&SlotIndex| match self.slots.get(index) {
+            Some(slot) if slot.is_live() => true,
+            Some(slot) => !slot.is_through() && !intent.holds(&self.name, **index),
+            None => !intent.holds(&self.name, **index),
+        };
+        scaling.members.iter().filter(takes).count() as u32
+    }
+
+    /// Who is through for good leaves its place to others, as far as the fleet may be smaller: nobody is started in the place of one that
+    /// has done what it should, or cannot do it.
+    fn leave_places(&self, scaling: &mut Scaling, least: u32) {
+        let through: Vec<SlotIndex> = scaling
+            .members
+            .iter()
+            .filter(|index| self.slots.get(index).is_some_and(Slot::is_through))
+            .copied()
+            .collect();
+        for index in through {
+            if scaling.members.len() as u32 <= least {
+                return;
+            }
+            scaling.members.remove(&index);
+        }
+    }
+
     /// Workers that are pegged while the others are not, or that say themselves that they get nothing done.
     fn suspects(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> BTreeSet<SlotIndex> {
         let known = |slot: &&Slot| slot.is_ready() && slot.meter.is_known(now);
@@ -348,10 +395,17 @@ impl Fleet {
             slot.meter.is_pegged_for(spec.stuck_after, now)
                 && (others_rest || slot.meter.stands_still_for(spec.stuck_after, now))
         };
-        members()
+        let all: BTreeSet<SlotIndex> = members()
             .filter(|(_, slot)| known(slot) && suspect(slot))
             .map(|(index, _)| *index)
-            .collect()
+            .collect();
+        // If all are, they are what they are meant to be: jobs that take long, each of them.
+        let others = members().any(|(index, slot)| slot.is_ready() && !all.contains(index));
+        if others || all.len() == 1 {
+            all
+        } else {
+            BTreeSet::new()
+        }
     }
 
     fn survey(
@@ -381,6 +435,10 @@ impl Fleet {
                 continue;
             }
             inputs.n += 1;
+            if slot.ending.is_some() {
+                // It makes room for another one in its place, and nobody waits for that.
+                continue;
+            }
             match slot.state {
                 State::Running { ready: true, since } if slot.ending.is_none() => {
                     let meter = &slot.meter;
@@ -461,7 +519,12 @@ impl Fleet {
             pressure,
             measured: inputs.have,
             missing: inputs.miss,
+            starting: inputs.starting,
+            draining: inputs.draining,
+            stuck: suspects.len() as u32,
             waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
+            queue: inputs.queue,
+            signal: None,
             idle: views.host.idle(now),
             recommended: inputs.n,
             up: inputs.n,
@@ -471,20 +534,24 @@ impl Fleet {
         };
         let manual = self.floor(room.intent).min(spec.max);
         let least = spec.min.max(manual);
-        let members = scaling.members.len() as u32;
-        let counted = members - suspects.len() as u32;
+        self.leave_places(scaling, least);
+        let members = self.occupied(scaling, room.intent);
+        let counted = members.saturating_sub(suspects.len() as u32);
+        // Those that get nothing done have so many places besides.
+        let ceiling = spec.max + (spec.max / 4).max(1);
         let kept = views.stance == Stance::Keep && !room.intent.fleets.contains_key(&self.name);
         if !kept {
             decision.verdict = Verdict::Holds(Hold::NotKept);
         } else if counted > spec.max {
             decision.verdict = self.shrink(scaling, counted - spec.max, Reason::Max, room);
-        } else if counted < least {
+        } else if counted < least && members < ceiling {
+            let more = (least - counted).min(ceiling - members);
             let reason = if counted < spec.min {
                 Reason::Min
             } else {
                 Reason::Manual
             };
-            decision.verdict = self.grow(scaling, least - counted, reason, spec, room);
+            decision.verdict = self.grow(scaling, more, reason, spec, room);
         } else if members == 0 {
             scaling.idle_since = None;
         } else if room.intent.pauses.contains_key(&self.name) {
@@ -493,11 +560,14 @@ impl Fleet {
             scaling.forgive(spec, now);
             (decision.recommended, decision.up, decision.down) =
                 (advice.recommended, advice.up, advice.down);
+            decision.signal = Some(advice.reason);
             decision.verdict = match () {
                 () if advice.up > inputs.n && inputs.starting > 0 => Verdict::Holds(Hold::Starting),
                 () if advice.up > inputs.n => {
                     let step = (advice.up - inputs.n).min(inputs.n.max(2));
-                    let more = step.min(spec.max - counted);
+                    let more = step
+                        .min(spec.max.saturating_sub(counted))
+                        .min(ceiling.saturating_sub(members));
                     if more > 0 {
                         let want = self.want(more, inputs.n, advice.reason, spec);
                         let (fleet, reason) = (self.name.clone(), advice.reason);
@@ -512,8 +582,11 @@ impl Fleet {
                 }
                 () if advice.recommended > inputs.n => Verdict::Holds(Hold::Confirming),
                 () if advice.starved => Verdict::Holds(Hold::Starved),
-                () if self.is_idle_for_good(scaling, spec, manual, &inputs, now) => {
-                    self.shrink(scaling, members, Reason::Idle, room)
+                () if self.is_idle_for_good(scaling, spec, manual, &inputs, now)
+                    && suspects.is_empty() =>
+                {
+                    let all = scaling.members.len() as u32;
+                    self.shrink(scaling, all, Reason::Idle, room)
                 }
                 () => self.shrink_some(
                     scaling,
@@ -578,12 +651,14 @@ impl Fleet {
         let inflight: u64 = self
             .slots
             .values()
+            .filter(|slot| slot.process.is_some())
             .filter_map(|slot| slot.meter.inflight)
             .map(u64::from)
             .sum();
         let idle = spec.min == 0
             && manual == 0
             && inputs.starting == 0
+            && inputs.cold == 0
             && inputs.miss == 0
             && inputs.utilization().is_some_and(|share| share < IDLE)
             && scaling.queue.waiting == 0
@@ -647,7 +722,9 @@ impl Fleet {
         if inputs.starting > 0 || (queue.alerts < 2 && busy) {
             return None;
         }
-        let counted = (scaling.members.len() - suspects.len()) as u32;
+        let members = self.occupied(scaling, room.intent);
+        let counted = members.saturating_sub(suspects.len() as u32);
+        let ceiling = spec.max + (spec.max / 4).max(1);
         let decision = Decision {
             at: now,
             workers: inputs.n,
@@ -656,7 +733,12 @@ impl Fleet {
             pressure: self.pressure(scaling),
             measured: inputs.have,
             missing: inputs.miss,
+            starting: inputs.starting,
+            draining: inputs.draining,
+            stuck: suspects.len() as u32,
             waiting: Some(queue.waiting),
+            queue: inputs.queue,
+            signal: Some(Reason::Backlog),
             idle: views.host.idle(now),
             recommended: inputs.n + 1,
             up: inputs.n + 1,
@@ -664,7 +746,7 @@ impl Fleet {
             penalty: scaling.penalty,
             verdict: Verdict::Blocked(Block::Max),
         };
-        if counted >= spec.max {
+        if counted >= spec.max || members >= ceiling {
             let mut scaling = self.body.scale.take()?;
             scaling.rescued_at = Some(now);
             self.conclude(&mut scaling, decision, room);
@@ -684,6 +766,7 @@ impl Fleet {
         let mut memories: Vec<u64> = self
             .slots
             .values()
+            .filter(|slot| slot.process.is_some())
             .filter_map(|slot| slot.meter.memory)
             .collect();
         memories.sort_unstable();
@@ -732,8 +815,11 @@ impl Fleet {
     ) -> Verdict {
         let from = scaling.members.len() as u32;
         for _ in 0..by {
-            let index =
-                scaling.free_slot(|index| self.slots.get(&index).is_some_and(Slot::is_live));
+            let taken = |index| {
+                let live = self.slots.get(&index).is_some_and(Slot::is_live);
+                live || room.intent.holds(&self.name, index)
+            };
+            let index = scaling.free_slot(taken);
             scaling.members.insert(index);
         }
         match reason {
@@ -763,7 +849,11 @@ impl Fleet {
         room: &mut Room<'_>,
     ) -> Verdict {
         let from = scaling.members.len() as u32;
-        let victims = self.victims(scaling, by, room.intent, room.now);
+        let suspects = match &self.spec.scale {
+            Some(spec) => self.suspects(scaling, spec, room.now),
+            None => BTreeSet::new(),
+        };
+        let victims = self.victims(scaling, by, &suspects, room);
         let by = victims.len() as u32;
         for index in victims {
             scaling.members.remove(&index);
@@ -782,7 +872,14 @@ impl Fleet {
     }
 
     /// Those that can best be done without: outdated, not well, least busy, newest.
-    fn victims(&self, scaling: &Scaling, by: u32, intent: &Intent, now: Moment) -> Vec<SlotIndex> {
+    fn victims(
+        &self,
+        scaling: &Scaling,
+        by: u32,
+        suspects: &BTreeSet<SlotIndex>,
+        room: &Room<'_>,
+    ) -> Vec<SlotIndex> {
+        let (intent, now) = (room.intent, room.now);
         let unused = Slot::default();
         let mut all: Vec<_> = scaling
             .members
@@ -799,7 +896,8 @@ impl Fleet {
                 let known = slot.meter.is_known(now);
                 let share = if known { slot.meter.share } else { WHOLE };
                 // Who is not there at all makes no room by leaving.
-                (!there, current, slot.is_ready(), share, newest, *index)
+                let well = slot.is_ready() && !suspects.contains(index);
+                (!there, current, well, share, newest, *index)
             })
             .collect();
         all.sort();
@@ -817,15 +915,14 @@ impl Fleet {
     ) {
         let restart = spec.restart_stuck;
         for index in suspects {
-            let fresh = self
-                .slots
-                .get(index)
-                .is_some_and(|slot| !slot.meter.reported);
-            if !fresh {
+            let reported = self.slots.get(index).and_then(|slot| slot.meter.reported);
+            // A restart that was withheld is asked for again.
+            let again = reported.is_some_and(|at| restart && at.after(REPORT_SPACING) <= room.now);
+            if reported.is_some() && !again {
                 continue;
             }
             self.with_slot(*index, room, |slot, desk| {
-                slot.meter.reported = true;
+                slot.meter.reported = Some(desk.now);
                 desk.record(slot.generation, What::Stuck { restart });
                 if restart {
                     slot.end_unwell(Ending::Unhealthy, desk);
@@ -857,7 +954,14 @@ impl Fleet {
                 );
             }
         }
-        scaling.blocked = blocked;
+        // What a queue asked for in vain a moment ago is still in vain, whatever the next decision is about.
+        let asked = scaling
+            .rescued_at
+            .is_some_and(|at| at.after(RESCUE_SPACING.times(2)) > room.now);
+        let grew = matches!(decision.verdict, Verdict::Grew { .. });
+        if blocked.is_some() || grew || !asked {
+            scaling.blocked = blocked;
+        }
         scaling.remember(decision);
     }
 
@@ -868,7 +972,8 @@ impl Fleet {
         };
         scaling.watching = false;
         let held = room.intent.fleets.contains_key(&self.name);
-        if kept && !held && scaling.members.is_empty() {
+        if kept && !held && self.occupied(&scaling, room.intent) == 0 {
+            self.leave_places(&mut scaling, 0);
             let by = spec.wake.min(spec.max);
             self.grow(&mut scaling, by, Reason::Wake, &spec, room);
         }
@@ -876,12 +981,15 @@ impl Fleet {
     }
 
     fn tend_knock(&mut self, kept: bool, room: &mut Room<'_>) {
+        let held = room.intent.fleets.contains_key(&self.name);
+        let alone = self.slots.values().all(|slot| !slot.is_live());
+        let nobody = |scaling| self.occupied(scaling, room.intent) == 0;
+        let sleeps = self.spec.scale.as_ref().is_some_and(|spec| spec.min == 0)
+            && self.body.scale.as_deref().is_some_and(nobody);
         let Some(scaling) = &mut self.body.scale else {
             return;
         };
-        let held = room.intent.fleets.contains_key(&self.name);
-        let alone = self.slots.values().all(|slot| !slot.is_live());
-        let on = kept && !held && scaling.members.is_empty() && alone;
+        let on = kept && !held && sleeps && alone;
         if on != scaling.watching {
             scaling.watching = on;
             let fleet = self.name.clone();

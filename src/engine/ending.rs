@@ -3,6 +3,7 @@
 use crate::{
     engine::{
         effect::{Effect, Ending, What},
+        meter::Meter,
         restart::Next,
         slot::{Desk, KILL_AGAIN, LastExit, Preparing, Slot, State},
     },
@@ -176,6 +177,7 @@ impl Slot {
     }
 
     pub(super) fn gone(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
+        self.meter = Meter::default();
         let uptime = record.at.since(record.since);
         self.last_exit = Some(LastExit {
             status: record.status,

@@ -412,6 +412,7 @@ impl Fleet {
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);
         self.fit_scale(room.now);
+        self.measure_anew(&before, room);
         // A rollback goes to the last revision that was reached, and is about what workers are: how many there are, and who is told of them, stays as it was said.
         match &mut self.previous {
             Some(previous) if !rolling || self.body.rollout.is_some() => {

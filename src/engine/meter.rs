@@ -62,8 +62,8 @@ pub(super) struct Meter {
     pub(super) queue: Option<u32>,
     /// What it has done by its own word, and since when that has not changed.
     done: Option<(u64, Moment)>,
-    /// It was reported as stuck.
-    pub(super) reported: bool,
+    /// When it was last reported as stuck.
+    pub(super) reported: Option<Moment>,
 }
 
 impl Meter {
@@ -85,6 +85,11 @@ impl Meter {
             return;
         };
         let elapsed = at.since(before);
+        if elapsed > INTERVAL[1] {
+            // Nobody knows what it did meanwhile, or whether it could do anything.
+            self.pegged_since = None;
+            self.done = self.done.map(|(done, _)| (done, at));
+        }
         if elapsed < INTERVAL[0] || elapsed > INTERVAL[1] || cpu < used {
             return;
         }

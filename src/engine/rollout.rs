@@ -67,6 +67,9 @@ impl Fleet {
         }
         if workers > 0 {
             self.record(What::RolloutBegan { workers }, room);
+        } else {
+            // Nobody is left who could need what was listened at before.
+            self.keep_sockets(room);
         }
     }
 

@@ -18,6 +18,8 @@ use crate::{
 const PENALTY_MAX: u32 = 8;
 /// After so many windows without an action the penalty is halved.
 const QUIET_WINDOWS: u32 = 4;
+/// Decisions that are further apart than this do not tell what was needed in between.
+const GAP: Span = Span::secs(20);
 /// Between two shrinks.
 const SHRINK_SPACING: Span = Span::secs(15);
 /// So many recommendations of the down window are kept; more are merged, so that none is forgotten.
@@ -46,6 +48,8 @@ pub(super) struct Scaling {
     before: Option<(Moment, u32)>,
     /// The largest recommendations in the down window: falling, each with its time.
     highs: VecDeque<(Moment, u32)>,
+    /// It was not decided for a while before: the down window begins anew then.
+    resumed_at: Option<Moment>,
     /// Idle since, with `min = 0`.
     pub(super) idle_since: Option<Moment>,
     /// Everything below is found out anew by a new supervisor.
@@ -161,8 +165,18 @@ pub struct Decision {
     pub measured: u32,
     /// So many should have been, and were not.
     pub missing: u32,
+    /// So many were not ready, or paused before a restart.
+    pub starting: u32,
+    /// So many were on their way out.
+    pub draining: u32,
+    /// So many used all that they can and got nothing done: they are not among the workers.
+    pub stuck: u32,
     /// Connections that waited; none: it has no sockets, or they were not read.
     pub waiting: Option<u32>,
+    /// Length of the queue that the fleet works off, in thousandths; none: nobody says.
+    pub queue: Option<u64>,
+    /// Which signal asked for most.
+    pub signal: Option<Reason>,
     /// Idle processors, in thousandths of a core.
     pub idle: Option<u32>,
     /// What this moment asks for.
@@ -397,7 +411,7 @@ impl Scaling {
             }
         }
         let by_backlog_alone = spec.signals.iter().all(|signal| *signal == Signal::Backlog);
-        if by_backlog_alone {
+        if by_backlog_alone && self.queue.read.is_some() {
             answers.push((if self.queue.waiting > 0 { n } else { 1 }, Reason::Backlog));
         }
         let (most, reason) = answers.into_iter().max_by_key(|(answer, _)| *answer)?;
@@ -426,6 +440,11 @@ impl Scaling {
         let up = agreed.map_or(n, |(_, before)| before.min(recommended));
         self.before = Some((now, recommended));
         let window = self.down_window(spec);
+        let gap = self.highs.back().is_some_and(|(at, _)| at.after(GAP) < now);
+        if gap {
+            self.highs.clear();
+            self.resumed_at = Some(now);
+        }
         while self
             .highs
             .back()
@@ -480,7 +499,8 @@ impl Scaling {
         {
             return Err(Hold::Draining);
         }
-        if self.grown_at.after(self.down_window(spec)) > now {
+        let since = self.resumed_at.unwrap_or_default().max(self.grown_at);
+        if since.after(self.down_window(spec)) > now {
             return Err(Hold::Window);
         }
         Ok(())

@@ -201,6 +201,11 @@ impl Desk<'_> {
 }
 
 impl Slot {
+    /// Will nobody be started in it by itself any more?
+    pub(super) fn is_through(&self) -> bool {
+        matches!(self.state, State::Failed { retry: None } | State::Done)
+    }
+
     /// Is there, or will there presently be, a process or a helper of it?
     pub(super) fn is_live(&self) -> bool {
         match self.state {

@@ -368,7 +368,11 @@ impl Supervisor {
             let Some(other) = self.fleets.get(name) else {
                 return true;
             };
-            let desired = other.desired(&self.intent);
+            // One that follows the load is there when it serves; that it grows is no reason to wait.
+            let desired = match (other.desired(&self.intent), &other.spec.scale) {
+                (desired, Some(scale)) => desired.min(scale.min.max(1)),
+                (desired, None) => desired,
+            };
             let reached = match state {
                 AfterState::Ready => other.ready(),
                 AfterState::Started => other

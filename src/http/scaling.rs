@@ -80,8 +80,18 @@ pub struct DecisionView {
     pub measured: u32,
     /// So many should have been, and were not: idle when it grows, busy when it shrinks.
     pub missing: u32,
+    /// So many were not ready, or paused before a restart.
+    pub starting: u32,
+    /// So many were on their way out.
+    pub draining: u32,
+    /// So many used all that they can and got nothing done: they are not among the workers.
+    pub stuck: u32,
     /// Connections that waited.
     pub waiting: Option<u32>,
+    /// Length of the queue that the fleet works off; none: nobody says.
+    pub queue: Option<f64>,
+    /// Which signal asked for most: `cpu`, `busy`, `queue`, `backlog`.
+    pub signal: Option<String>,
     /// Idle cores of the machine.
     pub idle_cores: Option<f64>,
     /// What this moment asked for.
@@ -163,7 +173,12 @@ fn decision(one: &Decision, here: &Here<'_>) -> DecisionView {
         pressure: one.pressure.map(|parts| share(u64::from(parts), 1e4)),
         measured: one.measured,
         missing: one.missing,
+        starting: one.starting,
+        draining: one.draining,
+        stuck: one.stuck,
         waiting: one.waiting,
+        queue: one.queue.map(|length| share(length, 1e3)),
+        signal: one.signal.map(|reason| reason.word().to_owned()),
         idle_cores: one.idle.map(|idle| share(u64::from(idle), 1e3)),
         recommended: one.recommended,
         up: one.up,

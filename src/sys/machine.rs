@@ -24,8 +24,10 @@ pub struct Machine {
     system: Option<System>,
     /// The processors that we may use.
     cpus: Vec<usize>,
-    /// Our own cgroup's clock, if that is limited.
-    own: Option<usage::Clock>,
+    /// The clock of the cgroup above us that has the tightest limit, if one has: all in it share that.
+    limited: Option<usage::Clock>,
+    /// Our cgroup and those above it.
+    cgroups: Vec<PathBuf>,
     before: Option<Reading>,
 }
 
@@ -34,7 +36,7 @@ struct Reading {
     at: Moment,
     /// Nanoseconds that our processors were idle.
     idle: u64,
-    /// Nanoseconds that our own cgroup used.
+    /// Nanoseconds that the limited cgroup used.
     used: Option<u64>,
 }
 
@@ -47,13 +49,17 @@ impl Default for Machine {
 impl Machine {
     /// Finds out what does not change.
     pub fn new() -> Self {
-        let quota = own_cgroup().filter(|dir| {
-            fs::read_to_string(dir.join("cpu.max")).is_ok_and(|max| !max.starts_with("max"))
+        let cgroups = own_cgroups();
+        let quotas = cgroups.iter().filter_map(|dir| {
+            let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
+            Some((quota(&text)?, dir.clone()))
         });
+        let tightest = quotas.min().map(|(_, dir)| dir);
         Self {
             system: System::new().ok(),
             cpus: host::usable_cpus(),
-            own: quota.and_then(|dir| usage::Clock::open(&usage::Place::Leaf(dir))),
+            limited: tightest.and_then(|dir| usage::Clock::open(&usage::Place::Leaf(dir))),
+            cgroups,
             before: None,
         }
     }
@@ -64,7 +70,7 @@ impl Machine {
         let now = Reading {
             at: clock::now(),
             idle: idle_time(&stat, &self.cpus)?,
-            used: self.own.as_ref().and_then(usage::Clock::read),
+            used: self.limited.as_ref().and_then(usage::Clock::read),
         };
         let before = self.before.replace(now)?;
         let elapsed = now.at.since(before.at);
@@ -75,15 +81,15 @@ impl Machine {
         let cores = u64::from(host::usable_cores());
         let mut idle = share(now.idle.saturating_sub(before.idle)).min(cores);
         if let (Some(used), Some(used_before)) = (now.used, before.used) {
-            // What our own limit leaves, whatever the machine has.
+            // What that limit leaves, whatever the machine has.
             idle = idle.min(cores.saturating_sub(share(used.saturating_sub(used_before))));
         }
         let system = self.system.as_mut()?;
         system.refresh_memory();
         let (mut total, mut available) = (system.total_memory(), system.available_memory());
-        if let Some(limits) = system.cgroup_limits() {
-            total = total.min(limits.total_memory);
-            available = available.min(limits.free_memory);
+        for (most, free) in self.cgroups.iter().filter_map(|dir| memory_of(dir)) {
+            total = total.min(most);
+            available = available.min(free);
         }
         Some(HostLoad {
             cores: cores as u32,
@@ -135,11 +141,37 @@ fn some_avg10(text: &str) -> Option<u32> {
     Some(whole * 100 + hundredths)
 }
 
-/// The directory of our cgroup, where there is the second version alone.
-fn own_cgroup() -> Option<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(PathBuf::from("/sys/fs/cgroup").join(path))
+/// The directories of our cgroup and of those above it, where there is the second version alone. systemd limits the unit, and we are
+/// below it.
+fn own_cgroups() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else {
+        return Vec::new();
+    };
+    let mount = Path::new("/sys/fs/cgroup");
+    let own = mount.join(path);
+    let all = own.ancestors().take_while(|dir| dir.starts_with(mount));
+    all.map(Path::to_owned).collect()
+}
+
+/// `cpu.max` in thousandths of a core; none: no limit.
+fn quota(text: &str) -> Option<u64> {
+    let (most, period) = text.trim_end().split_once(' ')?;
+    let (most, period): (u64, u64) = (most.parse().ok()?, period.parse().ok()?);
+    Some(most.saturating_mul(THOUSAND) / period.max(1))
+}
+
+/// A cgroup's memory limit and what is free of it, in bytes: files that are only cached make room. None: it has no limit.
+fn memory_of(dir: &Path) -> Option<(u64, u64)> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+    let most: u64 = read("memory.max")?.trim_end().parse().ok()?;
+    let used: u64 = read("memory.current")?.trim_end().parse().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let cached = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok())
+        .unwrap_or(0);
+    Some((most, most.saturating_sub(used.saturating_sub(cached))))
 }
 
 #[cfg(test)]
@@ -161,6 +193,23 @@ mod tests {
         assert_eq!(some_avg10(text), Some(1_234));
         assert_eq!(some_avg10("some avg10=0.5 avg60=0.00\n"), Some(50));
         assert_eq!(some_avg10("nonsense"), None);
+    }
+
+    #[test]
+    fn limits_are_those_of_cgroups() {
+        assert_eq!(quota("200000 100000\n"), Some(2_000));
+        assert_eq!(quota("max 100000\n"), None);
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(memory_of(dir.path()), None);
+        write("memory.current", "900\n");
+        write("memory.max", "max\n");
+        assert_eq!(memory_of(dir.path()), None);
+        write("memory.max", "1000\n");
+        assert_eq!(memory_of(dir.path()), Some((1_000, 100)));
+        // What is cached can go at any time.
+        write("memory.stat", "anon 100\ninactive_file 700\n");
+        assert_eq!(memory_of(dir.path()), Some((1_000, 800)));
     }
 
     #[test]

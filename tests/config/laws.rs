@@ -367,7 +367,6 @@ fn differences_read_as_they_are_typed() {
         health.exec: nothing -> ["/bin/true"]
         health.fail: nothing -> 3
         health.interval: nothing -> 1m30s
-        health.restarts_per_minute: 0 -> 6
         health.timeout: nothing -> 2s
         hooks.pre_stop.on_error: nothing -> ignore
         hooks.pre_stop.run: nothing -> ["/bin/true"]

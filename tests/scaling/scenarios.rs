@@ -390,7 +390,8 @@ fn scenario_7_a_stuck_worker() {
         |_| stuck(0.3, 1),
         |report| {
             must!(report.peak <= 4, "has {} once", report.peak);
-            must!(report.last == 2, "ends with {}", report.last);
+            // The table has 2, the stuck one among them. If more had come before it was known, it is the first to go.
+            must!((1..=2).contains(&report.last), "ends with {}", report.last);
             Ok(())
         },
     );
