@@ -542,7 +542,7 @@ impl Fleet {
         let kept = views.stance == Stance::Keep && !room.intent.fleets.contains_key(&self.name);
         if !kept {
             decision.verdict = Verdict::Holds(Hold::NotKept);
-        } else if counted > spec.max {
+        } else if counted > spec.max && inputs.draining == 0 {
             decision.verdict = self.shrink(scaling, counted - spec.max, Reason::Max, room);
         } else if counted < least && members < ceiling {
             let more = (least - counted).min(ceiling - members);

@@ -480,9 +480,12 @@ impl Rig {
         self.say(|_| format!("-- {twist:?}"));
         match twist {
             Twist::Sticks => {
-                let pid = self.ready_pids().first().copied();
-                if let Some(worker) = pid.and_then(|pid| self.machine.plant.workers.get_mut(&pid)) {
-                    worker.stuck = true;
+                for pid in self.ready_pids() {
+                    let worker = self.machine.plant.workers.get_mut(&pid);
+                    if let Some(worker) = worker.filter(|worker| !worker.stuck) {
+                        worker.stuck = true;
+                        break;
+                    }
                 }
             }
             Twist::Crashes(nth) => {
@@ -797,7 +800,10 @@ impl Rig {
         });
         if self.laws && at > 0.0 {
             let waiting = self.waiting;
+            let workers = self.machine.plant.workers.values();
+            let stuck = workers.filter(|worker| worker.stuck).count();
             let act = Action {
+                stuck,
                 kind,
                 by,
                 live,

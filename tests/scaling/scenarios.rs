@@ -531,6 +531,39 @@ fn scenario_10_the_machine_stands_still() {
     every_seed("10, pause", scene, nothing);
 }
 
+/// Longer than the down window, and nothing to do afterwards: what was needed before it counts no more, and a window begins.
+#[test]
+fn scenario_10_a_window_after_a_pause() {
+    let load = |at: f64| if at < 250.0 { 2.9 } else { 0.3 };
+    let scene = move |_| Scene::of(Demand::of(load), 5, 600.0).twist(100.0, Twist::Pause(150.0));
+    every_seed("10, window", scene, |report| {
+        let first = report.acts.first().map_or(f64::INFINITY, |act| act.at);
+        must!(first >= 250.0 + 115.0, "acts at {first:.0} s");
+        must!(report.last == 1, "ends with {}", report.last);
+        Ok(())
+    });
+}
+
+/// All of them are taken for stuck, one after the other: as many as there may be at all, and a quarter more.
+#[test]
+fn scenario_7_nobody_gets_anything_done() {
+    let scene = |_| {
+        let scene = Scene {
+            says_done: true,
+            min: 3,
+            max: 3,
+            ..Scene::of(Demand::of(steady(0.9)), 3, 900.0)
+        };
+        (0..8).fold(scene, |scene, nth| {
+            scene.twist(THEN + 90.0 * f64::from(nth), Twist::Sticks)
+        })
+    };
+    every_seed("7, nobody", scene, |report| {
+        must!(report.peak <= 4, "has {} once", report.peak);
+        Ok(())
+    });
+}
+
 #[test]
 fn scenario_11_no_room() {
     let scene = |_| Scene {
