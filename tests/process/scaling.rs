@@ -22,6 +22,8 @@ both_ways!(
     bounds_follow_a_reload,
     a_source_that_lies_is_seen_and_changes_nothing,
     a_program_that_is_asked_may_do_anything,
+    a_sleeping_fleet_listens_where_it_is_told_to,
+    who_is_through_wakes_up_others,
 );
 
 /// One fleet that follows the load; `scale` stands in its table.
@@ -156,6 +158,51 @@ fn a_fleet_of_nobody_is_woken_and_sleeps_again(mut rig: Rig) {
         .unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 1);
+    rig.drain(10_000);
+}
+
+/// Somebody connects, and is answered within seconds.
+fn knock(port: u16, what: &str) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let patience = Duration::from_secs(20);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 1, "{what}");
+}
+
+fn a_sleeping_fleet_listens_where_it_is_told_to(mut rig: Rig) {
+    let (before, after) = (free_port(), free_port());
+    let move_to = |rig: &Rig, port: u16| {
+        configure(
+            rig,
+            r#""serve""#,
+            "min = 0\nmax = 2\nidle_timeout = \"1s\"\nwarmup = \"0s\"",
+            &format!("socket.http.listen = \"127.0.0.1:{port}\""),
+        );
+    };
+    move_to(&rig, before);
+    rig.start();
+    rig.settle(10_000);
+    move_to(&rig, after);
+    rig.ok(&["reload"]);
+    knock(after, "the new address");
+    assert!(TcpStream::connect(("127.0.0.1", before)).is_err());
+    rig.drain(10_000);
+}
+
+fn who_is_through_wakes_up_others(mut rig: Rig) {
+    let port = free_port();
+    configure(
+        &rig,
+        r#""serve_once""#,
+        "min = 0\nmax = 1\nwarmup = \"0s\"",
+        &format!("restart.policy = \"on-failure\"\nsocket.http.listen = \"127.0.0.1:{port}\""),
+    );
+    rig.start();
+    rig.settle(10_000);
+    for round in 0..4 {
+        knock(port, &format!("round {round}"));
+    }
     rig.drain(10_000);
 }
 

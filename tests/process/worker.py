@@ -133,6 +133,15 @@ def farewell(count):
     forever()
 
 
+def serve_once():
+    """One connection, and then it has done what it should."""
+    with socket.socket(fileno=3) as listener:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"x")
+
+
 def serve():
     """Answers every connection on the first inherited socket with our pid."""
     with socket.socket(fileno=3) as listener:
