@@ -20,6 +20,8 @@ const MAX: i64 = 1_500;
 const HIGH_MAX: u32 = 950_000;
 /// Two decisions are so far apart, and their samples a little more.
 const UP_WINDOW_MIN: Span = Span::secs(10);
+/// Windows below this are for tests.
+const DOWN_WINDOW_LEAST: Span = Span::secs(60);
 /// Between two questions to a source.
 const INTERVAL_MIN: Span = Span::millis(100);
 
@@ -78,6 +80,7 @@ pub(super) fn scale(
         ..usual
     };
     check(section, &table, &spec, sockets);
+    warn(&table, &spec);
     table.finish();
     Some(spec)
 }
@@ -182,6 +185,55 @@ fn source(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> Option<So
         interval: interval.max(INTERVAL_MIN),
         timeout,
     })
+}
+
+/// What will hardly do what it is meant to.
+fn warn(table: &Section<'_, '_>, spec: &ScaleSpec) {
+    let warn = |code, key, message, help: &str| {
+        let place = table.place_of(key);
+        table.reader.warn(code, place, message, help.to_owned());
+    };
+    let (high, target) = (u64::from(spec.high), u64::from(spec.target));
+    if target < high && high * 10 < target * 12 {
+        let key = table.culprit(&["target", "high"]);
+        let message = format!(
+            "{} is so near to high that its size will waver",
+            table.name("target")
+        );
+        warn(
+            "W250",
+            key,
+            message,
+            "leave a fifth between them at least; 60% and 80% are usual",
+        );
+    }
+    if spec.down_window < DOWN_WINDOW_LEAST {
+        let message = format!(
+            "{} = {} is shorter than most pauses in a load",
+            table.name("down_window"),
+            spec.down_window
+        );
+        warn(
+            "W251",
+            "down_window",
+            message,
+            "60s or more, or it follows every wave; 120s is usual",
+        );
+    }
+    let cores = u64::from(table.reader.around.usable_cores());
+    let could = u64::from(spec.max) * u64::from(spec.worker_cores);
+    if table.origin("max").is_some() && could > 4 * cores {
+        let shown = |thousandths: u64| thousandths as f64 / 1e3;
+        let message = format!(
+            "{} = {} workers could use {} cores, and there are {}",
+            table.name("max"),
+            spec.max,
+            shown(could),
+            shown(cores)
+        );
+        let help = "fewer; or say in worker_cores how much of a core one can use: workers that mostly wait use less";
+        warn("W252", "max", message, help);
+    }
 }
 
 /// What cannot be together.
