@@ -120,13 +120,13 @@ fn explain(client: &Client, args: &ScaleArgs) -> Outcome {
     let mut heading = vec![
         "TIME", "WORKERS", "BUSY", "SAYS", "IDLE", "QUEUE", "LENGTH", "WANTS", "DONE",
     ];
-    let told: [(usize, &dyn Fn(&DecisionView) -> bool); 2] = [
-        (LENGTH, &|one| one.queue.is_some()),
-        (SAYS, &|one| one.busy.is_some()),
-    ];
     // Of what nobody ever said anything there is no column.
+    let told = [
+        (LENGTH, view.decisions.iter().any(|one| one.queue.is_some())),
+        (SAYS, view.decisions.iter().any(|one| one.busy.is_some())),
+    ];
     for (column, is_told) in told {
-        if !view.decisions.iter().any(is_told) {
+        if !is_told {
             heading.remove(column);
             for row in &mut rows {
                 row.remove(column);

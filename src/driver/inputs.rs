@@ -121,6 +121,9 @@ pub(super) fn sort(news: Vec<News>, known: &mut Known) -> Sorted {
     sorted
 }
 
+/// So many characters of a note that is none are shown.
+const NONSENSE_MAX: usize = 60;
+
 /// The lines of a notify datagram that mean something here (sd_notify(3)); never panics, whatever the bytes.
 pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -137,10 +140,12 @@ pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
                 .parse()
                 .ok()
                 .map(|micros| Note::Extend(Span::micros(micros))),
-            ("X_LEASEHOLD_BUSY", share) => share_of(share).map(Note::Busy),
-            ("X_LEASEHOLD_INFLIGHT", count) => count.parse().ok().map(Note::Inflight),
-            ("X_LEASEHOLD_QUEUE", length) => length.parse().ok().map(Note::Queue),
-            ("X_LEASEHOLD_DONE", count) => count.parse().ok().map(Note::Done),
+            ("X_LEASEHOLD_BUSY", share) => understood(line, share_of(share).map(Note::Busy)),
+            ("X_LEASEHOLD_INFLIGHT", count) => {
+                understood(line, count.parse().ok().map(Note::Inflight))
+            }
+            ("X_LEASEHOLD_QUEUE", length) => understood(line, length.parse().ok().map(Note::Queue)),
+            ("X_LEASEHOLD_DONE", count) => understood(line, count.parse().ok().map(Note::Done)),
             ("STATUS", text) => Some(Note::Status(
                 text.chars().filter(|c| !c.is_control()).collect(),
             )),
@@ -148,6 +153,12 @@ pub fn parse_note(bytes: &[u8]) -> Vec<Note> {
         }
     });
     notes.collect()
+}
+
+/// What is no value says so, as far as it fits a line.
+fn understood(line: &str, note: Option<Note>) -> Option<Note> {
+    let shown = line.chars().filter(|c| !c.is_control()).take(NONSENSE_MAX);
+    note.or_else(|| Some(Note::Nonsense(shown.collect())))
 }
 
 /// `0.7` in parts per million; what is no share, or not one of a whole, says nothing.
@@ -172,7 +183,11 @@ mod tests {
         assert_eq!(notes, said);
         // Lies are not believed.
         let lies = b"X_LEASEHOLD_BUSY=NaN\nX_LEASEHOLD_BUSY=-1\nX_LEASEHOLD_BUSY=1e9\nX_LEASEHOLD_BUSY=inf\nX_LEASEHOLD_QUEUE=-4\nX_LEASEHOLD_DONE=";
-        assert_eq!(parse_note(lies), []);
+        let said = parse_note(lies);
+        assert_eq!(said.len(), 6);
+        for note in said {
+            assert!(matches!(note, Note::Nonsense(_)), "{note:?}");
+        }
     }
 
     #[test]

@@ -570,6 +570,11 @@ pub enum What {
         /// Is it restarted?
         restart: bool,
     },
+    /// It said something of its work that cannot be.
+    NotBelieved {
+        /// What.
+        text: String,
+    },
     /// An operator wants its size left alone.
     Paused {
         /// Who.

@@ -175,4 +175,6 @@ pub enum Note {
     Queue(u32),
     /// X_LEASEHOLD_DONE=n: what it has done so far.
     Done(u64),
+    /// One of these, and no value that it can have; bounded.
+    Nonsense(String),
 }

@@ -62,6 +62,8 @@ pub(super) struct Meter {
     pub(super) queue: Option<u32>,
     /// What it has done by its own word, and since when that has not changed.
     done: Option<(u64, Moment)>,
+    /// It was said that it talks nonsense.
+    pub(super) doubted: bool,
     /// When it was last reported as stuck.
     pub(super) reported: Option<Moment>,
 }

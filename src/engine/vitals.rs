@@ -206,6 +206,13 @@ impl Slot {
                 text.truncate(end);
                 self.said = text;
             }
+            Note::Nonsense(text) => {
+                self.meter.fit(generation);
+                // Whoever says it will say it again.
+                if !std::mem::replace(&mut self.meter.doubted, true) {
+                    desk.record(generation, What::NotBelieved { text });
+                }
+            }
             Note::Busy(_) | Note::Inflight(_) | Note::Queue(_) | Note::Done(_) => {
                 self.meter.fit(generation);
                 match note {

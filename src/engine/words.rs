@@ -118,6 +118,9 @@ impl fmt::Display for What {
                     "it does not count, another one takes its place"
                 })
             }
+            Self::NotBelieved { text } => {
+                write!(f, "says {text:?}, which cannot be; it is not believed")
+            }
             Self::Paused { who } => write!(f, "its size is left alone, by {who}"),
             Self::SizeExpired => f.write_str("what was said of its size has expired"),
             Self::Accepted { changes: 0, .. } => {
