@@ -14,6 +14,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use leasehold::{sys::clock, time::Span};
 use rig::{Mode, Rig, both_ways, pause, until};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::Value;
@@ -106,8 +107,8 @@ impl Scene {
 
     /// Looks for so long; a condition that must hold at every look.
     fn watch(&mut self, seconds: u64, mut holds: impl FnMut(&Self) -> bool) {
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
-        while std::time::Instant::now() < end {
+        let end = clock::now().after(Span::secs(seconds));
+        while clock::now() < end {
             self.look();
             assert!(holds(self), "{}", self.story());
             pause(300);
