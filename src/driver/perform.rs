@@ -161,10 +161,11 @@ impl Driver {
                     file,
                     ticket,
                     path,
+                    undo,
                 } => {
                     let hand_in = self.hand_in.clone();
                     self.files.work(move |files| {
-                        let result = files.restore(ticket, &path);
+                        let result = files.restore(ticket, &path, undo);
                         let _ = hand_in.send(Inbox::Published(Event::Restored {
                             fleet,
                             file,

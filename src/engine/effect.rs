@@ -14,7 +14,7 @@ use crate::{
         gate::Holder,
         intent::Intent,
         load::SampleOrder,
-        publish::{FileJob, Listing},
+        publish::{FileJob, Listing, Undo},
         release::Given,
         scale::{Block, Reason},
         weights::Weighed,
@@ -176,6 +176,8 @@ pub enum Effect {
         ticket: u64,
         /// Where.
         path: String,
+        /// How.
+        undo: Undo,
     },
     /// It is right: what was there before is not needed any more.
     SettleFile(String),

@@ -108,9 +108,16 @@ pub struct FileJob {
     /// Where it goes.
     pub path: String,
     /// It is checked once it is there: what is there before is put aside.
-    pub aside: bool,
+    pub aside: Option<Aside>,
+}
+
+/// What is known of what is there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aside {
     /// What a file that passed its check looks like, as a number.
     pub good: Option<u64>,
+    /// What is kept beside it was put there by this daemon, and not left by one before.
+    pub ours: bool,
 }
 
 /// What a file is like that was put into its place.
@@ -120,6 +127,17 @@ pub struct Written {
     pub content: u64,
     /// Was another content there before?
     pub changed: bool,
+    /// What takes it away again, should its check fail; none if it was there before.
+    pub undo: Option<Undo>,
+}
+
+/// How a file becomes again what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// There was none: it is removed.
+    Remove,
+    /// What was put aside comes back.
+    PutBack,
 }
 
 /// What a fleet publishes, beside its row.

@@ -23,7 +23,7 @@ use crate::{
     engine::{
         effect::{Effect, ExitWords, What},
         fleet::{Fleet, Room},
-        publish::{FileJob, FileStatus, Written},
+        publish::{Aside, FileJob, FileStatus, Undo, Written},
         spawn,
     },
     id::{Generation, Revision, SlotIndex, WorkerId},
@@ -71,7 +71,7 @@ enum Phase {
     /// It is being made, and that takes too long.
     Slow,
     /// Its check runs.
-    Checking { content: u64 },
+    Checking { content: u64, undo: Option<Undo> },
     /// What was there before is put back.
     Restoring,
     /// Its readers are being told.
@@ -238,16 +238,20 @@ impl Fleet {
             return;
         };
         let file = &spec.files[at];
-        let mut job = Box::new(FileJob {
+        let id = self.publication.sheets[at].id;
+        // What is remembered of a file lasts as long as the daemon.
+        let marks = self.body.files.iter().find(|marks| marks.id == id);
+        let ours = marks.is_some();
+        let good = marks.and_then(|marks| marks.good);
+        let job = Box::new(FileJob {
             fleet: self.name.clone(),
             node: room.facts.node.clone(),
             listing: listing.clone(),
             template: file.template.clone(),
             path: file.path.clone(),
-            aside: file.check.is_some(),
-            good: None,
+            aside: file.check.as_ref().map(|_| Aside { good, ours }),
         });
-        job.good = self.marks(self.publication.sheets[at].id).good;
+        self.marks(id);
         let sheet = &mut self.publication.sheets[at];
         sheet.phase = Phase::Writing {
             until: room.now.after(PATIENCE),
@@ -279,7 +283,11 @@ impl Fleet {
         if !self.publication.sheets.get(at).is_some_and(writes) {
             return;
         }
-        let Written { content, changed } = match result {
+        let Written {
+            content,
+            changed,
+            undo,
+        } = match result {
             Ok(written) => written,
             Err(why) => return self.sheet_failed(at, why, room),
         };
@@ -292,7 +300,7 @@ impl Fleet {
         };
         match spec.files[at].check.clone() {
             Some(check) if changed || marks.good != Some(content) => {
-                self.publication.sheets[at].phase = Phase::Checking { content };
+                self.publication.sheets[at].phase = Phase::Checking { content, undo };
                 self.run_for_sheet(at, TaskKind::PublishCheck, &check, room);
             }
             Some(_) | None => self.reload_sheet(at, content, room),
@@ -384,7 +392,7 @@ impl Fleet {
             Err(why) => Err(why.to_owned()),
         };
         match (phase, kind) {
-            (Phase::Checking { content }, TaskKind::PublishCheck) => match result {
+            (Phase::Checking { content, undo }, TaskKind::PublishCheck) => match result {
                 Ok(()) => {
                     let id = self.publication.sheets[at].id;
                     self.marks(id).good = Some(content);
@@ -394,7 +402,7 @@ impl Fleet {
                     }
                     self.reload_sheet(at, content, room);
                 }
-                Err(why) => self.restore_sheet(at, why, room),
+                Err(why) => self.restore_sheet(at, undo, why, room),
             },
             (Phase::Reloading { content }, TaskKind::PublishReload) => match result {
                 Ok(()) => self.sheet_done(at, content, room),
@@ -418,9 +426,13 @@ impl Fleet {
         }
     }
 
-    fn restore_sheet(&mut self, at: usize, why: String, room: &mut Room<'_>) {
+    fn restore_sheet(&mut self, at: usize, undo: Option<Undo>, why: String, room: &mut Room<'_>) {
         let Some((spec, _)) = self.newest() else {
             return;
+        };
+        let Some(undo) = undo else {
+            let why = format!("its check {why}; it was there before, and stays");
+            return self.sheet_failed(at, why, room);
         };
         let path = spec.files[at].path.clone();
         let sheet = &mut self.publication.sheets[at];
@@ -430,6 +442,7 @@ impl Fleet {
             file: at as u32,
             ticket: sheet.ticket,
             path,
+            undo,
         });
         let why = format!("its check {why}; what was there before is put back");
         self.sheet_troubled(at, why, room);

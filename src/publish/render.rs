@@ -159,8 +159,7 @@ mod tests {
             listing,
             template: path.display().to_string(),
             path: String::new(),
-            aside: false,
-            good: None,
+            aside: None,
         };
         (dir, job)
     }

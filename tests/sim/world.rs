@@ -11,7 +11,7 @@ use leasehold::{
         effect::{Cause, Ending, Subject, What},
         gate::{GateNews, Holder, Kept},
         lease::LeaseNews,
-        publish::FileJob,
+        publish::{FileJob, Undo},
         supervisor::Origin,
     },
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
@@ -83,7 +83,7 @@ enum Item {
     Saved(u64, Box<Intent>),
     Keep(u64, FleetName, Box<Book>, Option<Run>),
     Write(u64, u32, u64, Box<FileJob>),
-    Restore(u64, FleetName, u32, u64),
+    Restore(u64, FleetName, u32, u64, Undo),
     ClockSet,
     SupervisorStarts,
     SupervisorDies,
@@ -495,9 +495,9 @@ impl World {
                     });
                 }
             }
-            Item::Restore(incarnation, fleet, file, ticket) => {
+            Item::Restore(incarnation, fleet, file, ticket, undo) => {
                 if incarnation == self.incarnation {
-                    self.market.restore(&fleet);
+                    self.market.restore(&fleet, undo);
                     let result = Ok(());
                     self.step(Event::Restored {
                         fleet,
@@ -729,9 +729,9 @@ impl World {
                         self.market.write(&job);
                     }
                 }
-                Item::Restore(_, fleet, ..) => {
+                Item::Restore(_, fleet, _, _, undo) => {
                     if self.rng.chance(50) {
-                        self.market.restore(&fleet);
+                        self.market.restore(&fleet, undo);
                     }
                 }
                 _ => rest.push(due),
@@ -1125,10 +1125,12 @@ impl World {
                     fleet,
                     file,
                     ticket,
+                    undo,
                     ..
                 } => {
                     let after = publish::disk(&mut self.rng, self.host.tempers);
-                    self.at(after, Item::Restore(self.incarnation, fleet, file, ticket));
+                    let item = Item::Restore(self.incarnation, fleet, file, ticket, undo);
+                    self.at(after, item);
                 }
                 Effect::SettleFile(path) => self.market.settle(&path),
                 Effect::CloseLogs(_)
