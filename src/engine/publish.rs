@@ -67,7 +67,7 @@ pub struct Endpoint {
     pub slot: Option<SlotIndex>,
     /// Its port, at the listing's address.
     pub port: u16,
-    /// How many take work there.
+    /// How many take work there; 1 where the first connection wakes somebody who will.
     pub weight: u32,
     /// Does it take work?
     pub state: Presence,
@@ -262,7 +262,16 @@ impl Fleet {
             })
             .collect();
         let ready: u32 = workers.iter().map(|one| one.weight).sum();
+        // Nobody would knock at a socket that is in no list.
+        let wakes = open && self.wakes(intent) && ready == 0;
         let endpoints = match spec.mode {
+            PublishMode::Node if wakes => vec![Endpoint {
+                slot: None,
+                port: spec.port,
+                weight: 1,
+                state: Presence::Ready,
+                revision: self.revision(),
+            }],
             PublishMode::Worker => workers,
             PublishMode::Node if workers.is_empty() => Vec::new(),
             PublishMode::Node => vec![Endpoint {
@@ -283,9 +292,15 @@ impl Fleet {
             endpoints,
             ready,
             desired,
-            open: open && desired > 0,
+            open: open && (desired > 0 || (wakes && spec.mode == PublishMode::Node)),
             config,
         })
+    }
+
+    /// May it have no workers, and gets one as soon as somebody connects?
+    fn wakes(&self, intent: &Intent) -> bool {
+        let scale = self.spec.scale.as_ref();
+        scale.is_some_and(|scale| scale.min == 0) && !intent.fleets.contains_key(&self.name)
     }
 
     /// What its files are to do is asked anew; a command that still runs is waited for.
@@ -414,5 +429,46 @@ impl Fleet {
     pub(super) fn newest(&self) -> Option<(&PublishSpec, &Listing)> {
         let publication = &self.publication;
         Some((publication.spec.as_ref()?, publication.listing.as_ref()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::spec::{FleetSpec, ScaleSpec},
+        engine::intent::Hold,
+        wire::StopRecord,
+    };
+
+    #[test]
+    fn a_fleet_that_sleeps_stays_where_somebody_can_wake_it() {
+        let name: FleetName = "web".parse().unwrap();
+        let mut spec = FleetSpec::unknown(&StopRecord::default());
+        spec.publish = Some(PublishSpec {
+            mode: PublishMode::Node,
+            address: "10.0.0.5".to_owned(),
+            port: 80,
+            files: Vec::new(),
+            haproxy_agent: None,
+            environment: std::collections::BTreeMap::new(),
+        });
+        spec.scale = Some(ScaleSpec::between(0, 4));
+        let mut fleet = Fleet::new(name.clone(), spec, Moment(0));
+        let mut intent = Intent::default();
+        let listing = |fleet: &Fleet, stopping, intent: &Intent| {
+            let listing = fleet.listing(Revision::default(), stopping, intent);
+            let listing = listing.expect("it is published");
+            let offered = listing.endpoints.iter().map(|one| (one.weight, one.state));
+            (offered.collect::<Vec<_>>(), listing.open)
+        };
+        let awake = (vec![(1, Presence::Ready)], true);
+        let asleep = (Vec::new(), false);
+        assert_eq!(listing(&fleet, Stopping::No, &intent), awake);
+        assert_eq!(listing(&fleet, Stopping::Drain, &intent), asleep);
+        intent.fleets.insert(name, Hold::default());
+        assert_eq!(listing(&fleet, Stopping::No, &intent), asleep);
+        fleet.removed = true;
+        assert_eq!(listing(&fleet, Stopping::No, &Intent::default()), asleep);
     }
 }
