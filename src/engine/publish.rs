@@ -159,7 +159,8 @@ enum Farewell {
     No,
     /// Its files are still to say so, until then.
     Saying(Moment),
-    /// Nothing is begun any more; what still runs is being killed, and waited for until then.
+    /// Nothing is begun any more; what still runs is being killed, what did not pass its check is put back, and both are waited for until
+    /// then.
     Over(Moment),
 }
 
@@ -377,13 +378,13 @@ impl Fleet {
         }
     }
 
-    /// Do its files still have to say that it is gone, or is one of their commands still there?
+    /// Do its files still have to say that it is gone, or is something still being done with one of them?
     pub(super) fn is_saying_farewell(&self, now: Moment) -> bool {
         match self.publication.farewell {
             Farewell::No => false,
             Farewell::Saying(until) => until > now,
             Farewell::Over(until) => {
-                until > now && self.publication.sheets.iter().any(Sheet::has_command)
+                until > now && self.publication.sheets.iter().any(Sheet::is_busy)
             }
         }
     }

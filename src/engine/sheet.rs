@@ -133,6 +133,17 @@ impl Sheet {
         }
     }
 
+    /// Is something going on that must not be left half done? A file system that does not answer cannot be waited for.
+    pub(super) fn is_busy(&self) -> bool {
+        match self.phase {
+            Phase::Writing { .. } | Phase::Restoring => true,
+            Phase::Idle | Phase::Due { .. } | Phase::Slow => false,
+            Phase::Checking { .. } | Phase::Reloading { .. } | Phase::Inherited => {
+                self.has_command()
+            }
+        }
+    }
+
     /// A command of the last supervisor's is still there.
     pub(super) fn inherit(&mut self) {
         self.phase = Phase::Inherited;
@@ -299,6 +310,10 @@ impl Fleet {
             return;
         };
         match spec.files[at].check.clone() {
+            // Nothing is begun any more.
+            Some(_) if (changed || marks.good != Some(content)) && !self.publishes() => {
+                self.restore_sheet(at, undo, "has no time left".to_owned(), room);
+            }
             Some(check) if changed || marks.good != Some(content) => {
                 self.publication.sheets[at].phase = Phase::Checking { content, undo };
                 self.run_for_sheet(at, TaskKind::PublishCheck, &check, room);
@@ -308,6 +323,10 @@ impl Fleet {
     }
 
     fn reload_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
+        if !self.publishes() {
+            self.publication.sheets[at].phase = Phase::Due { at: room.now };
+            return;
+        }
         let reload = self
             .newest()
             .and_then(|(spec, _)| spec.files[at].reload.clone());
