@@ -174,7 +174,22 @@ impl Driver {
                         }));
                     });
                 }
-                Effect::SettleFile(path) => self.files.work(move |files| files.settle(&path)),
+                Effect::SettleFile {
+                    fleet,
+                    file,
+                    ticket,
+                    path,
+                } => {
+                    let hand_in = self.hand_in.clone();
+                    self.files.work(move |files| {
+                        files.settle(ticket, &path);
+                        let _ = hand_in.send(Inbox::Published(Event::Settled {
+                            fleet,
+                            file,
+                            ticket,
+                        }));
+                    });
+                }
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {
                     let prefix = format!("socket/{fleet}/");

@@ -179,8 +179,17 @@ pub enum Effect {
         /// How.
         undo: Undo,
     },
-    /// It is right: what was there before is not needed any more.
-    SettleFile(String),
+    /// It is right: what was there before is not needed any more; answered by `Settled`.
+    SettleFile {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Of the request that made it; what a newer one put aside stays.
+        ticket: u64,
+        /// Where.
+        path: String,
+    },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!            the list changed          nothing to tell
-//!    Idle ────────────▶ Due ──▶ Writing ────────────▶ Idle
-//!                        ▲         │ ▲                  ▲
-//!          after a pause │         │ └ Slow             │
-//!                        │         ▼                    │
-//!                        ├──── Checking ──▶ Reloading ──┘
-//!                        │         │no          │no
-//!                        └── Restoring          │
-//!                        └──────────────────────┘
+//!    Idle ────────────▶ Due ──▶ Writing ──────────────────────────▶ Idle
+//!                        ▲         │ ▲                               ▲
+//!          after a pause │         │ └ Slow                          │
+//!                        │         ▼                                 │
+//!                        ├──── Checking ──▶ Settling ──▶ Reloading ──┘
+//!                        │         │no                       │no
+//!                        ├── Restoring                       │
+//!                        └───────────────────────────────────┘
 //! ```
 //!
 //! Two numbers are remembered in the fleet's row: the content that last passed its check, and the content that its readers were last
@@ -72,6 +72,8 @@ enum Phase {
     Slow,
     /// Its check runs.
     Checking { content: u64, undo: Option<Undo> },
+    /// It passed: what was there before is being removed.
+    Settling { content: u64, until: Moment },
     /// What was there before is put back.
     Restoring,
     /// Its readers are being told.
@@ -129,6 +131,7 @@ impl Sheet {
             | Phase::Due { .. }
             | Phase::Writing { .. }
             | Phase::Slow
+            | Phase::Settling { .. }
             | Phase::Restoring => false,
         }
     }
@@ -136,11 +139,13 @@ impl Sheet {
     /// Is something going on that must not be left half done? A file system that does not answer cannot be waited for.
     pub(super) fn is_busy(&self) -> bool {
         match self.phase {
-            Phase::Writing { .. } | Phase::Restoring => true,
             Phase::Idle | Phase::Due { .. } | Phase::Slow => false,
-            Phase::Checking { .. } | Phase::Reloading { .. } | Phase::Inherited => {
-                self.has_command()
-            }
+            Phase::Writing { .. }
+            | Phase::Checking { .. }
+            | Phase::Settling { .. }
+            | Phase::Restoring
+            | Phase::Reloading { .. }
+            | Phase::Inherited => true,
         }
     }
 
@@ -162,6 +167,7 @@ impl Sheet {
             Phase::Writing { .. }
             | Phase::Slow
             | Phase::Checking { .. }
+            | Phase::Settling { .. }
             | Phase::Restoring
             | Phase::Reloading { .. }
             | Phase::Inherited => self.stale = true,
@@ -180,6 +186,7 @@ impl Sheet {
             Phase::Due { .. }
             | Phase::Writing { .. }
             | Phase::Checking { .. }
+            | Phase::Settling { .. }
             | Phase::Restoring
             | Phase::Reloading { .. }
             | Phase::Inherited => self.trouble.is_none(),
@@ -194,7 +201,7 @@ impl Sheet {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.phase {
             Phase::Due { at } => Some(at),
-            Phase::Writing { until } => Some(until),
+            Phase::Writing { until } | Phase::Settling { until, .. } => Some(until),
             Phase::Idle
             | Phase::Slow
             | Phase::Checking { .. }
@@ -232,11 +239,16 @@ impl Fleet {
                     let why = "its file system has not answered for 10 s".to_owned();
                     self.sheet_troubled(at, why, room);
                 }
+                // It is replaced by the next one.
+                Phase::Settling { content, until } if until <= room.now => {
+                    self.reload_sheet(at, content, room);
+                }
                 Phase::Idle
                 | Phase::Due { .. }
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Checking { .. }
+                | Phase::Settling { .. }
                 | Phase::Restoring
                 | Phase::Reloading { .. }
                 | Phase::Inherited => {}
@@ -377,6 +389,7 @@ impl Fleet {
                 | Phase::Due { .. }
                 | Phase::Writing { .. }
                 | Phase::Slow
+                | Phase::Settling { .. }
                 | Phase::Restoring => &[],
             };
             let worker = WorkerId {
@@ -415,11 +428,7 @@ impl Fleet {
                 Ok(()) => {
                     let id = self.publication.sheets[at].id;
                     self.marks(id).good = Some(content);
-                    if let Some((spec, _)) = self.newest() {
-                        let path = spec.files[at].path.clone();
-                        room.out.list.push(Effect::SettleFile(path));
-                    }
-                    self.reload_sheet(at, content, room);
+                    self.settle_sheet(at, content, room);
                 }
                 Err(why) => self.restore_sheet(at, undo, why, room),
             },
@@ -438,10 +447,37 @@ impl Fleet {
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Checking { .. }
+                | Phase::Settling { .. }
                 | Phase::Restoring
                 | Phase::Reloading { .. },
                 _,
             ) => {}
+        }
+    }
+
+    fn settle_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
+        let Some((spec, _)) = self.newest() else {
+            return;
+        };
+        let path = spec.files[at].path.clone();
+        let until = room.now.after(PATIENCE);
+        let sheet = &mut self.publication.sheets[at];
+        sheet.phase = Phase::Settling { content, until };
+        room.out.list.push(Effect::SettleFile {
+            fleet: self.name.clone(),
+            file: at as u32,
+            ticket: sheet.ticket,
+            path,
+        });
+    }
+
+    /// What was put aside is gone: its readers are told.
+    pub(super) fn sheet_settled(&mut self, file: u32, ticket: u64, room: &mut Room<'_>) {
+        let at = file as usize;
+        let sheet = self.publication.sheets.get(at);
+        let phase = sheet.filter(|sheet| sheet.ticket == ticket);
+        if let Some(Phase::Settling { content, .. }) = phase.map(|sheet| sheet.phase) {
+            self.reload_sheet(at, content, room);
         }
     }
 

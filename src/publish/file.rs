@@ -97,9 +97,12 @@ impl Files {
     }
 
     /// What was there before is not needed any more. Should it stay, it is replaced by the next one.
-    pub fn settle(&self, path: &str) {
+    pub fn settle(&self, ticket: u64, path: &str) {
         let turn = self.turn(path);
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if ticket < *newest {
+            return;
+        }
         let _ = fs::remove_file(old(&real(Path::new(path))));
     }
 }
@@ -253,7 +256,7 @@ mod tests {
         files.restore(1, &text, Undo::PutBack).unwrap();
         assert_eq!(read(), "by hand");
         let good = put(&path, b"three", ours(None)).unwrap();
-        files.settle(&text);
+        files.settle(1, &text);
         assert_eq!(names(dir.path()), ["web.conf"]);
         assert!(!put(&path, b"three", ours(None)).unwrap().changed);
         put(&path, b"four", ours(Some(good.content))).unwrap();
@@ -317,6 +320,9 @@ mod tests {
         fs::write(&text, "newer").unwrap();
         files.restore(4, &text, Undo::Remove).unwrap();
         assert_eq!(fs::read_to_string(&text).unwrap(), "newer");
+        fs::write(old(Path::new(&text)), "put aside by a newer one").unwrap();
+        files.settle(4, &text);
+        assert!(old(Path::new(&text)).exists());
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::{fleets, host::Host};
 struct File {
     content: Option<String>,
     old: Option<String>,
+    /// Of the newest write.
+    ticket: u64,
     /// What passed its check.
     checked: BTreeSet<Option<String>>,
     /// What its readers read last.
@@ -132,8 +134,9 @@ impl Market {
         }
     }
 
-    pub(crate) fn write(&mut self, job: &FileJob) -> Written {
+    pub(crate) fn write(&mut self, ticket: u64, job: &FileJob) -> Written {
         let file = self.files.entry(job.fleet.clone()).or_default();
+        file.ticket = ticket;
         let text = text(&job.listing);
         let changed = file.content.as_ref() != Some(&text);
         let content = number(&text);
@@ -175,11 +178,11 @@ impl Market {
         }
     }
 
-    pub(crate) fn settle(&mut self, path: &str) {
-        for (fleet, file) in &mut self.files {
-            if path.ends_with(fleet.as_str()) {
-                file.old = None;
-            }
+    pub(crate) fn settle(&mut self, fleet: &FleetName, ticket: u64) {
+        if let Some(file) = self.files.get_mut(fleet)
+            && file.ticket <= ticket
+        {
+            file.old = None;
         }
     }
 
