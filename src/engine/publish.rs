@@ -7,7 +7,7 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{PublishMode, PublishSpec},
+    config::spec::{PublishMode, PublishSpec, PublishedFile},
     engine::{
         effect::{Effect, Effects},
         fleet::{Fleet, Room},
@@ -24,7 +24,7 @@ use crate::{
 /// Nothing is left when the daemon ends: files have so long to say so, if they do not fail.
 const FAREWELL: Span = Span::secs(2);
 /// Nothing is left of a fleet that is not configured any more, and nobody waits: so long, whether they fail or not.
-const LONG_FAREWELL: Span = Span::secs(120);
+pub(super) const LONG_FAREWELL: Span = Span::secs(120);
 
 /// The name under which the keeper holds the listener of a fleet's agent-check.
 pub fn agent_name(fleet: &FleetName, address: impl Display) -> String {
@@ -94,6 +94,19 @@ pub struct Listing {
     pub config: Revision,
 }
 
+impl Listing {
+    /// The last one.
+    fn without_anybody(&self) -> Self {
+        Self {
+            endpoints: Vec::new(),
+            ready: 0,
+            desired: 0,
+            open: false,
+            ..self.clone()
+        }
+    }
+}
+
 /// A file to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileJob {
@@ -143,11 +156,14 @@ pub enum Undo {
 /// What a fleet publishes, beside its row.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Publication {
-    /// What it is made by; another one, and its files begin anew.
+    /// What it is made by; another one, and its files follow.
     spec: Option<PublishSpec>,
     listing: Option<Listing>,
     serial: u64,
+    /// By their number in the keeper, which they keep as long as they are there; a place that is free is taken by the next one.
     pub(super) sheets: Vec<Sheet>,
+    /// What files show that are not published any more: nobody.
+    parted: Option<(PublishSpec, Listing)>,
     farewell: Farewell,
 }
 
@@ -194,7 +210,7 @@ impl Supervisor {
     /// Every fleet publishes what it is now.
     pub(super) fn publish(&mut self, now: Moment, out: &mut Effects) {
         let published =
-            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.listing.is_some();
+            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.is_there();
         let names: Vec<FleetName> = self
             .fleets
             .values()
@@ -210,12 +226,16 @@ impl Supervisor {
     }
 }
 
+impl Publication {
+    /// Is something published, or is a file still to say that nothing is?
+    fn is_there(&self) -> bool {
+        self.listing.is_some() || !self.sheets.is_empty()
+    }
+}
+
 impl Fleet {
     fn publish(&mut self, config: Revision, stopping: Stopping, room: &mut Room<'_>) {
-        if self.publication.spec != self.spec.publish {
-            self.publication.spec.clone_from(&self.spec.publish);
-            self.begin_sheets(room.now);
-        }
+        self.follow_spec(room.now);
         let listing = self.listing(config, stopping, room.intent);
         if listing != self.publication.listing {
             self.publication.listing.clone_from(&listing);
@@ -304,25 +324,54 @@ impl Fleet {
         scale.is_some_and(|scale| scale.min == 0) && !intent.fleets.contains_key(&self.name)
     }
 
-    /// What its files are to do is asked anew; a command that still runs is waited for.
-    fn begin_sheets(&mut self, now: Moment) {
-        let files = self.spec.publish.iter().flat_map(|spec| &spec.files);
-        let mut before = std::mem::take(&mut self.publication.sheets).into_iter();
-        self.publication.sheets = files
-            .map(|file| Sheet::new(file, before.next().as_ref(), now))
+    /// Files are known by their path. One that is there no more is made a last time; what is being done with it comes to its end.
+    fn follow_spec(&mut self, now: Moment) {
+        let publication = &mut self.publication;
+        if publication.spec == self.spec.publish {
+            return;
+        }
+        let before = std::mem::replace(&mut publication.spec, self.spec.publish.clone());
+        if let (Some(spec), Some(listing)) = (before, &publication.listing) {
+            publication.parted = Some((spec, listing.without_anybody()));
+        }
+        let mut files: Vec<&PublishedFile> = self
+            .spec
+            .publish
+            .iter()
+            .flat_map(|spec| &spec.files)
             .collect();
-        let sheets = &self.publication.sheets;
-        self.body
-            .files
-            .retain(|marks| sheets.iter().any(|sheet| sheet.id == marks.id));
+        for sheet in &mut publication.sheets {
+            match files.iter().position(|file| sheet.is_of(file)) {
+                Some(at) => sheet.follow(files.remove(at), now),
+                None => sheet.leave(now),
+            }
+        }
+        for file in files {
+            let fresh = Sheet::new(file.clone(), now);
+            match publication.sheets.iter_mut().find(|one| one.is_gone()) {
+                Some(place) => *place = fresh,
+                None => publication.sheets.push(fresh),
+            }
+        }
+        self.forget_sheets();
+    }
+
+    /// Of files that are gone nothing is remembered.
+    pub(super) fn forget_sheets(&mut self) {
+        let sheets = &mut self.publication.sheets;
+        while sheets.last().is_some_and(Sheet::is_gone) {
+            sheets.pop();
+        }
+        let is_there = |marks: &Marks| {
+            let mut sheets = sheets.iter();
+            sheets.any(|sheet| sheet.id == marks.id && !sheet.is_gone())
+        };
+        self.body.files.retain(is_there);
     }
 
     /// A check or a reload of the last supervisor's still runs.
     pub(super) fn inherit_command(&mut self, file: SlotIndex, now: Moment) {
-        if self.publication.spec != self.spec.publish {
-            self.publication.spec.clone_from(&self.spec.publish);
-            self.begin_sheets(now);
-        }
+        self.follow_spec(now);
         if let Some(sheet) = self.publication.sheets.get_mut(file.0 as usize) {
             sheet.inherit();
         }
@@ -396,7 +445,7 @@ impl Fleet {
             Farewell::Saying(until) | Farewell::Over(until) => Some(until),
         };
         let sheets = sheets
-            .filter_map(Sheet::deadline)
+            .filter_map(|sheet| sheet.deadline(self.looked))
             .filter(|_| self.publishes());
         let farewell = farewell.filter(|at| *at > self.looked);
         sheets.chain(farewell).min()
@@ -405,11 +454,11 @@ impl Fleet {
     pub(super) fn publish_status(&self) -> Option<PublishStatus> {
         let publication = &self.publication;
         let spec = publication.spec.as_ref()?;
-        let files = publication.sheets.iter().zip(&spec.files);
+        let files = publication.sheets.iter().filter(|sheet| !sheet.is_gone());
         Some(PublishStatus {
             listing: publication.listing.clone()?,
             serial: publication.serial,
-            files: files.map(|(sheet, file)| sheet.status(file)).collect(),
+            files: files.map(Sheet::status).collect(),
             agent: spec.haproxy_agent.map(|address| address.to_string()),
         })
     }
@@ -427,8 +476,13 @@ impl Fleet {
         &mut files[at]
     }
 
-    pub(super) fn newest(&self) -> Option<(&PublishSpec, &Listing)> {
+    /// What a file is to show.
+    pub(super) fn shown(&self, sheet: &Sheet) -> Option<(&PublishSpec, &Listing)> {
         let publication = &self.publication;
+        if sheet.is_leaving() {
+            let (spec, listing) = publication.parted.as_ref()?;
+            return Some((spec, listing));
+        }
         Some((publication.spec.as_ref()?, publication.listing.as_ref()?))
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     engine::{
         effect::{Effect, ExitWords, What},
         fleet::{Fleet, Room},
-        publish::{Aside, FileJob, FileStatus, Undo, Written},
+        publish::{Aside, FileJob, FileStatus, LONG_FAREWELL, Undo, Written},
         spawn,
     },
     id::{Generation, Revision, SlotIndex, WorkerId},
@@ -80,6 +80,8 @@ enum Phase {
     Reloading { content: u64 },
     /// A command runs of which nobody knows any more what it was about.
     Inherited,
+    /// It is not published any more, and said so: its place is free.
+    Gone,
 }
 
 #[derive(Clone, Debug)]
@@ -93,7 +95,11 @@ struct Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct Sheet {
     pub(super) id: u64,
+    /// What it is made from, and what is done with it.
+    file: PublishedFile,
     phase: Phase,
+    /// It is not published any more: it is made once without anybody, if it can be by then.
+    leaving: Option<Moment>,
     /// The list changed since it was begun.
     stale: bool,
     /// Names the newest request to the disk.
@@ -104,42 +110,78 @@ pub(super) struct Sheet {
 }
 
 impl Sheet {
-    /// In the place of `before`, whose command may still run.
-    pub(super) fn new(file: &PublishedFile, before: Option<&Self>, now: Moment) -> Self {
-        let id = Revision::of(file.path.as_bytes()).0;
-        let runs = before.is_some_and(Self::has_command);
+    pub(super) fn new(file: PublishedFile, now: Moment) -> Self {
         Self {
-            id,
-            phase: match runs {
-                true => Phase::Inherited,
-                false => Phase::Due { at: now },
-            },
+            id: number(&file.path),
+            file,
+            phase: Phase::Due { at: now },
+            leaving: None,
             stale: false,
             ticket: 0,
             began: None,
             behind: Some(now),
-            trouble: before
-                .filter(|before| before.id == id)
-                .and_then(|before| before.trouble.clone()),
+            trouble: None,
         }
     }
 
-    pub(super) fn has_command(&self) -> bool {
-        match self.phase {
-            Phase::Checking { .. } | Phase::Reloading { .. } | Phase::Inherited => true,
-            Phase::Idle
-            | Phase::Due { .. }
-            | Phase::Writing { .. }
-            | Phase::Slow
-            | Phase::Settling { .. }
-            | Phase::Restoring => false,
+    pub(super) fn is_of(&self, file: &PublishedFile) -> bool {
+        self.id == number(&file.path) && !self.is_gone()
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.phase == Phase::Gone
+    }
+
+    /// It is configured anew.
+    pub(super) fn follow(&mut self, file: &PublishedFile, now: Moment) {
+        self.file.clone_from(file);
+        self.leaving = None;
+        self.begin_anew(now);
+    }
+
+    /// It is not configured any more.
+    pub(super) fn leave(&mut self, now: Moment) {
+        if !self.is_gone() && !self.is_leaving() {
+            self.leaving = Some(now.after(LONG_FAREWELL));
+            self.begin_anew(now);
         }
+    }
+
+    fn begin_anew(&mut self, now: Moment) {
+        self.began = None;
+        self.fall_behind(now);
+    }
+
+    /// There is nothing to be done with it any more, or no use in trying.
+    fn ends(&self, now: Moment) -> bool {
+        let is_late = self.leaving.is_some_and(|until| until <= now);
+        match self.phase {
+            Phase::Idle => self.is_leaving(),
+            Phase::Due { .. } | Phase::Slow => is_late,
+            Phase::Writing { .. }
+            | Phase::Checking { .. }
+            | Phase::Settling { .. }
+            | Phase::Restoring
+            | Phase::Reloading { .. }
+            | Phase::Inherited
+            | Phase::Gone => false,
+        }
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Gone;
+        self.behind = None;
+        self.trouble = None;
     }
 
     /// Is something going on that must not be left half done? A file system that does not answer cannot be waited for.
     pub(super) fn is_busy(&self) -> bool {
         match self.phase {
-            Phase::Idle | Phase::Due { .. } | Phase::Slow => false,
+            Phase::Idle | Phase::Due { .. } | Phase::Slow | Phase::Gone => false,
             Phase::Writing { .. }
             | Phase::Checking { .. }
             | Phase::Settling { .. }
@@ -156,6 +198,9 @@ impl Sheet {
 
     /// The list changed.
     pub(super) fn fall_behind(&mut self, now: Moment) {
+        if self.is_gone() {
+            return;
+        }
         self.behind.get_or_insert(now);
         match self.phase {
             Phase::Idle => self.phase = Phase::Due { at: self.next(now) },
@@ -171,6 +216,7 @@ impl Sheet {
             | Phase::Restoring
             | Phase::Reloading { .. }
             | Phase::Inherited => self.stale = true,
+            Phase::Gone => {}
         }
     }
 
@@ -182,7 +228,7 @@ impl Sheet {
     /// Will it soon be through, as far as one can know?
     pub(super) fn is_under_way(&self) -> bool {
         match self.phase {
-            Phase::Idle | Phase::Slow => false,
+            Phase::Idle | Phase::Slow | Phase::Gone => false,
             Phase::Due { .. }
             | Phase::Writing { .. }
             | Phase::Checking { .. }
@@ -198,22 +244,26 @@ impl Sheet {
         self.behind.is_some()
     }
 
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        match self.phase {
-            Phase::Due { at } => Some(at),
+    /// When something is due with it. What was ripe when it was last looked at waits for an event, not for time.
+    pub(super) fn deadline(&self, looked: Moment) -> Option<Moment> {
+        let phase = match self.phase {
+            Phase::Due { at } => Some(at).filter(|at| *at > looked),
             Phase::Writing { until } | Phase::Settling { until, .. } => Some(until),
             Phase::Idle
             | Phase::Slow
             | Phase::Checking { .. }
             | Phase::Restoring
             | Phase::Reloading { .. }
-            | Phase::Inherited => None,
-        }
+            | Phase::Inherited
+            | Phase::Gone => None,
+        };
+        let leaving = self.leaving.filter(|until| *until > looked);
+        phase.into_iter().chain(leaving).min()
     }
 
-    pub(super) fn status(&self, file: &PublishedFile) -> FileStatus {
+    pub(super) fn status(&self) -> FileStatus {
         FileStatus {
-            path: file.path.clone(),
+            path: self.file.path.clone(),
             state: match (&self.trouble, self.behind) {
                 (Some(_), _) => "failed",
                 (None, Some(_)) => "pending",
@@ -228,10 +278,18 @@ impl Sheet {
     }
 }
 
+/// A path, as a row remembers it.
+fn number(path: &str) -> u64 {
+    Revision::of(path.as_bytes()).0
+}
+
 impl Fleet {
     /// Does what is due with its files.
     pub(super) fn tend_sheets(&mut self, room: &mut Room<'_>) {
         for at in 0..self.publication.sheets.len() {
+            if self.publication.sheets[at].ends(room.now) {
+                self.publication.sheets[at].end();
+            }
             match self.publication.sheets[at].phase {
                 Phase::Due { at: when } if when <= room.now => self.write_sheet(at, room),
                 Phase::Writing { until } if until <= room.now => {
@@ -251,17 +309,19 @@ impl Fleet {
                 | Phase::Settling { .. }
                 | Phase::Restoring
                 | Phase::Reloading { .. }
-                | Phase::Inherited => {}
+                | Phase::Inherited
+                | Phase::Gone => {}
             }
         }
+        self.forget_sheets();
     }
 
     fn write_sheet(&mut self, at: usize, room: &mut Room<'_>) {
-        let Some((spec, listing)) = self.newest() else {
+        let sheet = &self.publication.sheets[at];
+        let Some((_, listing)) = self.shown(sheet) else {
             return;
         };
-        let file = &spec.files[at];
-        let id = self.publication.sheets[at].id;
+        let (id, file) = (sheet.id, &sheet.file);
         // What is remembered of a file lasts as long as the daemon.
         let marks = self.body.files.iter().find(|marks| marks.id == id);
         let ours = marks.is_some();
@@ -318,10 +378,7 @@ impl Fleet {
         if !changed && marks.told == Some(content) {
             return self.sheet_done(at, content, room);
         }
-        let Some((spec, _)) = self.newest() else {
-            return;
-        };
-        match spec.files[at].check.clone() {
+        match self.publication.sheets[at].file.check.clone() {
             // Nothing is begun any more.
             Some(_) if (changed || marks.good != Some(content)) && !self.publishes() => {
                 self.restore_sheet(at, undo, "has no time left".to_owned(), room);
@@ -339,10 +396,7 @@ impl Fleet {
             self.publication.sheets[at].phase = Phase::Due { at: room.now };
             return;
         }
-        let reload = self
-            .newest()
-            .and_then(|(spec, _)| spec.files[at].reload.clone());
-        match reload {
+        match self.publication.sheets[at].file.reload.clone() {
             Some(reload) => {
                 let id = self.publication.sheets[at].id;
                 self.marks(id).told = None;
@@ -360,14 +414,22 @@ impl Fleet {
         command: &HookSpec,
         room: &mut Room<'_>,
     ) {
-        let Some((publish, _)) = self.newest() else {
+        let sheet = &self.publication.sheets[at];
+        let Some((publish, _)) = self.shown(sheet) else {
             return;
         };
         let worker = WorkerId {
             fleet: self.name.clone(),
             slot: SlotIndex(at as u32),
         };
-        let spec = spawn::publisher(&worker, &self.spec, publish, at, room.facts, command);
+        let spec = spawn::publisher(
+            &worker,
+            &self.spec,
+            publish,
+            &sheet.file.path,
+            room.facts,
+            command,
+        );
         room.out.keeper(Op::Spawn {
             key: RowKey::Task(worker, kind),
             after: Generation::default(),
@@ -390,7 +452,8 @@ impl Fleet {
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Settling { .. }
-                | Phase::Restoring => &[],
+                | Phase::Restoring
+                | Phase::Gone => &[],
             };
             let worker = WorkerId {
                 fleet: self.name.clone(),
@@ -449,17 +512,14 @@ impl Fleet {
                 | Phase::Checking { .. }
                 | Phase::Settling { .. }
                 | Phase::Restoring
-                | Phase::Reloading { .. },
+                | Phase::Reloading { .. }
+                | Phase::Gone,
                 _,
             ) => {}
         }
     }
 
     fn settle_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
-        let Some((spec, _)) = self.newest() else {
-            return;
-        };
-        let path = spec.files[at].path.clone();
         let until = room.now.after(PATIENCE);
         let sheet = &mut self.publication.sheets[at];
         sheet.phase = Phase::Settling { content, until };
@@ -467,7 +527,7 @@ impl Fleet {
             fleet: self.name.clone(),
             file: at as u32,
             ticket: sheet.ticket,
-            path,
+            path: sheet.file.path.clone(),
         });
     }
 
@@ -482,21 +542,17 @@ impl Fleet {
     }
 
     fn restore_sheet(&mut self, at: usize, undo: Option<Undo>, why: String, room: &mut Room<'_>) {
-        let Some((spec, _)) = self.newest() else {
-            return;
-        };
         let Some(undo) = undo else {
             let why = format!("its check {why}; it was there before, and stays");
             return self.sheet_failed(at, why, room);
         };
-        let path = spec.files[at].path.clone();
         let sheet = &mut self.publication.sheets[at];
         sheet.phase = Phase::Restoring;
         room.out.list.push(Effect::RestoreFile {
             fleet: self.name.clone(),
             file: at as u32,
             ticket: sheet.ticket,
-            path,
+            path: sheet.file.path.clone(),
             undo,
         });
         let why = format!("its check {why}; what was there before is put back");
@@ -582,7 +638,6 @@ impl Fleet {
     }
 
     fn target(&self, at: usize) -> String {
-        self.newest()
-            .map_or_else(String::new, |(spec, _)| spec.files[at].path.clone())
+        self.publication.sheets[at].file.path.clone()
     }
 }
