@@ -2,7 +2,7 @@
 //! the step that decides otherwise: before its deregister delay and its signal, before the pause after a crash, and all at once when the
 //! daemon begins to drain. What is made of the list is the business of its files (`sheet.rs`) and of the shells.
 
-use std::fmt::Display;
+use std::{collections::BTreeSet, fmt::Display};
 
 use serde::{Deserialize, Serialize};
 
@@ -218,9 +218,18 @@ impl Supervisor {
             .map(|fleet| fleet.name.clone())
             .collect();
         let (config, stopping) = (self.config.revision, self.asked.stopping);
-        for name in names {
-            self.with_fleet(&name, now, out, |fleet, room| {
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
                 fleet.publish(config, stopping, room);
+            });
+        }
+        let owned: BTreeSet<u64> = self.fleets.values().flat_map(Fleet::owned).collect();
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
+                if fleet.publishes() {
+                    fleet.tend_sheets(&owned, room);
+                }
+                fleet.tend_farewell(stopping, room);
             });
         }
     }
@@ -249,10 +258,13 @@ impl Fleet {
                 sheet.fall_behind(room.now);
             }
         }
-        if self.publishes() {
-            self.tend_sheets(room);
-        }
-        self.tend_farewell(stopping, room);
+    }
+
+    /// The files that are its own. Whoever is configured with one has it: a fleet that goes, or publishes it no more, leaves it alone.
+    fn owned(&self) -> impl Iterator<Item = u64> {
+        let sheets = self.publication.sheets.iter();
+        let stays = |sheet: &&Sheet| !self.removed && !sheet.is_leaving() && !sheet.is_gone();
+        sheets.filter(stays).map(|sheet| sheet.id)
     }
 
     /// What is to be published now; none if nothing ever is.

@@ -16,6 +16,8 @@
 //! told of. A supervisor that dies anywhere in between is followed by one that makes the file again, sees by these numbers what is still
 //! to be done, and does that. Nothing here can hold up a worker.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -156,12 +158,12 @@ impl Sheet {
         self.fall_behind(now);
     }
 
-    /// There is nothing to be done with it any more, or no use in trying.
-    fn ends(&self, now: Moment) -> bool {
+    /// There is nothing to be done with it any more, no use in trying, or somebody else's it is now.
+    fn ends(&self, ceded: bool, now: Moment) -> bool {
         let is_late = self.leaving.is_some_and(|until| until <= now);
         match self.phase {
-            Phase::Idle => self.is_leaving(),
-            Phase::Due { .. } | Phase::Slow => is_late,
+            Phase::Idle => self.is_leaving() || ceded,
+            Phase::Due { .. } | Phase::Slow => is_late || ceded,
             Phase::Writing { .. }
             | Phase::Checking { .. }
             | Phase::Settling { .. }
@@ -284,11 +286,13 @@ fn number(path: &str) -> u64 {
 }
 
 impl Fleet {
-    /// Does what is due with its files.
-    pub(super) fn tend_sheets(&mut self, room: &mut Room<'_>) {
+    /// Does what is due with its files; who has which is said by `owned`.
+    pub(super) fn tend_sheets(&mut self, owned: &BTreeSet<u64>, room: &mut Room<'_>) {
         for at in 0..self.publication.sheets.len() {
-            if self.publication.sheets[at].ends(room.now) {
-                self.publication.sheets[at].end();
+            let sheet = &mut self.publication.sheets[at];
+            let parts = self.removed || sheet.is_leaving();
+            if sheet.ends(parts && owned.contains(&sheet.id), room.now) {
+                sheet.end();
             }
             match self.publication.sheets[at].phase {
                 Phase::Due { at: when } if when <= room.now => self.write_sheet(at, room),
