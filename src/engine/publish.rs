@@ -229,6 +229,14 @@ impl Supervisor {
                 if fleet.publishes() {
                     fleet.tend_sheets(&owned, room);
                 }
+            });
+        }
+        let mut claimed: BTreeSet<u64> = self.fleets.values().flat_map(Fleet::claimed).collect();
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
+                if fleet.publishes() {
+                    fleet.write_sheets(&mut claimed, room);
+                }
                 fleet.tend_farewell(stopping, room);
             });
         }
@@ -258,6 +266,13 @@ impl Fleet {
                 sheet.fall_behind(room.now);
             }
         }
+    }
+
+    /// What nobody else may use while its files are being worked on.
+    fn claimed(&self) -> impl Iterator<Item = u64> {
+        let sheets = self.publication.sheets.iter();
+        let busy = sheets.filter(|sheet| self.publishes() && sheet.is_busy());
+        busy.flat_map(Sheet::claims)
     }
 
     /// The files that are its own. Whoever is configured with one has it: a fleet that goes, or publishes it no more, leaves it alone.

@@ -39,6 +39,7 @@ const PAUSE: Span = Span::secs(1);
 const PAUSE_MAX: Span = Span::secs(60);
 /// A file system that takes longer than this is said to.
 const PATIENCE: Span = Span::secs(10);
+const SILENCE: &str = "its file system has not answered for 10 s";
 
 /// What is remembered of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +78,7 @@ enum Phase {
     /// It passed: what was there before is being removed.
     Settling { content: u64, until: Moment },
     /// What was there before is put back.
-    Restoring,
+    Restoring { until: Moment },
     /// Its readers are being told.
     Reloading { content: u64 },
     /// A command runs of which nobody knows any more what it was about.
@@ -167,11 +168,23 @@ impl Sheet {
             Phase::Writing { .. }
             | Phase::Checking { .. }
             | Phase::Settling { .. }
-            | Phase::Restoring
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited
             | Phase::Gone => false,
         }
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        matches!(self.phase, Phase::Due { at } if at <= now)
+    }
+
+    /// What must not be used by another one before it is through: its path, and its commands. A check reads more than one file: what one
+    /// fleet tries must not fail another's.
+    pub(super) fn claims(&self) -> Vec<u64> {
+        let commands = self.file.check.iter().chain(&self.file.reload);
+        let words = commands.map(|command| number(&command.argv.join("\0")));
+        words.chain([self.id]).collect()
     }
 
     fn end(&mut self) {
@@ -187,7 +200,7 @@ impl Sheet {
             Phase::Writing { .. }
             | Phase::Checking { .. }
             | Phase::Settling { .. }
-            | Phase::Restoring
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited => true,
         }
@@ -215,7 +228,7 @@ impl Sheet {
             | Phase::Slow
             | Phase::Checking { .. }
             | Phase::Settling { .. }
-            | Phase::Restoring
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited => self.stale = true,
             Phase::Gone => {}
@@ -235,7 +248,7 @@ impl Sheet {
             | Phase::Writing { .. }
             | Phase::Checking { .. }
             | Phase::Settling { .. }
-            | Phase::Restoring
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited => self.trouble.is_none(),
         }
@@ -250,11 +263,12 @@ impl Sheet {
     pub(super) fn deadline(&self, looked: Moment) -> Option<Moment> {
         let phase = match self.phase {
             Phase::Due { at } => Some(at).filter(|at| *at > looked),
-            Phase::Writing { until } | Phase::Settling { until, .. } => Some(until),
+            Phase::Writing { until }
+            | Phase::Settling { until, .. }
+            | Phase::Restoring { until } => Some(until),
             Phase::Idle
             | Phase::Slow
             | Phase::Checking { .. }
-            | Phase::Restoring
             | Phase::Reloading { .. }
             | Phase::Inherited
             | Phase::Gone => None,
@@ -295,11 +309,13 @@ impl Fleet {
                 sheet.end();
             }
             match self.publication.sheets[at].phase {
-                Phase::Due { at: when } if when <= room.now => self.write_sheet(at, room),
                 Phase::Writing { until } if until <= room.now => {
                     self.publication.sheets[at].phase = Phase::Slow;
-                    let why = "its file system has not answered for 10 s".to_owned();
-                    self.sheet_troubled(at, why, room);
+                    self.sheet_troubled(at, SILENCE.to_owned(), room);
+                }
+                // The disk does one thing after the other: what is asked of it next comes later.
+                Phase::Restoring { until } if until <= room.now => {
+                    self.sheet_failed(at, SILENCE.to_owned(), room);
                 }
                 // It is replaced by the next one.
                 Phase::Settling { content, until } if until <= room.now => {
@@ -311,13 +327,28 @@ impl Fleet {
                 | Phase::Slow
                 | Phase::Checking { .. }
                 | Phase::Settling { .. }
-                | Phase::Restoring
+                | Phase::Restoring { .. }
                 | Phase::Reloading { .. }
                 | Phase::Inherited
                 | Phase::Gone => {}
             }
         }
         self.forget_sheets();
+    }
+
+    /// Makes those that are due, unless another one uses what they would. That one's end is an event.
+    pub(super) fn write_sheets(&mut self, claimed: &mut BTreeSet<u64>, room: &mut Room<'_>) {
+        for at in 0..self.publication.sheets.len() {
+            let sheet = &self.publication.sheets[at];
+            if !sheet.is_due(room.now) {
+                continue;
+            }
+            let claims = sheet.claims();
+            if claims.iter().all(|claim| !claimed.contains(claim)) {
+                claimed.extend(claims);
+                self.write_sheet(at, room);
+            }
+        }
     }
 
     fn write_sheet(&mut self, at: usize, room: &mut Room<'_>) {
@@ -456,7 +487,7 @@ impl Fleet {
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Settling { .. }
-                | Phase::Restoring
+                | Phase::Restoring { .. }
                 | Phase::Gone => &[],
             };
             let worker = WorkerId {
@@ -515,7 +546,7 @@ impl Fleet {
                 | Phase::Slow
                 | Phase::Checking { .. }
                 | Phase::Settling { .. }
-                | Phase::Restoring
+                | Phase::Restoring { .. }
                 | Phase::Reloading { .. }
                 | Phase::Gone,
                 _,
@@ -551,7 +582,9 @@ impl Fleet {
             return self.sheet_failed(at, why, room);
         };
         let sheet = &mut self.publication.sheets[at];
-        sheet.phase = Phase::Restoring;
+        sheet.phase = Phase::Restoring {
+            until: room.now.after(PATIENCE),
+        };
         room.out.list.push(Effect::RestoreFile {
             fleet: self.name.clone(),
             file: at as u32,
@@ -572,7 +605,9 @@ impl Fleet {
         room: &mut Room<'_>,
     ) {
         let at = file as usize;
-        let restores = |sheet: &Sheet| sheet.ticket == ticket && sheet.phase == Phase::Restoring;
+        let restores = |sheet: &Sheet| {
+            sheet.ticket == ticket && matches!(sheet.phase, Phase::Restoring { .. })
+        };
         if !self.publication.sheets.get(at).is_some_and(restores) {
             return;
         }

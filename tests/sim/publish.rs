@@ -169,8 +169,11 @@ impl Market {
         }
     }
 
-    pub(crate) fn restore(&mut self, fleet: &FleetName, undo: Undo) {
+    pub(crate) fn restore(&mut self, fleet: &FleetName, ticket: u64, undo: Undo) {
         let file = self.files.entry(fleet.clone()).or_default();
+        if file.ticket > ticket {
+            return;
+        }
         let old = file.old.take();
         match undo {
             Undo::Remove => file.content = None,

@@ -499,7 +499,7 @@ impl World {
             }
             Item::Restore(incarnation, fleet, file, ticket, undo) => {
                 if incarnation == self.incarnation {
-                    self.market.restore(&fleet, undo);
+                    self.market.restore(&fleet, ticket, undo);
                     let result = Ok(());
                     self.step(Event::Restored {
                         fleet,
@@ -746,9 +746,9 @@ impl World {
                         self.market.settle(&fleet, ticket);
                     }
                 }
-                Item::Restore(_, fleet, _, _, undo) => {
+                Item::Restore(_, fleet, _, ticket, undo) => {
                     if self.rng.chance(50) {
-                        self.market.restore(&fleet, undo);
+                        self.market.restore(&fleet, ticket, undo);
                     }
                 }
                 _ => rest.push(due),
