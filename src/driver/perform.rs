@@ -190,6 +190,7 @@ impl Driver {
                         }));
                     });
                 }
+                Effect::Unpublished { fleet, target } => self.tally.unpublished(fleet, target),
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {
                     let prefix = format!("socket/{fleet}/");

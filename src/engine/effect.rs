@@ -190,6 +190,13 @@ pub enum Effect {
         /// Where.
         path: String,
     },
+    /// For the count: a published file could not be made or its readers not be told, however often that was said.
+    Unpublished {
+        /// Whose.
+        fleet: FleetName,
+        /// Which.
+        target: String,
+    },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.

@@ -622,7 +622,7 @@ impl Fleet {
         self.sheet_pauses(at, room);
     }
 
-    /// People hear of a failure when it begins, and when it becomes another one.
+    /// People hear of a failure when it begins, and when it becomes another one; all are counted.
     fn sheet_troubled(&mut self, at: usize, why: String, room: &mut Room<'_>) {
         let sheet = &mut self.publication.sheets[at];
         let (since, tries) = sheet
@@ -638,8 +638,12 @@ impl Fleet {
             since,
             tries: tries.saturating_add(1),
         });
+        let target = self.target(at);
+        room.out.list.push(Effect::Unpublished {
+            fleet: self.name.clone(),
+            target: target.clone(),
+        });
         if is_new {
-            let target = self.target(at);
             self.record(What::PublishFailed { target, why }, room);
         }
     }

@@ -1161,6 +1161,7 @@ impl World {
                 Effect::CloseLogs(_)
                 | Effect::KeepSockets { .. }
                 | Effect::ReopenLogs
+                | Effect::Unpublished { .. }
                 | Effect::Probed { .. } => {}
                 Effect::Reply { reply, .. } => {
                     if let Ok(Reply::Released { gates }) = reply {
