@@ -41,6 +41,9 @@ const PAUSE_MAX: Span = Span::secs(60);
 const PATIENCE: Span = Span::secs(10);
 const SILENCE: &str = "its file system has not answered for 10 s";
 
+/// SIGKILL.
+const KILL: i32 = 9;
+
 /// What is remembered of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marks {
@@ -105,6 +108,8 @@ pub(super) struct Sheet {
     leaving: Option<Moment>,
     /// The list changed since it was begun.
     stale: bool,
+    /// When the command that was begun last is killed, and after how long.
+    limit: (Moment, Span),
     /// Names the newest request to the disk.
     ticket: u64,
     began: Option<Moment>,
@@ -120,6 +125,7 @@ impl Sheet {
             phase: Phase::Due { at: now },
             leaving: None,
             stale: false,
+            limit: (now, Span::ZERO),
             ticket: 0,
             began: None,
             behind: Some(now),
@@ -465,6 +471,8 @@ impl Fleet {
             room.facts,
             command,
         );
+        let limit = (room.now.after(command.timeout), command.timeout);
+        self.publication.sheets[at].limit = limit;
         room.out.keeper(Op::Spawn {
             key: RowKey::Task(worker, kind),
             after: Generation::default(),
@@ -513,11 +521,16 @@ impl Fleet {
         room: &mut Room<'_>,
     ) {
         let at = file.0 as usize;
-        let Some(phase) = self.publication.sheets.get(at).map(|sheet| sheet.phase) else {
+        let Some(sheet) = self.publication.sheets.get(at) else {
             return;
         };
+        let (phase, (until, timeout)) = (sheet.phase, sheet.limit);
         let result = match status {
             Ok(ExitStatus::Code(0)) => Ok(()),
+            // The keeper does this and says no more.
+            Ok(ExitStatus::Signal { number: KILL, .. }) if until <= room.now => {
+                Err(format!("took longer than {timeout} and was killed"))
+            }
             Ok(status) => Err(ExitWords(status).to_string()),
             Err(why) => Err(why.to_owned()),
         };
