@@ -9,8 +9,9 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, Write},
+    os::unix::fs::{MetadataExt, fchown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -159,6 +160,7 @@ fn put(path: &Path, content: &[u8], aside: Option<Aside>) -> io::Result<Written>
     let replace = || -> io::Result<Option<Undo>> {
         let mut out = File::create(&fresh)?;
         if let Ok(metadata) = fs::metadata(&path) {
+            give(&out, &metadata)?;
             out.set_permissions(metadata.permissions())?;
         }
         out.write_all(content)?;
@@ -179,6 +181,19 @@ fn put(path: &Path, content: &[u8], aside: Option<Aside>) -> io::Result<Written>
         changed: true,
         undo,
     })
+}
+
+/// Makes it the same owner's and group's, as far as we may: its readers are to read it as before.
+fn give(file: &File, before: &Metadata) -> io::Result<()> {
+    let (owner, group) = (before.uid(), before.gid());
+    let refused = |done: io::Result<()>| match done {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(true),
+        done => done.map(|()| false),
+    };
+    if refused(fchown(file, Some(owner), Some(group)))? {
+        refused(fchown(file, None, Some(group)))?;
+    }
+    Ok(())
 }
 
 /// Keeps what is there, unless it never passed its check and something that did is kept already. A link costs no room on a full disk.
@@ -338,5 +353,11 @@ mod tests {
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        // Only root may give a file away.
+        if fchown(File::open(&path).unwrap(), Some(7), Some(8)).is_ok() {
+            put(&link, b"c", None).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (7, 8));
+        }
     }
 }
