@@ -27,6 +27,9 @@ use crate::{
 /// So many files are worked on at once: those on a file system that hangs do not take all threads from everybody.
 const AT_ONCE: usize = 32;
 
+/// More links from one to the next are a circle, as the kernel has it.
+const LINKS_MAX: usize = 40;
+
 /// The newest request for a path, held while one is carried out.
 type Turn = Arc<Mutex<u64>>;
 
@@ -87,14 +90,15 @@ impl Files {
             return Ok(());
         }
         *newest = ticket;
-        let target = real(Path::new(path));
-        let restored = match undo {
-            Undo::Remove => gone(&target),
-            Undo::PutBack => fs::rename(old(&target), &target),
+        let restore = || {
+            let target = real(Path::new(path))?;
+            match undo {
+                Undo::Remove => gone(&target)?,
+                Undo::PutBack => fs::rename(old(&target), &target)?,
+            }
+            sync_directory(&target)
         };
-        restored
-            .and_then(|()| sync_directory(&target))
-            .map_err(|error| format!("cannot put back what was at {path} before: {error}"))
+        restore().map_err(|error| format!("cannot put back what was at {path} before: {error}"))
     }
 
     /// What was there before is not needed any more. Should it stay, it is replaced by the next one.
@@ -104,13 +108,28 @@ impl Files {
         if ticket < *newest {
             return;
         }
-        let _ = fs::remove_file(old(&real(Path::new(path))));
+        let _ = real(Path::new(path)).and_then(|target| gone(&old(&target)));
     }
 }
 
-/// Where a link leads: its target is replaced, and not the link.
-fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+/// Where a link leads, be something there or not: its target is replaced, and not the link.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match fs::read_link(&path) {
+            Ok(to) => path = path.with_file_name("").join(to),
+            Err(error) if is_no_link(&error) => return Ok(path),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("it is a link to itself"))
+}
+
+fn is_no_link(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::NotFound
+    )
 }
 
 /// `.NAME.ending` beside a file.
@@ -142,7 +161,7 @@ fn number(content: &[u8]) -> u64 {
 }
 
 fn put(path: &Path, content: &[u8], aside: Option<Aside>) -> io::Result<Written> {
-    let path = real(path);
+    let path = real(path)?;
     let before = match fs::read(&path) {
         Ok(before) => Some(before),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -338,6 +357,28 @@ mod tests {
         fs::write(old(Path::new(&text)), "put aside by a newer one").unwrap();
         files.settle(4, &text);
         assert!(old(Path::new(&text)).exists());
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, here) = (dir.path().join("there"), dir.path().join("here"));
+        fs::create_dir(&there).unwrap();
+        fs::create_dir(&here).unwrap();
+        let link = here.join("link");
+        std::os::unix::fs::symlink("../there/real", &link).unwrap();
+        let written = put(&link, b"one", FIRST).unwrap();
+        assert_eq!(written.undo, Some(Undo::Remove));
+        assert_eq!(fs::read_to_string(there.join("real")).unwrap(), "one");
+        let text = link.display().to_string();
+        Files::default().restore(1, &text, Undo::Remove).unwrap();
+        assert_eq!(
+            (names(&there), names(&here)),
+            (vec![], vec!["link".to_owned()])
+        );
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("link", &link).unwrap();
+        put(&link, b"one", FIRST).unwrap_err();
     }
 
     #[test]
