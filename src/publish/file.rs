@@ -162,6 +162,9 @@ fn number(content: &[u8]) -> u64 {
 
 fn put(path: &Path, content: &[u8], aside: Option<Aside>) -> io::Result<Written> {
     let path = real(path)?;
+    if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(io::Error::other("what is there is no regular file"));
+    }
     let before = match fs::read(&path) {
         Ok(before) => Some(before),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -177,7 +180,8 @@ fn put(path: &Path, content: &[u8], aside: Option<Aside>) -> io::Result<Written>
     }
     let fresh = beside(&path, ".leasehold-new");
     let replace = || -> io::Result<Option<Undo>> {
-        let mut out = File::create(&fresh)?;
+        gone(&fresh)?;
+        let mut out = File::create_new(&fresh)?;
         if let Ok(metadata) = fs::metadata(&path) {
             give(&out, &metadata)?;
             out.set_permissions(metadata.permissions())?;
@@ -357,6 +361,20 @@ mod tests {
         fs::write(old(Path::new(&text)), "put aside by a newer one").unwrap();
         files.settle(4, &text);
         assert!(old(Path::new(&text)).exists());
+    }
+
+    #[test]
+    fn what_is_no_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        // Somebody who opened it would wait for a writer.
+        let pipe = dir.path().join("pipe");
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, mode, 0).unwrap();
+        for path in [dir.path(), &pipe, Path::new("/dev/null")] {
+            let error = put(path, b"one", FIRST).unwrap_err();
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+        assert_eq!(names(dir.path()), ["pipe"]);
     }
 
     #[test]

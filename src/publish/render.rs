@@ -1,7 +1,7 @@
 //! Templates. Pure but for the template's file, which is read each time: who edits it sees it in the next rendering.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
 };
 
@@ -102,6 +102,10 @@ pub fn render(job: &FileJob) -> Result<String, String> {
 }
 
 fn read(path: &str) -> io::Result<String> {
+    // Who opens a pipe waits for somebody who writes to it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut text = String::new();
     File::open(path)?
         .take(TEMPLATE_MAX + 1)
@@ -187,7 +191,11 @@ mod tests {
             let error = render(&job).unwrap_err();
             assert!(error.contains(word), "{template}: {error}");
         }
-        let (dir, job) = job("");
+        let (dir, mut job) = job("");
+        let path = std::mem::replace(&mut job.template, "/dev/null".to_owned());
+        let error = render(&job).unwrap_err();
+        assert!(error.contains("it is no regular file"), "{error}");
+        job.template = path;
         drop(dir);
         assert!(
             render(&job)
