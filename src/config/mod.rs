@@ -13,6 +13,7 @@
 //! | `cron` | one `[cron.NAME]` |
 //! | `singleton` | the lock that its workers need |
 //! | `publish` | where they are found, and who is told |
+//! | `template` | what templates of published files see |
 //! | `spec` | what it all means: [`Config`] |
 //! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
 //! | `diff` | what a reload would do |
@@ -40,6 +41,7 @@ mod section;
 pub mod shown;
 mod singleton;
 pub mod spec;
+pub mod template;
 pub mod units;
 
 use std::{

@@ -13,6 +13,7 @@ use crate::{
         forms, process,
         section::{Origin, Section},
         spec::*,
+        template,
     },
     time::Span,
 };
@@ -81,7 +82,10 @@ pub(super) fn publish(
         );
         table.fault("E239", "file", message, "use fewer");
     }
-    let files = tables.iter().map(|one| file(one, &programs)).collect();
+    let files = tables
+        .iter()
+        .map(|one| file(one, mode, &programs))
+        .collect();
     let places = Places {
         agent: table.place_of("haproxy_agent"),
         files: tables
@@ -214,7 +218,11 @@ fn of_workers(table: &Section<'_, '_>, ports: Option<(u16, u16)>) -> Option<(u16
     ports.map(|(low, _)| (low, Some(Ipv4Addr::LOCALHOST.into())))
 }
 
-fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFile {
+fn file(
+    table: &Section<'_, '_>,
+    mode: PublishMode,
+    programs: &Programs<'_, '_, '_>,
+) -> PublishedFile {
     let timeout = table.span("timeout").unwrap_or(Span::secs(10));
     if timeout.is_forever() || timeout == Span::ZERO {
         let message = format!("{} is no deadline", table.name("timeout"));
@@ -242,7 +250,7 @@ fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFi
     };
     let template = path("template");
     if let Some(template) = &template {
-        check_template(table, template);
+        check_template(table, mode, template);
     }
     let shown = |path: Option<std::path::PathBuf>| {
         path.map_or_else(String::new, |path| path.display().to_string())
@@ -257,8 +265,8 @@ fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFi
     spec
 }
 
-/// It is read again whenever it is used; here, so that a wrong name or a missing brace is known before.
-fn check_template(table: &Section<'_, '_>, path: &std::path::Path) {
+/// It is read again whenever it is used; here, so that a wrong name, a missing brace, or a variable that nobody knows is known before.
+fn check_template(table: &Section<'_, '_>, mode: PublishMode, path: &std::path::Path) {
     let shown = path.display();
     match table.reader.around.read(path) {
         Err(error) => {
@@ -275,6 +283,9 @@ fn check_template(table: &Section<'_, '_>, path: &std::path::Path) {
                 let help =
                     "templates are Jinja: {% for e in endpoints %} {{ e.address }} {% endfor %}";
                 table.fault("E238", "template", message, help);
+            } else if let Err(message) = template::try_out(&shown.to_string(), &text, mode) {
+                let help = "templates see fleet, node, mode, address, endpoints, draining, ready, desired and config_rev; either list may be empty";
+                table.fault("E243", "template", message, help);
             }
         }
     }
