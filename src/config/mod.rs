@@ -61,6 +61,8 @@ pub trait Surroundings {
     fn variable(&self, name: &str) -> Option<String>;
     /// A file's text, for the files themselves and `${file:…}`.
     fn read(&self, path: &Path) -> io::Result<String>;
+    /// Is it a regular file, or a link to one? The error says why nobody knows; most often there is nothing.
+    fn is_regular(&self, path: &Path) -> io::Result<bool>;
     /// Files in `dir` that match a pattern with one `*` in their name, in lexical order.
     fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>>;
     /// A user's numeric identity; the error reads as a sentence.

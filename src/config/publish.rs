@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr},
+    path::{Component, Path, PathBuf},
 };
 
 use crate::{
@@ -73,6 +75,7 @@ pub(super) fn publish(
         search: environment.get("PATH").cloned().unwrap_or_default(),
         dir: table.base().to_owned(),
     };
+    let agent = table.parsed("haproxy_agent", &forms::AGENT_ADDRESS);
     let tables = table.sections("file");
     if tables.len() > FILES_MAX {
         let message = format!(
@@ -93,6 +96,16 @@ pub(super) fn publish(
             .filter_map(|one| one.place_of("path"))
             .collect(),
     };
+    if let (Some((low, high)), Some(agent)) = (ports, agent)
+        && (low..=high).contains(&agent.port())
+    {
+        let message = format!(
+            "{} = {agent} is a port of a worker: port_range is {low}-{high}",
+            table.name("haproxy_agent")
+        );
+        let help = "give the agent a port of its own";
+        table.fault("E241", "haproxy_agent", message, help);
+    }
     let spec = PublishSpec {
         mode,
         address: address
@@ -100,7 +113,7 @@ pub(super) fn publish(
             .unwrap_or_default(),
         port,
         files,
-        haproxy_agent: table.parsed("haproxy_agent", &forms::AGENT_ADDRESS),
+        haproxy_agent: agent,
         environment,
     };
     table.finish();
@@ -252,12 +265,15 @@ fn file(
     if let Some(template) = &template {
         check_template(table, mode, template);
     }
-    let shown = |path: Option<std::path::PathBuf>| {
-        path.map_or_else(String::new, |path| path.display().to_string())
-    };
+    let target = path("path");
+    if let Some(target) = &target {
+        check_target(table, target, template.as_deref());
+    }
+    let shown =
+        |path: Option<PathBuf>| path.map_or_else(String::new, |path| path.display().to_string());
     let spec = PublishedFile {
         template: shown(template),
-        path: shown(path("path")),
+        path: shown(target),
         check: command("check"),
         reload: command("reload"),
     };
@@ -265,10 +281,51 @@ fn file(
     spec
 }
 
-/// It is read again whenever it is used; here, so that a wrong name, a missing brace, or a variable that nobody knows is known before.
-fn check_template(table: &Section<'_, '_>, mode: PublishMode, path: &std::path::Path) {
+/// A path without `.` and `..`, as it is typed: nobody looks where links lead.
+pub(super) fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if plain.file_name().is_some() => {
+                plain.pop();
+            }
+            Component::ParentDir if plain.has_root() => {}
+            Component::ParentDir
+            | Component::Prefix(_)
+            | Component::RootDir
+            | Component::Normal(_) => plain.push(part),
+        }
+    }
+    plain
+}
+
+/// It is replaced as a whole by a file, so it must be one, and not the one that it is made from.
+fn check_target(table: &Section<'_, '_>, path: &Path, template: Option<&Path>) {
     let shown = path.display();
-    match table.reader.around.read(path) {
+    if template.is_some_and(|template| plain(template) == plain(path)) {
+        let message = format!("{shown} would be made from itself");
+        let help = "give the template a name of its own, web.conf.j2 say";
+        table.fault("E240", "path", message, help);
+    }
+    if let Ok(false) = table.reader.around.is_regular(path) {
+        let message =
+            format!("{shown} is there, and is no regular file: it would be replaced by one");
+        let help = "name a file; for a directory, one in it";
+        table.fault("E242", "path", message, help);
+    }
+}
+
+/// It is read again whenever it is used; here, so that a wrong name, a missing brace, or a variable that nobody knows is known before.
+fn check_template(table: &Section<'_, '_>, mode: PublishMode, path: &Path) {
+    let shown = path.display();
+    // Who opens a pipe waits for somebody who writes to it.
+    let text = match table.reader.around.is_regular(path) {
+        Ok(true) => table.reader.around.read(path),
+        Ok(false) => Err(io::Error::other("it is no regular file")),
+        Err(error) => Err(error),
+    };
+    match text {
         Err(error) => {
             let message = format!("cannot read the template {shown}: {error}");
             let help = "correct the path; relative ones count from the main file";
