@@ -39,6 +39,8 @@ const SLOTS: &str = "{% for e in endpoints %}{{ e.slot }} {% endfor %}";
 fn configure(rig: &Rig, more: &str, file: &str) {
     let base = free_port();
     let last = base + 9;
+    // An agent's must not be among them.
+    while (base..last).contains(&free_port()) {}
     fs::write(rig.path("web.j2"), SLOTS).unwrap();
     rig.configure(&format!(
         r#"
