@@ -248,6 +248,11 @@ impl Publication {
     fn is_there(&self) -> bool {
         self.listing.is_some() || !self.sheets.is_empty()
     }
+
+    /// A fleet that was going stays: it may have left files to others by now.
+    pub(super) fn begin_anew(&mut self) {
+        self.spec = None;
+    }
 }
 
 impl Fleet {
@@ -262,7 +267,8 @@ impl Fleet {
                 serial: self.publication.serial,
                 listing,
             });
-            for sheet in &mut self.publication.sheets {
+            let sheets = self.publication.sheets.iter_mut();
+            for sheet in sheets.filter(|sheet| !sheet.is_leaving()) {
                 sheet.fall_behind(room.now);
             }
         }
@@ -523,20 +529,58 @@ mod tests {
         wire::StopRecord,
     };
 
-    #[test]
-    fn a_fleet_that_sleeps_stays_where_somebody_can_wake_it() {
-        let name: FleetName = "web".parse().unwrap();
+    fn published(files: &[&str]) -> Fleet {
+        let file = |path: &&str| PublishedFile {
+            template: "t".to_owned(),
+            path: (*path).to_owned(),
+            check: None,
+            reload: None,
+        };
         let mut spec = FleetSpec::unknown(&StopRecord::default());
         spec.publish = Some(PublishSpec {
             mode: PublishMode::Node,
             address: "10.0.0.5".to_owned(),
             port: 80,
-            files: Vec::new(),
+            files: files.iter().map(file).collect(),
             haproxy_agent: None,
             environment: std::collections::BTreeMap::new(),
         });
-        spec.scale = Some(ScaleSpec::between(0, 4));
-        let mut fleet = Fleet::new(name.clone(), spec, Moment(0));
+        Fleet::new("web".parse().unwrap(), spec, Moment(0))
+    }
+
+    #[test]
+    fn files_keep_their_places_and_one_that_was_left_to_others_comes_back() {
+        let mut fleet = published(&["a", "b"]);
+        let ids = |fleet: &Fleet| -> Vec<u64> {
+            let sheets = fleet.publication.sheets.iter();
+            sheets.map(|sheet| sheet.id).collect()
+        };
+        fleet.follow_spec(Moment(1));
+        let before = ids(&fleet);
+        let files = |fleet: &mut Fleet, change: fn(&mut Vec<PublishedFile>)| {
+            change(&mut fleet.spec.publish.as_mut().unwrap().files);
+            fleet.follow_spec(Moment(2));
+        };
+        files(&mut fleet, |files| files.reverse());
+        assert_eq!(ids(&fleet), before);
+        files(&mut fleet, |files| files.truncate(1));
+        assert_eq!(ids(&fleet), before);
+        let leaving = fleet.publication.sheets.iter().map(Sheet::is_leaving);
+        assert_eq!(leaving.collect::<Vec<_>>(), [true, false]);
+        fleet.publication.sheets.clear();
+        fleet.follow_spec(Moment(3));
+        assert!(ids(&fleet).is_empty());
+        fleet.publication.begin_anew();
+        fleet.follow_spec(Moment(3));
+        assert_eq!(ids(&fleet), before[1..]);
+    }
+
+    #[test]
+    fn a_fleet_that_sleeps_stays_where_somebody_can_wake_it() {
+        let mut fleet = published(&[]);
+        let name = fleet.name.clone();
+        fleet.spec.scale = Some(ScaleSpec::between(0, 4));
+        fleet.fit_scale(Moment(0));
         let mut intent = Intent::default();
         let listing = |fleet: &Fleet, stopping, intent: &Intent| {
             let listing = fleet.listing(Revision::default(), stopping, intent);

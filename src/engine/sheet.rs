@@ -12,6 +12,8 @@
 //!                        └───────────────────────────────────┘
 //! ```
 //!
+//! A file that is published no more is made a last time, and is `Gone`.
+//!
 //! Two numbers are remembered in the fleet's row: the content that last passed its check, and the content that its readers were last
 //! told of. A supervisor that dies anywhere in between is followed by one that makes the file again, sees by these numbers what is still
 //! to be done, and does that. Nothing here can hold up a worker.
