@@ -68,8 +68,7 @@ fn rendered(template: &str, address: &str, endpoints: Vec<Endpoint>) -> String {
             .display()
             .to_string(),
         path: String::new(),
-        aside: false,
-        good: None,
+        aside: None,
     };
     render(&job).unwrap_or_else(|why| panic!("{why}"))
 }

@@ -13,6 +13,7 @@
 //! | `cron` | one `[cron.NAME]` |
 //! | `singleton` | the lock that its workers need |
 //! | `publish` | where they are found, and who is told |
+//! | `template` | what templates of published files see |
 //! | `spec` | what it all means: [`Config`] |
 //! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
 //! | `diff` | what a reload would do |
@@ -40,6 +41,7 @@ mod section;
 pub mod shown;
 mod singleton;
 pub mod spec;
+pub mod template;
 pub mod units;
 
 use std::{
@@ -59,6 +61,8 @@ pub trait Surroundings {
     fn variable(&self, name: &str) -> Option<String>;
     /// A file's text, for the files themselves and `${file:…}`.
     fn read(&self, path: &Path) -> io::Result<String>;
+    /// Is it a regular file, or a link to one? The error says why nobody knows; most often there is nothing.
+    fn is_regular(&self, path: &Path) -> io::Result<bool>;
     /// Files in `dir` that match a pattern with one `*` in their name, in lexical order.
     fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>>;
     /// A user's numeric identity; the error reads as a sentence.

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr},
+    path::{Component, Path, PathBuf},
 };
 
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
         forms, process,
         section::{Origin, Section},
         spec::*,
+        template,
     },
     time::Span,
 };
@@ -72,6 +75,7 @@ pub(super) fn publish(
         search: environment.get("PATH").cloned().unwrap_or_default(),
         dir: table.base().to_owned(),
     };
+    let agent = table.parsed("haproxy_agent", &forms::AGENT_ADDRESS);
     let tables = table.sections("file");
     if tables.len() > FILES_MAX {
         let message = format!(
@@ -81,7 +85,10 @@ pub(super) fn publish(
         );
         table.fault("E239", "file", message, "use fewer");
     }
-    let files = tables.iter().map(|one| file(one, &programs)).collect();
+    let files = tables
+        .iter()
+        .map(|one| file(one, mode, &programs))
+        .collect();
     let places = Places {
         agent: table.place_of("haproxy_agent"),
         files: tables
@@ -89,6 +96,16 @@ pub(super) fn publish(
             .filter_map(|one| one.place_of("path"))
             .collect(),
     };
+    if let (Some((low, high)), Some(agent)) = (ports, agent)
+        && (low..=high).contains(&agent.port())
+    {
+        let message = format!(
+            "{} = {agent} is a port of a worker: port_range is {low}-{high}",
+            table.name("haproxy_agent")
+        );
+        let help = "give the agent a port of its own";
+        table.fault("E241", "haproxy_agent", message, help);
+    }
     let spec = PublishSpec {
         mode,
         address: address
@@ -96,7 +113,7 @@ pub(super) fn publish(
             .unwrap_or_default(),
         port,
         files,
-        haproxy_agent: table.parsed("haproxy_agent", &forms::AGENT_ADDRESS),
+        haproxy_agent: agent,
         environment,
     };
     table.finish();
@@ -214,7 +231,11 @@ fn of_workers(table: &Section<'_, '_>, ports: Option<(u16, u16)>) -> Option<(u16
     ports.map(|(low, _)| (low, Some(Ipv4Addr::LOCALHOST.into())))
 }
 
-fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFile {
+fn file(
+    table: &Section<'_, '_>,
+    mode: PublishMode,
+    programs: &Programs<'_, '_, '_>,
+) -> PublishedFile {
     let timeout = table.span("timeout").unwrap_or(Span::secs(10));
     if timeout.is_forever() || timeout == Span::ZERO {
         let message = format!("{} is no deadline", table.name("timeout"));
@@ -242,14 +263,17 @@ fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFi
     };
     let template = path("template");
     if let Some(template) = &template {
-        check_template(table, template);
+        check_template(table, mode, template);
     }
-    let shown = |path: Option<std::path::PathBuf>| {
-        path.map_or_else(String::new, |path| path.display().to_string())
-    };
+    let target = path("path");
+    if let Some(target) = &target {
+        check_target(table, target, template.as_deref());
+    }
+    let shown =
+        |path: Option<PathBuf>| path.map_or_else(String::new, |path| path.display().to_string());
     let spec = PublishedFile {
         template: shown(template),
-        path: shown(path("path")),
+        path: shown(target),
         check: command("check"),
         reload: command("reload"),
     };
@@ -257,10 +281,51 @@ fn file(table: &Section<'_, '_>, programs: &Programs<'_, '_, '_>) -> PublishedFi
     spec
 }
 
-/// It is read again whenever it is used; here, so that a wrong name or a missing brace is known before.
-fn check_template(table: &Section<'_, '_>, path: &std::path::Path) {
+/// A path without `.` and `..`, as it is typed: nobody looks where links lead.
+pub(super) fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if plain.file_name().is_some() => {
+                plain.pop();
+            }
+            Component::ParentDir if plain.has_root() => {}
+            Component::ParentDir
+            | Component::Prefix(_)
+            | Component::RootDir
+            | Component::Normal(_) => plain.push(part),
+        }
+    }
+    plain
+}
+
+/// It is replaced as a whole by a file, so it must be one, and not the one that it is made from.
+fn check_target(table: &Section<'_, '_>, path: &Path, template: Option<&Path>) {
     let shown = path.display();
-    match table.reader.around.read(path) {
+    if template.is_some_and(|template| plain(template) == plain(path)) {
+        let message = format!("{shown} would be made from itself");
+        let help = "give the template a name of its own, web.conf.j2 say";
+        table.fault("E240", "path", message, help);
+    }
+    if let Ok(false) = table.reader.around.is_regular(path) {
+        let message =
+            format!("{shown} is there, and is no regular file: it would be replaced by one");
+        let help = "name a file; for a directory, one in it";
+        table.fault("E242", "path", message, help);
+    }
+}
+
+/// It is read again whenever it is used; here, so that a wrong name, a missing brace, or a variable that nobody knows is known before.
+fn check_template(table: &Section<'_, '_>, mode: PublishMode, path: &Path) {
+    let shown = path.display();
+    // Who opens a pipe waits for somebody who writes to it.
+    let text = match table.reader.around.is_regular(path) {
+        Ok(true) => table.reader.around.read(path),
+        Ok(false) => Err(io::Error::other("it is no regular file")),
+        Err(error) => Err(error),
+    };
+    match text {
         Err(error) => {
             let message = format!("cannot read the template {shown}: {error}");
             let help = "correct the path; relative ones count from the main file";
@@ -275,6 +340,9 @@ fn check_template(table: &Section<'_, '_>, path: &std::path::Path) {
                 let help =
                     "templates are Jinja: {% for e in endpoints %} {{ e.address }} {% endfor %}";
                 table.fault("E238", "template", message, help);
+            } else if let Err(message) = template::try_out(&shown.to_string(), &text, mode) {
+                let help = "templates see fleet, node, mode, address, endpoints, draining, ready, desired and config_rev; either list may be empty";
+                table.fault("E243", "template", message, help);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The whole: node, http, fleets, and what holds between them.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::{
@@ -9,7 +12,7 @@ use crate::{
         fault::nearest,
         files,
         fleet::{self, Fleet},
-        forms,
+        forms, publish,
         section::Section,
         spec::*,
         units::count,
@@ -510,14 +513,14 @@ fn check_sockets(reader: &Reader<'_>, http: &HttpSpec, fleets: &Fleets) {
 
 /// Two fleets cannot write one file.
 fn check_files(reader: &Reader<'_>, fleets: &Fleets) {
-    let mut taken: BTreeMap<&str, &FleetName> = BTreeMap::new();
+    let mut taken: BTreeMap<PathBuf, &FleetName> = BTreeMap::new();
     for (name, fleet) in fleets {
         let files = fleet.spec.publish.iter().flat_map(|spec| &spec.files);
         for (file, place) in files.zip(&fleet.published.files) {
             if file.path.is_empty() {
                 continue;
             }
-            if let Some(other) = taken.insert(&file.path, name) {
+            if let Some(other) = taken.insert(publish::plain(Path::new(&file.path)), name) {
                 let message = format!("{} is published by {other}, too", file.path);
                 let help = "give each its own file".to_owned();
                 reader.fault("E229", Some(place.clone()), message, "taken", help);

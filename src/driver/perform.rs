@@ -161,10 +161,11 @@ impl Driver {
                     file,
                     ticket,
                     path,
+                    undo,
                 } => {
                     let hand_in = self.hand_in.clone();
                     self.files.work(move |files| {
-                        let result = files.restore(ticket, &path);
+                        let result = files.restore(ticket, &path, undo);
                         let _ = hand_in.send(Inbox::Published(Event::Restored {
                             fleet,
                             file,
@@ -173,7 +174,23 @@ impl Driver {
                         }));
                     });
                 }
-                Effect::SettleFile(path) => self.files.work(move |files| files.settle(&path)),
+                Effect::SettleFile {
+                    fleet,
+                    file,
+                    ticket,
+                    path,
+                } => {
+                    let hand_in = self.hand_in.clone();
+                    self.files.work(move |files| {
+                        files.settle(ticket, &path);
+                        let _ = hand_in.send(Inbox::Published(Event::Settled {
+                            fleet,
+                            file,
+                            ticket,
+                        }));
+                    });
+                }
+                Effect::Unpublished { fleet, target } => self.tally.unpublished(fleet, target),
                 Effect::CloseLogs(worker) => self.logs.close(worker),
                 Effect::KeepSockets { fleet, names } => {
                     let prefix = format!("socket/{fleet}/");

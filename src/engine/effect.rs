@@ -14,7 +14,7 @@ use crate::{
         gate::Holder,
         intent::Intent,
         load::SampleOrder,
-        publish::{FileJob, Listing},
+        publish::{FileJob, Listing, Undo},
         release::Given,
         scale::{Block, Reason},
         weights::Weighed,
@@ -176,9 +176,27 @@ pub enum Effect {
         ticket: u64,
         /// Where.
         path: String,
+        /// How.
+        undo: Undo,
     },
-    /// It is right: what was there before is not needed any more.
-    SettleFile(String),
+    /// It is right: what was there before is not needed any more; answered by `Settled`.
+    SettleFile {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Of the request that made it; what a newer one put aside stays.
+        ticket: u64,
+        /// Where.
+        path: String,
+    },
+    /// For the count: a published file could not be made or its readers not be told, however often that was said.
+    Unpublished {
+        /// Whose.
+        fleet: FleetName,
+        /// Which.
+        target: String,
+    },
     /// A slot is not used any more: read its log to the end and close it.
     CloseLogs(WorkerId),
     /// Close sockets of this fleet that are not among these names.

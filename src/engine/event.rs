@@ -128,6 +128,15 @@ pub enum Event {
         /// What is there now, or why not.
         result: Result<Written, String>,
     },
+    /// What was put aside for a published file is gone.
+    Settled {
+        /// Whose.
+        fleet: FleetName,
+        /// Its number there.
+        file: u32,
+        /// Which request this answers.
+        ticket: u64,
+    },
     /// What was there before is there again, or is not.
     Restored {
         /// Whose.

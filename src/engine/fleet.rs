@@ -409,6 +409,9 @@ impl Fleet {
             return self.respecify_job(spec, room);
         }
         let rolling = spec.revision != self.spec.revision;
+        if self.removed {
+            self.publication.begin_anew();
+        }
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);
         self.fit_scale(room.now);

@@ -2,12 +2,12 @@
 //! the step that decides otherwise: before its deregister delay and its signal, before the pause after a crash, and all at once when the
 //! daemon begins to drain. What is made of the list is the business of its files (`sheet.rs`) and of the shells.
 
-use std::fmt::Display;
+use std::{collections::BTreeSet, fmt::Display};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{PublishMode, PublishSpec},
+    config::spec::{PublishMode, PublishSpec, PublishedFile},
     engine::{
         effect::{Effect, Effects},
         fleet::{Fleet, Room},
@@ -24,7 +24,7 @@ use crate::{
 /// Nothing is left when the daemon ends: files have so long to say so, if they do not fail.
 const FAREWELL: Span = Span::secs(2);
 /// Nothing is left of a fleet that is not configured any more, and nobody waits: so long, whether they fail or not.
-const LONG_FAREWELL: Span = Span::secs(120);
+pub(super) const LONG_FAREWELL: Span = Span::secs(120);
 
 /// The name under which the keeper holds the listener of a fleet's agent-check.
 pub fn agent_name(fleet: &FleetName, address: impl Display) -> String {
@@ -67,7 +67,7 @@ pub struct Endpoint {
     pub slot: Option<SlotIndex>,
     /// Its port, at the listing's address.
     pub port: u16,
-    /// How many take work there.
+    /// How many take work there; 1 where the first connection wakes somebody who will.
     pub weight: u32,
     /// Does it take work?
     pub state: Presence,
@@ -94,6 +94,19 @@ pub struct Listing {
     pub config: Revision,
 }
 
+impl Listing {
+    /// The last one.
+    fn without_anybody(&self) -> Self {
+        Self {
+            endpoints: Vec::new(),
+            ready: 0,
+            desired: 0,
+            open: false,
+            ..self.clone()
+        }
+    }
+}
+
 /// A file to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileJob {
@@ -108,9 +121,16 @@ pub struct FileJob {
     /// Where it goes.
     pub path: String,
     /// It is checked once it is there: what is there before is put aside.
-    pub aside: bool,
+    pub aside: Option<Aside>,
+}
+
+/// What is known of what is there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aside {
     /// What a file that passed its check looks like, as a number.
     pub good: Option<u64>,
+    /// What is kept beside it was put there by this daemon, and not left by one before.
+    pub ours: bool,
 }
 
 /// What a file is like that was put into its place.
@@ -120,16 +140,30 @@ pub struct Written {
     pub content: u64,
     /// Was another content there before?
     pub changed: bool,
+    /// What takes it away again, should its check fail; none if it was there before.
+    pub undo: Option<Undo>,
+}
+
+/// How a file becomes again what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// There was none: it is removed.
+    Remove,
+    /// What was put aside comes back.
+    PutBack,
 }
 
 /// What a fleet publishes, beside its row.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Publication {
-    /// What it is made by; another one, and its files begin anew.
+    /// What it is made by; another one, and its files follow.
     spec: Option<PublishSpec>,
     listing: Option<Listing>,
     serial: u64,
+    /// By their number in the keeper, which they keep as long as they are there; a place that is free is taken by the next one.
     pub(super) sheets: Vec<Sheet>,
+    /// What files show that are not published any more: nobody.
+    parted: Option<(PublishSpec, Listing)>,
     farewell: Farewell,
 }
 
@@ -141,7 +175,8 @@ enum Farewell {
     No,
     /// Its files are still to say so, until then.
     Saying(Moment),
-    /// Nothing is begun any more; what still runs is being killed, and waited for until then.
+    /// Nothing is begun any more; what still runs is being killed, what did not pass its check is put back, and both are waited for until
+    /// then.
     Over(Moment),
 }
 
@@ -175,7 +210,7 @@ impl Supervisor {
     /// Every fleet publishes what it is now.
     pub(super) fn publish(&mut self, now: Moment, out: &mut Effects) {
         let published =
-            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.listing.is_some();
+            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.is_there();
         let names: Vec<FleetName> = self
             .fleets
             .values()
@@ -183,20 +218,46 @@ impl Supervisor {
             .map(|fleet| fleet.name.clone())
             .collect();
         let (config, stopping) = (self.config.revision, self.asked.stopping);
-        for name in names {
-            self.with_fleet(&name, now, out, |fleet, room| {
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
                 fleet.publish(config, stopping, room);
+            });
+        }
+        let owned: BTreeSet<u64> = self.fleets.values().flat_map(Fleet::owned).collect();
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
+                if fleet.publishes() {
+                    fleet.tend_sheets(&owned, room);
+                }
+            });
+        }
+        let mut claimed: BTreeSet<u64> = self.fleets.values().flat_map(Fleet::claimed).collect();
+        for name in &names {
+            self.with_fleet(name, now, out, |fleet, room| {
+                if fleet.publishes() {
+                    fleet.write_sheets(&mut claimed, room);
+                }
+                fleet.tend_farewell(stopping, room);
             });
         }
     }
 }
 
+impl Publication {
+    /// Is something published, or is a file still to say that nothing is?
+    fn is_there(&self) -> bool {
+        self.listing.is_some() || !self.sheets.is_empty()
+    }
+
+    /// A fleet that was going stays: it may have left files to others by now.
+    pub(super) fn begin_anew(&mut self) {
+        self.spec = None;
+    }
+}
+
 impl Fleet {
     fn publish(&mut self, config: Revision, stopping: Stopping, room: &mut Room<'_>) {
-        if self.publication.spec != self.spec.publish {
-            self.publication.spec.clone_from(&self.spec.publish);
-            self.begin_sheets(room.now);
-        }
+        self.follow_spec(room.now);
         let listing = self.listing(config, stopping, room.intent);
         if listing != self.publication.listing {
             self.publication.listing.clone_from(&listing);
@@ -206,14 +267,25 @@ impl Fleet {
                 serial: self.publication.serial,
                 listing,
             });
-            for sheet in &mut self.publication.sheets {
+            let sheets = self.publication.sheets.iter_mut();
+            for sheet in sheets.filter(|sheet| !sheet.is_leaving()) {
                 sheet.fall_behind(room.now);
             }
         }
-        if self.publishes() {
-            self.tend_sheets(room);
-        }
-        self.tend_farewell(stopping, room);
+    }
+
+    /// What nobody else may use while its files are being worked on.
+    fn claimed(&self) -> impl Iterator<Item = u64> {
+        let sheets = self.publication.sheets.iter();
+        let busy = sheets.filter(|sheet| self.publishes() && sheet.is_busy());
+        busy.flat_map(Sheet::claims)
+    }
+
+    /// The files that are its own. Whoever is configured with one has it: a fleet that goes, or publishes it no more, leaves it alone.
+    fn owned(&self) -> impl Iterator<Item = u64> {
+        let sheets = self.publication.sheets.iter();
+        let stays = |sheet: &&Sheet| !self.removed && !sheet.is_leaving() && !sheet.is_gone();
+        sheets.filter(stays).map(|sheet| sheet.id)
     }
 
     /// What is to be published now; none if nothing ever is.
@@ -244,7 +316,16 @@ impl Fleet {
             })
             .collect();
         let ready: u32 = workers.iter().map(|one| one.weight).sum();
+        // Nobody would knock at a socket that is in no list.
+        let wakes = open && self.wakes(intent) && ready == 0;
         let endpoints = match spec.mode {
+            PublishMode::Node if wakes => vec![Endpoint {
+                slot: None,
+                port: spec.port,
+                weight: 1,
+                state: Presence::Ready,
+                revision: self.revision(),
+            }],
             PublishMode::Worker => workers,
             PublishMode::Node if workers.is_empty() => Vec::new(),
             PublishMode::Node => vec![Endpoint {
@@ -265,30 +346,65 @@ impl Fleet {
             endpoints,
             ready,
             desired,
-            open: open && desired > 0,
+            open: open && (desired > 0 || (wakes && spec.mode == PublishMode::Node)),
             config,
         })
     }
 
-    /// What its files are to do is asked anew; a command that still runs is waited for.
-    fn begin_sheets(&mut self, now: Moment) {
-        let files = self.spec.publish.iter().flat_map(|spec| &spec.files);
-        let mut before = std::mem::take(&mut self.publication.sheets).into_iter();
-        self.publication.sheets = files
-            .map(|file| Sheet::new(file, before.next().as_ref(), now))
+    /// May it have no workers, and gets one as soon as somebody connects?
+    fn wakes(&self, intent: &Intent) -> bool {
+        let scale = self.spec.scale.as_ref();
+        scale.is_some_and(|scale| scale.min == 0) && !intent.fleets.contains_key(&self.name)
+    }
+
+    /// Files are known by their path. One that is there no more is made a last time; what is being done with it comes to its end.
+    fn follow_spec(&mut self, now: Moment) {
+        let publication = &mut self.publication;
+        if publication.spec == self.spec.publish {
+            return;
+        }
+        let before = std::mem::replace(&mut publication.spec, self.spec.publish.clone());
+        if let (Some(spec), Some(listing)) = (before, &publication.listing) {
+            publication.parted = Some((spec, listing.without_anybody()));
+        }
+        let mut files: Vec<&PublishedFile> = self
+            .spec
+            .publish
+            .iter()
+            .flat_map(|spec| &spec.files)
             .collect();
-        let sheets = &self.publication.sheets;
-        self.body
-            .files
-            .retain(|marks| sheets.iter().any(|sheet| sheet.id == marks.id));
+        for sheet in &mut publication.sheets {
+            match files.iter().position(|file| sheet.is_of(file)) {
+                Some(at) => sheet.follow(files.remove(at), now),
+                None => sheet.leave(now),
+            }
+        }
+        for file in files {
+            let fresh = Sheet::new(file.clone(), now);
+            match publication.sheets.iter_mut().find(|one| one.is_gone()) {
+                Some(place) => *place = fresh,
+                None => publication.sheets.push(fresh),
+            }
+        }
+        self.forget_sheets();
+    }
+
+    /// Of files that are gone nothing is remembered.
+    pub(super) fn forget_sheets(&mut self) {
+        let sheets = &mut self.publication.sheets;
+        while sheets.last().is_some_and(Sheet::is_gone) {
+            sheets.pop();
+        }
+        let is_there = |marks: &Marks| {
+            let mut sheets = sheets.iter();
+            sheets.any(|sheet| sheet.id == marks.id && !sheet.is_gone())
+        };
+        self.body.files.retain(is_there);
     }
 
     /// A check or a reload of the last supervisor's still runs.
     pub(super) fn inherit_command(&mut self, file: SlotIndex, now: Moment) {
-        if self.publication.spec != self.spec.publish {
-            self.publication.spec.clone_from(&self.spec.publish);
-            self.begin_sheets(now);
-        }
+        self.follow_spec(now);
         if let Some(sheet) = self.publication.sheets.get_mut(file.0 as usize) {
             sheet.inherit();
         }
@@ -344,13 +460,13 @@ impl Fleet {
         }
     }
 
-    /// Do its files still have to say that it is gone, or is one of their commands still there?
+    /// Do its files still have to say that it is gone, or is something still being done with one of them?
     pub(super) fn is_saying_farewell(&self, now: Moment) -> bool {
         match self.publication.farewell {
             Farewell::No => false,
             Farewell::Saying(until) => until > now,
             Farewell::Over(until) => {
-                until > now && self.publication.sheets.iter().any(Sheet::has_command)
+                until > now && self.publication.sheets.iter().any(Sheet::is_busy)
             }
         }
     }
@@ -362,7 +478,7 @@ impl Fleet {
             Farewell::Saying(until) | Farewell::Over(until) => Some(until),
         };
         let sheets = sheets
-            .filter_map(Sheet::deadline)
+            .filter_map(|sheet| sheet.deadline(self.looked))
             .filter(|_| self.publishes());
         let farewell = farewell.filter(|at| *at > self.looked);
         sheets.chain(farewell).min()
@@ -371,11 +487,11 @@ impl Fleet {
     pub(super) fn publish_status(&self) -> Option<PublishStatus> {
         let publication = &self.publication;
         let spec = publication.spec.as_ref()?;
-        let files = publication.sheets.iter().zip(&spec.files);
+        let files = publication.sheets.iter().filter(|sheet| !sheet.is_gone());
         Some(PublishStatus {
             listing: publication.listing.clone()?,
             serial: publication.serial,
-            files: files.map(|(sheet, file)| sheet.status(file)).collect(),
+            files: files.map(Sheet::status).collect(),
             agent: spec.haproxy_agent.map(|address| address.to_string()),
         })
     }
@@ -393,8 +509,92 @@ impl Fleet {
         &mut files[at]
     }
 
-    pub(super) fn newest(&self) -> Option<(&PublishSpec, &Listing)> {
+    /// What a file is to show.
+    pub(super) fn shown(&self, sheet: &Sheet) -> Option<(&PublishSpec, &Listing)> {
         let publication = &self.publication;
+        if sheet.is_leaving() {
+            let (spec, listing) = publication.parted.as_ref()?;
+            return Some((spec, listing));
+        }
         Some((publication.spec.as_ref()?, publication.listing.as_ref()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::spec::{FleetSpec, ScaleSpec},
+        engine::intent::Hold,
+        wire::StopRecord,
+    };
+
+    fn published(files: &[&str]) -> Fleet {
+        let file = |path: &&str| PublishedFile {
+            template: "t".to_owned(),
+            path: (*path).to_owned(),
+            check: None,
+            reload: None,
+        };
+        let mut spec = FleetSpec::unknown(&StopRecord::default());
+        spec.publish = Some(PublishSpec {
+            mode: PublishMode::Node,
+            address: "10.0.0.5".to_owned(),
+            port: 80,
+            files: files.iter().map(file).collect(),
+            haproxy_agent: None,
+            environment: std::collections::BTreeMap::new(),
+        });
+        Fleet::new("web".parse().unwrap(), spec, Moment(0))
+    }
+
+    #[test]
+    fn files_keep_their_places_and_one_that_was_left_to_others_comes_back() {
+        let mut fleet = published(&["a", "b"]);
+        let ids = |fleet: &Fleet| -> Vec<u64> {
+            let sheets = fleet.publication.sheets.iter();
+            sheets.map(|sheet| sheet.id).collect()
+        };
+        fleet.follow_spec(Moment(1));
+        let before = ids(&fleet);
+        let files = |fleet: &mut Fleet, change: fn(&mut Vec<PublishedFile>)| {
+            change(&mut fleet.spec.publish.as_mut().unwrap().files);
+            fleet.follow_spec(Moment(2));
+        };
+        files(&mut fleet, |files| files.reverse());
+        assert_eq!(ids(&fleet), before);
+        files(&mut fleet, |files| files.truncate(1));
+        assert_eq!(ids(&fleet), before);
+        let leaving = fleet.publication.sheets.iter().map(Sheet::is_leaving);
+        assert_eq!(leaving.collect::<Vec<_>>(), [true, false]);
+        fleet.publication.sheets.clear();
+        fleet.follow_spec(Moment(3));
+        assert!(ids(&fleet).is_empty());
+        fleet.publication.begin_anew();
+        fleet.follow_spec(Moment(3));
+        assert_eq!(ids(&fleet), before[1..]);
+    }
+
+    #[test]
+    fn a_fleet_that_sleeps_stays_where_somebody_can_wake_it() {
+        let mut fleet = published(&[]);
+        let name = fleet.name.clone();
+        fleet.spec.scale = Some(ScaleSpec::between(0, 4));
+        fleet.fit_scale(Moment(0));
+        let mut intent = Intent::default();
+        let listing = |fleet: &Fleet, stopping, intent: &Intent| {
+            let listing = fleet.listing(Revision::default(), stopping, intent);
+            let listing = listing.expect("it is published");
+            let offered = listing.endpoints.iter().map(|one| (one.weight, one.state));
+            (offered.collect::<Vec<_>>(), listing.open)
+        };
+        let awake = (vec![(1, Presence::Ready)], true);
+        let asleep = (Vec::new(), false);
+        assert_eq!(listing(&fleet, Stopping::No, &intent), awake);
+        assert_eq!(listing(&fleet, Stopping::Drain, &intent), asleep);
+        intent.fleets.insert(name, Hold::default());
+        assert_eq!(listing(&fleet, Stopping::No, &intent), asleep);
+        fleet.removed = true;
+        assert_eq!(listing(&fleet, Stopping::No, &Intent::default()), asleep);
     }
 }

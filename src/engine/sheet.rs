@@ -2,19 +2,23 @@
 //!
 //! ```text
 //!            the list changed          nothing to tell
-//!    Idle ────────────▶ Due ──▶ Writing ────────────▶ Idle
-//!                        ▲         │ ▲                  ▲
-//!          after a pause │         │ └ Slow             │
-//!                        │         ▼                    │
-//!                        ├──── Checking ──▶ Reloading ──┘
-//!                        │         │no          │no
-//!                        └── Restoring          │
-//!                        └──────────────────────┘
+//!    Idle ────────────▶ Due ──▶ Writing ──────────────────────────▶ Idle
+//!                        ▲         │ ▲                               ▲
+//!          after a pause │         │ └ Slow                          │
+//!                        │         ▼                                 │
+//!                        ├──── Checking ──▶ Settling ──▶ Reloading ──┘
+//!                        │         │no                       │no
+//!                        ├── Restoring                       │
+//!                        └───────────────────────────────────┘
 //! ```
+//!
+//! A file that is published no more is made a last time, and is `Gone`.
 //!
 //! Two numbers are remembered in the fleet's row: the content that last passed its check, and the content that its readers were last
 //! told of. A supervisor that dies anywhere in between is followed by one that makes the file again, sees by these numbers what is still
 //! to be done, and does that. Nothing here can hold up a worker.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +27,7 @@ use crate::{
     engine::{
         effect::{Effect, ExitWords, What},
         fleet::{Fleet, Room},
-        publish::{FileJob, FileStatus, Written},
+        publish::{Aside, FileJob, FileStatus, LONG_FAREWELL, Undo, Written},
         spawn,
     },
     id::{Generation, Revision, SlotIndex, WorkerId},
@@ -37,6 +41,10 @@ const PAUSE: Span = Span::secs(1);
 const PAUSE_MAX: Span = Span::secs(60);
 /// A file system that takes longer than this is said to.
 const PATIENCE: Span = Span::secs(10);
+const SILENCE: &str = "its file system has not answered for 10 s";
+
+/// SIGKILL.
+const KILL: i32 = 9;
 
 /// What is remembered of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +79,17 @@ enum Phase {
     /// It is being made, and that takes too long.
     Slow,
     /// Its check runs.
-    Checking { content: u64 },
+    Checking { content: u64, undo: Option<Undo> },
+    /// It passed: what was there before is being removed.
+    Settling { content: u64, until: Moment },
     /// What was there before is put back.
-    Restoring,
+    Restoring { until: Moment },
     /// Its readers are being told.
     Reloading { content: u64 },
     /// A command runs of which nobody knows any more what it was about.
     Inherited,
+    /// It is not published any more, and said so: its place is free.
+    Gone,
 }
 
 #[derive(Clone, Debug)]
@@ -91,9 +103,15 @@ struct Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct Sheet {
     pub(super) id: u64,
+    /// What it is made from, and what is done with it.
+    file: PublishedFile,
     phase: Phase,
+    /// It is not published any more: it is made once without anybody, if it can be by then.
+    leaving: Option<Moment>,
     /// The list changed since it was begun.
     stale: bool,
+    /// When the command that was begun last is killed, and after how long.
+    limit: (Moment, Span),
     /// Names the newest request to the disk.
     ticket: u64,
     began: Option<Moment>,
@@ -102,34 +120,97 @@ pub(super) struct Sheet {
 }
 
 impl Sheet {
-    /// In the place of `before`, whose command may still run.
-    pub(super) fn new(file: &PublishedFile, before: Option<&Self>, now: Moment) -> Self {
-        let id = Revision::of(file.path.as_bytes()).0;
-        let runs = before.is_some_and(Self::has_command);
+    pub(super) fn new(file: PublishedFile, now: Moment) -> Self {
         Self {
-            id,
-            phase: match runs {
-                true => Phase::Inherited,
-                false => Phase::Due { at: now },
-            },
+            id: number(&file.path),
+            file,
+            phase: Phase::Due { at: now },
+            leaving: None,
             stale: false,
+            limit: (now, Span::ZERO),
             ticket: 0,
             began: None,
             behind: Some(now),
-            trouble: before
-                .filter(|before| before.id == id)
-                .and_then(|before| before.trouble.clone()),
+            trouble: None,
         }
     }
 
-    pub(super) fn has_command(&self) -> bool {
+    pub(super) fn is_of(&self, file: &PublishedFile) -> bool {
+        self.id == number(&file.path) && !self.is_gone()
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.phase == Phase::Gone
+    }
+
+    /// It is configured anew.
+    pub(super) fn follow(&mut self, file: &PublishedFile, now: Moment) {
+        self.file.clone_from(file);
+        self.leaving = None;
+        self.begin_anew(now);
+    }
+
+    /// It is not configured any more.
+    pub(super) fn leave(&mut self, now: Moment) {
+        if !self.is_gone() && !self.is_leaving() {
+            self.leaving = Some(now.after(LONG_FAREWELL));
+            self.begin_anew(now);
+        }
+    }
+
+    fn begin_anew(&mut self, now: Moment) {
+        self.began = None;
+        self.fall_behind(now);
+    }
+
+    /// There is nothing to be done with it any more, no use in trying, or somebody else's it is now.
+    fn ends(&self, ceded: bool, now: Moment) -> bool {
+        let is_late = self.leaving.is_some_and(|until| until <= now);
         match self.phase {
-            Phase::Checking { .. } | Phase::Reloading { .. } | Phase::Inherited => true,
-            Phase::Idle
-            | Phase::Due { .. }
-            | Phase::Writing { .. }
-            | Phase::Slow
-            | Phase::Restoring => false,
+            Phase::Idle => self.is_leaving() || ceded,
+            Phase::Due { .. } | Phase::Slow => is_late || ceded,
+            Phase::Writing { .. }
+            | Phase::Checking { .. }
+            | Phase::Settling { .. }
+            | Phase::Restoring { .. }
+            | Phase::Reloading { .. }
+            | Phase::Inherited
+            | Phase::Gone => false,
+        }
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        matches!(self.phase, Phase::Due { at } if at <= now)
+    }
+
+    /// What must not be used by another one before it is through: its path, and its commands. A check reads more than one file: what one
+    /// fleet tries must not fail another's.
+    pub(super) fn claims(&self) -> Vec<u64> {
+        let commands = self.file.check.iter().chain(&self.file.reload);
+        let words = commands.map(|command| number(&command.argv.join("\0")));
+        words.chain([self.id]).collect()
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Gone;
+        self.behind = None;
+        self.trouble = None;
+    }
+
+    /// Is something going on that must not be left half done? A file system that does not answer cannot be waited for.
+    pub(super) fn is_busy(&self) -> bool {
+        match self.phase {
+            Phase::Idle | Phase::Due { .. } | Phase::Slow | Phase::Gone => false,
+            Phase::Writing { .. }
+            | Phase::Checking { .. }
+            | Phase::Settling { .. }
+            | Phase::Restoring { .. }
+            | Phase::Reloading { .. }
+            | Phase::Inherited => true,
         }
     }
 
@@ -140,6 +221,9 @@ impl Sheet {
 
     /// The list changed.
     pub(super) fn fall_behind(&mut self, now: Moment) {
+        if self.is_gone() {
+            return;
+        }
         self.behind.get_or_insert(now);
         match self.phase {
             Phase::Idle => self.phase = Phase::Due { at: self.next(now) },
@@ -151,9 +235,11 @@ impl Sheet {
             Phase::Writing { .. }
             | Phase::Slow
             | Phase::Checking { .. }
-            | Phase::Restoring
+            | Phase::Settling { .. }
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited => self.stale = true,
+            Phase::Gone => {}
         }
     }
 
@@ -165,11 +251,12 @@ impl Sheet {
     /// Will it soon be through, as far as one can know?
     pub(super) fn is_under_way(&self) -> bool {
         match self.phase {
-            Phase::Idle | Phase::Slow => false,
+            Phase::Idle | Phase::Slow | Phase::Gone => false,
             Phase::Due { .. }
             | Phase::Writing { .. }
             | Phase::Checking { .. }
-            | Phase::Restoring
+            | Phase::Settling { .. }
+            | Phase::Restoring { .. }
             | Phase::Reloading { .. }
             | Phase::Inherited => self.trouble.is_none(),
         }
@@ -180,22 +267,27 @@ impl Sheet {
         self.behind.is_some()
     }
 
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        match self.phase {
-            Phase::Due { at } => Some(at),
-            Phase::Writing { until } => Some(until),
+    /// When something is due with it. What was ripe when it was last looked at waits for an event, not for time.
+    pub(super) fn deadline(&self, looked: Moment) -> Option<Moment> {
+        let phase = match self.phase {
+            Phase::Due { at } => Some(at).filter(|at| *at > looked),
+            Phase::Writing { until }
+            | Phase::Settling { until, .. }
+            | Phase::Restoring { until } => Some(until),
             Phase::Idle
             | Phase::Slow
             | Phase::Checking { .. }
-            | Phase::Restoring
             | Phase::Reloading { .. }
-            | Phase::Inherited => None,
-        }
+            | Phase::Inherited
+            | Phase::Gone => None,
+        };
+        let leaving = self.leaving.filter(|until| *until > looked);
+        phase.into_iter().chain(leaving).min()
     }
 
-    pub(super) fn status(&self, file: &PublishedFile) -> FileStatus {
+    pub(super) fn status(&self) -> FileStatus {
         FileStatus {
-            path: file.path.clone(),
+            path: self.file.path.clone(),
             state: match (&self.trouble, self.behind) {
                 (Some(_), _) => "failed",
                 (None, Some(_)) => "pending",
@@ -210,44 +302,82 @@ impl Sheet {
     }
 }
 
+/// A path, as a row remembers it.
+fn number(path: &str) -> u64 {
+    Revision::of(path.as_bytes()).0
+}
+
 impl Fleet {
-    /// Does what is due with its files.
-    pub(super) fn tend_sheets(&mut self, room: &mut Room<'_>) {
+    /// Does what is due with its files; who has which is said by `owned`.
+    pub(super) fn tend_sheets(&mut self, owned: &BTreeSet<u64>, room: &mut Room<'_>) {
         for at in 0..self.publication.sheets.len() {
+            let sheet = &mut self.publication.sheets[at];
+            let parts = self.removed || sheet.is_leaving();
+            if sheet.ends(parts && owned.contains(&sheet.id), room.now) {
+                sheet.end();
+            }
             match self.publication.sheets[at].phase {
-                Phase::Due { at: when } if when <= room.now => self.write_sheet(at, room),
                 Phase::Writing { until } if until <= room.now => {
                     self.publication.sheets[at].phase = Phase::Slow;
-                    let why = "its file system has not answered for 10 s".to_owned();
-                    self.sheet_troubled(at, why, room);
+                    self.sheet_troubled(at, SILENCE.to_owned(), room);
+                }
+                // The disk does one thing after the other: what is asked of it next comes later.
+                Phase::Restoring { until } if until <= room.now => {
+                    self.sheet_failed(at, SILENCE.to_owned(), room);
+                }
+                // It is replaced by the next one.
+                Phase::Settling { content, until } if until <= room.now => {
+                    self.reload_sheet(at, content, room);
                 }
                 Phase::Idle
                 | Phase::Due { .. }
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Checking { .. }
-                | Phase::Restoring
+                | Phase::Settling { .. }
+                | Phase::Restoring { .. }
                 | Phase::Reloading { .. }
-                | Phase::Inherited => {}
+                | Phase::Inherited
+                | Phase::Gone => {}
+            }
+        }
+        self.forget_sheets();
+    }
+
+    /// Makes those that are due, unless another one uses what they would. That one's end is an event.
+    pub(super) fn write_sheets(&mut self, claimed: &mut BTreeSet<u64>, room: &mut Room<'_>) {
+        for at in 0..self.publication.sheets.len() {
+            let sheet = &self.publication.sheets[at];
+            if !sheet.is_due(room.now) {
+                continue;
+            }
+            let claims = sheet.claims();
+            if claims.iter().all(|claim| !claimed.contains(claim)) {
+                claimed.extend(claims);
+                self.write_sheet(at, room);
             }
         }
     }
 
     fn write_sheet(&mut self, at: usize, room: &mut Room<'_>) {
-        let Some((spec, listing)) = self.newest() else {
+        let sheet = &self.publication.sheets[at];
+        let Some((_, listing)) = self.shown(sheet) else {
             return;
         };
-        let file = &spec.files[at];
-        let mut job = Box::new(FileJob {
+        let (id, file) = (sheet.id, &sheet.file);
+        // What is remembered of a file lasts as long as the daemon.
+        let marks = self.body.files.iter().find(|marks| marks.id == id);
+        let ours = marks.is_some();
+        let good = marks.and_then(|marks| marks.good);
+        let job = Box::new(FileJob {
             fleet: self.name.clone(),
             node: room.facts.node.clone(),
             listing: listing.clone(),
             template: file.template.clone(),
             path: file.path.clone(),
-            aside: file.check.is_some(),
-            good: None,
+            aside: file.check.as_ref().map(|_| Aside { good, ours }),
         });
-        job.good = self.marks(self.publication.sheets[at].id).good;
+        self.marks(id);
         let sheet = &mut self.publication.sheets[at];
         sheet.phase = Phase::Writing {
             until: room.now.after(PATIENCE),
@@ -279,7 +409,11 @@ impl Fleet {
         if !self.publication.sheets.get(at).is_some_and(writes) {
             return;
         }
-        let Written { content, changed } = match result {
+        let Written {
+            content,
+            changed,
+            undo,
+        } = match result {
             Ok(written) => written,
             Err(why) => return self.sheet_failed(at, why, room),
         };
@@ -287,12 +421,13 @@ impl Fleet {
         if !changed && marks.told == Some(content) {
             return self.sheet_done(at, content, room);
         }
-        let Some((spec, _)) = self.newest() else {
-            return;
-        };
-        match spec.files[at].check.clone() {
+        match self.publication.sheets[at].file.check.clone() {
+            // Nothing is begun any more.
+            Some(_) if (changed || marks.good != Some(content)) && !self.publishes() => {
+                self.restore_sheet(at, undo, "has no time left".to_owned(), room);
+            }
             Some(check) if changed || marks.good != Some(content) => {
-                self.publication.sheets[at].phase = Phase::Checking { content };
+                self.publication.sheets[at].phase = Phase::Checking { content, undo };
                 self.run_for_sheet(at, TaskKind::PublishCheck, &check, room);
             }
             Some(_) | None => self.reload_sheet(at, content, room),
@@ -300,10 +435,11 @@ impl Fleet {
     }
 
     fn reload_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
-        let reload = self
-            .newest()
-            .and_then(|(spec, _)| spec.files[at].reload.clone());
-        match reload {
+        if !self.publishes() {
+            self.publication.sheets[at].phase = Phase::Due { at: room.now };
+            return;
+        }
+        match self.publication.sheets[at].file.reload.clone() {
             Some(reload) => {
                 let id = self.publication.sheets[at].id;
                 self.marks(id).told = None;
@@ -321,14 +457,24 @@ impl Fleet {
         command: &HookSpec,
         room: &mut Room<'_>,
     ) {
-        let Some((publish, _)) = self.newest() else {
+        let sheet = &self.publication.sheets[at];
+        let Some((publish, _)) = self.shown(sheet) else {
             return;
         };
         let worker = WorkerId {
             fleet: self.name.clone(),
             slot: SlotIndex(at as u32),
         };
-        let spec = spawn::publisher(&worker, &self.spec, publish, at, room.facts, command);
+        let spec = spawn::publisher(
+            &worker,
+            &self.spec,
+            publish,
+            &sheet.file.path,
+            room.facts,
+            command,
+        );
+        let limit = (room.now.after(command.timeout), command.timeout);
+        self.publication.sheets[at].limit = limit;
         room.out.keeper(Op::Spawn {
             key: RowKey::Task(worker, kind),
             after: Generation::default(),
@@ -350,7 +496,9 @@ impl Fleet {
                 | Phase::Due { .. }
                 | Phase::Writing { .. }
                 | Phase::Slow
-                | Phase::Restoring => &[],
+                | Phase::Settling { .. }
+                | Phase::Restoring { .. }
+                | Phase::Gone => &[],
             };
             let worker = WorkerId {
                 fleet: self.name.clone(),
@@ -375,26 +523,27 @@ impl Fleet {
         room: &mut Room<'_>,
     ) {
         let at = file.0 as usize;
-        let Some(phase) = self.publication.sheets.get(at).map(|sheet| sheet.phase) else {
+        let Some(sheet) = self.publication.sheets.get(at) else {
             return;
         };
+        let (phase, (until, timeout)) = (sheet.phase, sheet.limit);
         let result = match status {
             Ok(ExitStatus::Code(0)) => Ok(()),
+            // The keeper does this and says no more.
+            Ok(ExitStatus::Signal { number: KILL, .. }) if until <= room.now => {
+                Err(format!("took longer than {timeout} and was killed"))
+            }
             Ok(status) => Err(ExitWords(status).to_string()),
             Err(why) => Err(why.to_owned()),
         };
         match (phase, kind) {
-            (Phase::Checking { content }, TaskKind::PublishCheck) => match result {
+            (Phase::Checking { content, undo }, TaskKind::PublishCheck) => match result {
                 Ok(()) => {
                     let id = self.publication.sheets[at].id;
                     self.marks(id).good = Some(content);
-                    if let Some((spec, _)) = self.newest() {
-                        let path = spec.files[at].path.clone();
-                        room.out.list.push(Effect::SettleFile(path));
-                    }
-                    self.reload_sheet(at, content, room);
+                    self.settle_sheet(at, content, room);
                 }
-                Err(why) => self.restore_sheet(at, why, room),
+                Err(why) => self.restore_sheet(at, undo, why, room),
             },
             (Phase::Reloading { content }, TaskKind::PublishReload) => match result {
                 Ok(()) => self.sheet_done(at, content, room),
@@ -411,25 +560,52 @@ impl Fleet {
                 | Phase::Writing { .. }
                 | Phase::Slow
                 | Phase::Checking { .. }
-                | Phase::Restoring
-                | Phase::Reloading { .. },
+                | Phase::Settling { .. }
+                | Phase::Restoring { .. }
+                | Phase::Reloading { .. }
+                | Phase::Gone,
                 _,
             ) => {}
         }
     }
 
-    fn restore_sheet(&mut self, at: usize, why: String, room: &mut Room<'_>) {
-        let Some((spec, _)) = self.newest() else {
-            return;
-        };
-        let path = spec.files[at].path.clone();
+    fn settle_sheet(&mut self, at: usize, content: u64, room: &mut Room<'_>) {
+        let until = room.now.after(PATIENCE);
         let sheet = &mut self.publication.sheets[at];
-        sheet.phase = Phase::Restoring;
+        sheet.phase = Phase::Settling { content, until };
+        room.out.list.push(Effect::SettleFile {
+            fleet: self.name.clone(),
+            file: at as u32,
+            ticket: sheet.ticket,
+            path: sheet.file.path.clone(),
+        });
+    }
+
+    /// What was put aside is gone: its readers are told.
+    pub(super) fn sheet_settled(&mut self, file: u32, ticket: u64, room: &mut Room<'_>) {
+        let at = file as usize;
+        let sheet = self.publication.sheets.get(at);
+        let phase = sheet.filter(|sheet| sheet.ticket == ticket);
+        if let Some(Phase::Settling { content, .. }) = phase.map(|sheet| sheet.phase) {
+            self.reload_sheet(at, content, room);
+        }
+    }
+
+    fn restore_sheet(&mut self, at: usize, undo: Option<Undo>, why: String, room: &mut Room<'_>) {
+        let Some(undo) = undo else {
+            let why = format!("its check {why}; it was there before, and stays");
+            return self.sheet_failed(at, why, room);
+        };
+        let sheet = &mut self.publication.sheets[at];
+        sheet.phase = Phase::Restoring {
+            until: room.now.after(PATIENCE),
+        };
         room.out.list.push(Effect::RestoreFile {
             fleet: self.name.clone(),
             file: at as u32,
             ticket: sheet.ticket,
-            path,
+            path: sheet.file.path.clone(),
+            undo,
         });
         let why = format!("its check {why}; what was there before is put back");
         self.sheet_troubled(at, why, room);
@@ -444,7 +620,9 @@ impl Fleet {
         room: &mut Room<'_>,
     ) {
         let at = file as usize;
-        let restores = |sheet: &Sheet| sheet.ticket == ticket && sheet.phase == Phase::Restoring;
+        let restores = |sheet: &Sheet| {
+            sheet.ticket == ticket && matches!(sheet.phase, Phase::Restoring { .. })
+        };
         if !self.publication.sheets.get(at).is_some_and(restores) {
             return;
         }
@@ -459,7 +637,7 @@ impl Fleet {
         self.sheet_pauses(at, room);
     }
 
-    /// People hear of a failure when it begins, and when it becomes another one.
+    /// People hear of a failure when it begins, and when it becomes another one; all are counted.
     fn sheet_troubled(&mut self, at: usize, why: String, room: &mut Room<'_>) {
         let sheet = &mut self.publication.sheets[at];
         let (since, tries) = sheet
@@ -475,8 +653,12 @@ impl Fleet {
             since,
             tries: tries.saturating_add(1),
         });
+        let target = self.target(at);
+        room.out.list.push(Effect::Unpublished {
+            fleet: self.name.clone(),
+            target: target.clone(),
+        });
         if is_new {
-            let target = self.target(at);
             self.record(What::PublishFailed { target, why }, room);
         }
     }
@@ -514,7 +696,6 @@ impl Fleet {
     }
 
     fn target(&self, at: usize) -> String {
-        self.newest()
-            .map_or_else(String::new, |(spec, _)| spec.files[at].path.clone())
+        self.publication.sheets[at].file.path.clone()
     }
 }

@@ -145,7 +145,7 @@ pub(super) fn publisher(
     worker: &WorkerId,
     spec: &FleetSpec,
     publish: &PublishSpec,
-    file: usize,
+    path: &str,
     facts: &Facts,
     command: &HookSpec,
 ) -> SpawnSpec {
@@ -153,8 +153,7 @@ pub(super) fn publisher(
     let (stdout, stderr) = log_pipes(&WorkerId::new(worker.fleet.clone(), 0), spec);
     let mut env = publish.environment.clone();
     env.insert("LEASEHOLD_NODE".to_owned(), facts.node.clone());
-    let path = publish.files[file].path.clone();
-    env.insert("LEASEHOLD_PUBLISHED".to_owned(), path);
+    env.insert("LEASEHOLD_PUBLISHED".to_owned(), path.to_owned());
     SpawnSpec {
         program: command.program.clone(),
         argv: command.argv.iter().map(|word| fill.put(word)).collect(),

@@ -228,6 +228,15 @@ impl Supervisor {
                     fleet.sheet_written(file, ticket, result, room);
                 });
             }
+            Event::Settled {
+                fleet,
+                file,
+                ticket,
+            } => {
+                self.with_fleet(&fleet, now, out, |fleet, room| {
+                    fleet.sheet_settled(file, ticket, room);
+                });
+            }
             Event::Restored {
                 fleet,
                 file,

@@ -197,6 +197,12 @@ impl Tally {
         probe.failures += u64::from(!passed);
     }
 
+    /// A published file failed.
+    pub fn unpublished(&mut self, fleet: FleetName, target: String) {
+        let failures = &mut self.fleets.entry(fleet).or_default().unpublished;
+        *failures.entry(target).or_default() += 1;
+    }
+
     /// So many bytes of a fleet's output were moved, and so many dropped, in all.
     pub fn wrote(&mut self, fleet: FleetName, written: u64, dropped: u64) {
         let fleet = self.fleets.entry(fleet).or_default();
@@ -266,9 +272,6 @@ fn of_fleet(job: &mut FleetTally, what: &What) {
         What::RunUnclaimed { .. } => job.missed += 1,
         What::Grew { reason, .. } => *job.scaled.entry(("up", *reason)).or_default() += 1,
         What::Shrank { reason, .. } => *job.scaled.entry(("down", *reason)).or_default() += 1,
-        What::PublishFailed { target, .. } => {
-            *job.unpublished.entry(target.clone()).or_default() += 1;
-        }
         // What else a fleet decides about itself is told in words alone.
         _ => {}
     }

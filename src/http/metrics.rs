@@ -188,7 +188,7 @@ fn publishing(page: &mut Page, scene: &Scene<'_>) {
             }
         }
     });
-    let help = "Times that a target stopped following what is published.";
+    let help = "Failures to bring to a target what is published, repeated ones among them.";
     page.family("publish_failures", Kind::Counter, help, |f| {
         for (fleet, publish) in published() {
             let failures = scene.measures.tally.fleets.get(fleet);

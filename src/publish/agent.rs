@@ -32,12 +32,17 @@ pub fn word(listing: &Listing) -> String {
         .endpoints
         .iter()
         .any(|one| one.state == Presence::Draining);
+    let offered = listing
+        .endpoints
+        .iter()
+        .filter(|one| one.state == Presence::Ready);
+    let weight: u64 = offered.map(|one| u64::from(one.weight)).sum();
     match listing {
-        Listing { ready: 0, .. } if drains => "drain\n".to_owned(),
+        _ if weight == 0 && drains => "drain\n".to_owned(),
         Listing { open: false, .. } => "maint\n".to_owned(),
-        Listing { ready: 0, .. } => "down\n".to_owned(),
-        Listing { ready, desired, .. } => {
-            let percent = u64::from(*ready) * 100 / u64::from(*desired).max(1);
+        _ if weight == 0 => "down\n".to_owned(),
+        Listing { desired, .. } => {
+            let percent = weight * 100 / u64::from(*desired).max(1);
             format!("ready up {}%\n", percent.clamp(1, 100))
         }
     }
@@ -194,5 +199,9 @@ mod tests {
             let listing = listing(ready, draining, desired, open);
             assert_eq!(word(&listing), said, "{listing:?}");
         }
+        // The first connection wakes somebody.
+        let mut asleep = listing(1, 0, 0, true);
+        asleep.ready = 0;
+        assert_eq!(word(&asleep), "ready up 100%\n");
     }
 }

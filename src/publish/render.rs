@@ -1,69 +1,22 @@
 //! Templates. Pure but for the template's file, which is read each time: who edits it sees it in the next rendering.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
 };
 
-use minijinja::{
-    AutoEscape, Environment, UndefinedBehavior, Value, syntax::SyntaxConfig, value::Serde,
-};
-use serde::Serialize;
-
 use crate::{
-    config::spec::PublishMode,
+    config::template::{self, Context, Shown},
     engine::publish::{Endpoint, FileJob, Listing, Presence, authority},
 };
 
 /// A template larger than this is somebody's mistake.
 const TEMPLATE_MAX: u64 = 1 << 20;
-/// Steps that a template may take, and that many more for each endpoint: one that loops for ever fails.
-const FUEL: u64 = 1_000_000;
-const FUEL_EACH: u64 = 10_000;
-
-/// What templates see.
-#[derive(Serialize)]
-struct Context<'a> {
-    fleet: &'a str,
-    node: &'a str,
-    mode: PublishMode,
-    address: &'a str,
-    /// Who takes work.
-    endpoints: Vec<Shown<'a>>,
-    /// Who does not any more.
-    draining: Vec<Shown<'a>>,
-    ready: u32,
-    desired: u32,
-    config_rev: String,
-}
-
-/// An endpoint as templates see it.
-#[derive(Serialize)]
-struct Shown<'a> {
-    /// `web`, `web/3`.
-    id: String,
-    slot: Option<u32>,
-    address: &'a str,
-    port: u16,
-    /// Address and port as they are written together: `[::1]:80`.
-    authority: String,
-    weight: u32,
-    state: Presence,
-    revision: String,
-}
 
 /// The file's text. The error is for people, and names the template's line.
 pub fn render(job: &FileJob) -> Result<String, String> {
-    let template = &job.template;
-    let text =
-        read(template).map_err(|error| format!("cannot read the template {template}: {error}"))?;
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
-    environment.set_syntax(syntax.expect("the usual braces do not contradict each other"));
-    let count = job.listing.endpoints.len() as u64;
-    environment.set_fuel(Some(FUEL + FUEL_EACH * count));
+    let name = &job.template;
+    let text = read(name).map_err(|error| format!("cannot read the template {name}: {error}"))?;
     let Listing {
         mode,
         address,
@@ -88,20 +41,14 @@ pub fn render(job: &FileJob) -> Result<String, String> {
         desired: *desired,
         config_rev: config.to_string(),
     };
-    let parsed = environment.template_from_named_str(template, &text);
-    let rendered = parsed.and_then(|parsed| parsed.render(Value::from(Serde(context))));
-    rendered.map_err(|error| {
-        let line = error
-            .line()
-            .map_or_else(String::new, |line| format!(":{line}"));
-        let detail = error
-            .detail()
-            .map_or_else(String::new, |detail| format!(": {detail}"));
-        format!("{template}{line}: {}{detail}", error.kind())
-    })
+    template::fill(name, &text, &context).map_err(|error| template::words(name, &error))
 }
 
 fn read(path: &str) -> io::Result<String> {
+    // Who opens a pipe waits for somebody who writes to it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut text = String::new();
     File::open(path)?
         .take(TEMPLATE_MAX + 1)
@@ -124,7 +71,7 @@ fn shown<'a>(job: &'a FileJob, one: &Endpoint) -> Shown<'a> {
         port: one.port,
         authority: authority(address, one.port),
         weight: one.weight,
-        state: one.state,
+        state: one.state.word(),
         revision: one.revision.to_string(),
     }
 }
@@ -159,8 +106,7 @@ mod tests {
             listing,
             template: path.display().to_string(),
             path: String::new(),
-            aside: false,
-            good: None,
+            aside: None,
         };
         (dir, job)
     }
@@ -188,7 +134,11 @@ mod tests {
             let error = render(&job).unwrap_err();
             assert!(error.contains(word), "{template}: {error}");
         }
-        let (dir, job) = job("");
+        let (dir, mut job) = job("");
+        let path = std::mem::replace(&mut job.template, "/dev/null".to_owned());
+        let error = render(&job).unwrap_err();
+        assert!(error.contains("it is no regular file"), "{error}");
+        job.template = path;
         drop(dir);
         assert!(
             render(&job)

@@ -20,6 +20,10 @@ impl Surroundings for ThisMachine {
         fs::read_to_string(path)
     }
 
+    fn is_regular(&self, path: &Path) -> io::Result<bool> {
+        Ok(fs::metadata(path)?.is_file())
+    }
+
     fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
         let (head, tail) = pattern.split_once('*').unwrap_or((pattern, ""));
         let fits = |name: &str| {

@@ -56,6 +56,13 @@ impl Surroundings for FakeMachine {
         found.ok_or_else(|| io::Error::from_raw_os_error(2))
     }
 
+    fn is_regular(&self, path: &Path) -> io::Result<bool> {
+        if path.starts_with("/dev") {
+            return Ok(false);
+        }
+        self.read(path).map(|_| true)
+    }
+
     fn matching(&self, dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
         if dir.ends_with(LOCKED) {
             return Err(io::Error::from_raw_os_error(13));

@@ -28,6 +28,8 @@ both_ways!(
     an_agent_refuses_nobody,
     lists_for_programs_and_people,
     what_is_published_changes_without_touching_a_worker,
+    a_file_that_is_published_no_more_says_so,
+    what_was_not_checked_at_the_end_is_put_back,
 );
 
 /// Slots that take work, in one line.
@@ -37,6 +39,8 @@ const SLOTS: &str = "{% for e in endpoints %}{{ e.slot }} {% endfor %}";
 fn configure(rig: &Rig, more: &str, file: &str) {
     let base = free_port();
     let last = base + 9;
+    // An agent's must not be among them.
+    while (base..last).contains(&free_port()) {}
     fs::write(rig.path("web.j2"), SLOTS).unwrap();
     rig.configure(&format!(
         r#"
@@ -243,7 +247,7 @@ fn what_hangs_fails_or_is_slow_holds_nobody_up(mut rig: Rig) {
     rig.assert_noted_are_gone();
     let (_, events) = rig.request("GET", "/v1/events", "").unwrap();
     for word in [
-        "web.conf is not published, it is tried again: its reload ended by SIGKILL",
+        "web.conf is not published, it is tried again: its reload took longer than 2s500ms and was killed",
         "its check exited with code 7; what was there before is put back",
         "web.conf is published again after",
     ] {
@@ -568,4 +572,65 @@ fn what_is_published_changes_without_touching_a_worker(mut rig: Rig) {
         identities(&rig.status().workers())
     );
     rig.drain(8_000);
+}
+
+fn a_file_that_is_published_no_more_says_so(mut rig: Rig) {
+    configure(&rig, r#"stop = { deregister_delay = "0" }"#, CHECK);
+    rig.start_settled();
+    let holds = |name: &str, text: &str| {
+        until_true(&format!("{name} holds {text:?}"), 8_000, || {
+            fs::read_to_string(rig.path(name)).is_ok_and(|now| now == text)
+        });
+    };
+    let config = |text: &str| {
+        fs::write(rig.path("leasehold.toml"), text).unwrap();
+        rig.ok(&["reload"]);
+    };
+    holds("web.conf", "0 1 ");
+    let text = fs::read_to_string(rig.path("leasehold.toml")).unwrap();
+    let moved = text.replace("/web.conf\"\n", "/moved.conf\"\n");
+    assert_ne!(text, moved);
+    config(&moved);
+    holds("moved.conf", "0 1 ");
+    holds("web.conf", "");
+    // A check that runs comes to its end, and so does what it was about.
+    set(&rig, "check-slow", true);
+    rig.ok(&["stop", "web/1"]);
+    holds("moved.conf", "0 ");
+    set(&rig, "check-fails", true);
+    let (alone, _) = text.split_once("[fleet.web.publish]").unwrap();
+    config(alone);
+    holds("moved.conf", "0 1 ");
+    set(&rig, "check-fails", false);
+    holds("moved.conf", "");
+    // Whoever is configured with a file has it.
+    rig.ok(&["start", "web/1"]);
+    config(&text);
+    holds("web.conf", "0 1 ");
+    config(&text.replace("fleet.web", "fleet.shop"));
+    rig.wait("the first is gone", 8_000, |status| {
+        status.of("web").is_empty() && status.of("shop").len() == 2
+    });
+    holds("web.conf", "0 1 ");
+    until_target(&rig, "ok", "");
+    holds("web.conf", "0 1 ");
+    rig.drain(8_000);
+}
+
+fn what_was_not_checked_at_the_end_is_put_back(mut rig: Rig) {
+    configure(
+        &rig,
+        r#"stop = { deregister_delay = "0" }"#,
+        &format!("{CHECK}\n{RELOAD}"),
+    );
+    rig.start_settled();
+    until_told(&rig, "reload 0 1");
+    let read = || fs::read_to_string(rig.path("web.conf")).unwrap();
+    set(&rig, "check-hangs", true);
+    rig.ok(&["stop", "web/1"]);
+    until_true("it is being checked", 5_000, || read() == "0 ");
+    rig.drain(8_000);
+    assert_eq!(fs::read_to_string(rig.path("web.conf")).unwrap(), "0 1 ");
+    let mut names = fs::read_dir(rig.path("")).unwrap().flatten();
+    assert!(names.all(|entry| !entry.file_name().to_string_lossy().contains(".leasehold-")));
 }

@@ -6,7 +6,7 @@ use leasehold::{
     engine::{
         Status,
         effect::Ending,
-        publish::{FileJob, Listing, Presence, Written},
+        publish::{FileJob, Listing, Presence, Undo, Written},
     },
     id::{FleetName, Generation, Revision, WorkerId},
     time::{Moment, Span},
@@ -20,6 +20,8 @@ use crate::{fleets, host::Host};
 struct File {
     content: Option<String>,
     old: Option<String>,
+    /// Of the newest write.
+    ticket: u64,
     /// What passed its check.
     checked: BTreeSet<Option<String>>,
     /// What its readers read last.
@@ -132,33 +134,58 @@ impl Market {
         }
     }
 
-    pub(crate) fn write(&mut self, job: &FileJob) -> Written {
+    pub(crate) fn write(&mut self, ticket: u64, job: &FileJob) -> Written {
         let file = self.files.entry(job.fleet.clone()).or_default();
+        file.ticket = ticket;
         let text = text(&job.listing);
-        let written = Written {
-            content: number(&text),
-            changed: file.content.as_ref() != Some(&text),
-        };
-        if written.changed {
-            let good = file.content.as_deref().map(number) == job.good && job.good.is_some();
-            if job.aside && (good || file.old.is_none()) {
+        let changed = file.content.as_ref() != Some(&text);
+        let content = number(&text);
+        let undo = job.aside.and_then(|aside| {
+            let is_good = |text: &Option<String>| {
+                aside.good.is_some() && text.as_deref().map(number) == aside.good
+            };
+            let last = aside.good.is_none() || is_good(&file.old);
+            let kept = file.old.is_some() && aside.ours && last;
+            if !changed {
+                if kept && aside.good != Some(content) {
+                    return Some(Undo::PutBack);
+                }
+                file.old = None;
+                return None;
+            }
+            if is_good(&file.content) || !kept {
                 file.old.clone_from(&file.content);
             }
-            file.content = Some(text);
+            Some(match file.old {
+                Some(_) => Undo::PutBack,
+                None => Undo::Remove,
+            })
+        });
+        file.content = Some(text);
+        Written {
+            content,
+            changed,
+            undo,
         }
-        written
     }
 
-    pub(crate) fn restore(&mut self, fleet: &FleetName) {
+    pub(crate) fn restore(&mut self, fleet: &FleetName, ticket: u64, undo: Undo) {
         let file = self.files.entry(fleet.clone()).or_default();
-        file.content = file.old.take();
+        if file.ticket > ticket {
+            return;
+        }
+        let old = file.old.take();
+        match undo {
+            Undo::Remove => file.content = None,
+            Undo::PutBack => file.content = Some(old.expect("it was put aside")),
+        }
     }
 
-    pub(crate) fn settle(&mut self, path: &str) {
-        for (fleet, file) in &mut self.files {
-            if path.ends_with(fleet.as_str()) {
-                file.old = None;
-            }
+    pub(crate) fn settle(&mut self, fleet: &FleetName, ticket: u64) {
+        if let Some(file) = self.files.get_mut(fleet)
+            && file.ticket <= ticket
+        {
+            file.old = None;
         }
     }
 

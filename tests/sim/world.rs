@@ -11,7 +11,7 @@ use leasehold::{
         effect::{Cause, Ending, Subject, What},
         gate::{GateNews, Holder, Kept},
         lease::LeaseNews,
-        publish::FileJob,
+        publish::{FileJob, Undo},
         supervisor::Origin,
     },
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
@@ -83,7 +83,8 @@ enum Item {
     Saved(u64, Box<Intent>),
     Keep(u64, FleetName, Box<Book>, Option<Run>),
     Write(u64, u32, u64, Box<FileJob>),
-    Restore(u64, FleetName, u32, u64),
+    Restore(u64, FleetName, u32, u64, Undo),
+    Settle(u64, FleetName, u32, u64),
     ClockSet,
     SupervisorStarts,
     SupervisorDies,
@@ -121,6 +122,7 @@ impl Item {
                 | Self::Keep(..)
                 | Self::Write(..)
                 | Self::Restore(..)
+                | Self::Settle(..)
                 | Self::TryLock(..)
                 | Self::Watch(..)
                 | Self::Settled(..)
@@ -485,7 +487,7 @@ impl World {
                     let fails = self.host.tempers && self.rng.chance(8);
                     let result = match fails {
                         true => Err("no space".to_owned()),
-                        false => Ok(self.market.write(&job)),
+                        false => Ok(self.market.write(ticket, &job)),
                     };
                     self.step(Event::Written {
                         fleet: job.fleet.clone(),
@@ -495,15 +497,25 @@ impl World {
                     });
                 }
             }
-            Item::Restore(incarnation, fleet, file, ticket) => {
+            Item::Restore(incarnation, fleet, file, ticket, undo) => {
                 if incarnation == self.incarnation {
-                    self.market.restore(&fleet);
+                    self.market.restore(&fleet, ticket, undo);
                     let result = Ok(());
                     self.step(Event::Restored {
                         fleet,
                         file,
                         ticket,
                         result,
+                    });
+                }
+            }
+            Item::Settle(incarnation, fleet, file, ticket) => {
+                if incarnation == self.incarnation {
+                    self.market.settle(&fleet, ticket);
+                    self.step(Event::Settled {
+                        fleet,
+                        file,
+                        ticket,
                     });
                 }
             }
@@ -724,14 +736,19 @@ impl World {
         let mut rest = BinaryHeap::new();
         for due in std::mem::take(&mut self.queue) {
             match due.2 {
-                Item::Write(_, _, _, job) => {
+                Item::Write(_, _, ticket, job) => {
                     if self.rng.chance(50) {
-                        self.market.write(&job);
+                        self.market.write(ticket, &job);
                     }
                 }
-                Item::Restore(_, fleet, ..) => {
+                Item::Settle(_, fleet, _, ticket) => {
                     if self.rng.chance(50) {
-                        self.market.restore(&fleet);
+                        self.market.settle(&fleet, ticket);
+                    }
+                }
+                Item::Restore(_, fleet, _, ticket, undo) => {
+                    if self.rng.chance(50) {
+                        self.market.restore(&fleet, ticket, undo);
                     }
                 }
                 _ => rest.push(due),
@@ -1125,15 +1142,26 @@ impl World {
                     fleet,
                     file,
                     ticket,
+                    undo,
                     ..
                 } => {
                     let after = publish::disk(&mut self.rng, self.host.tempers);
-                    self.at(after, Item::Restore(self.incarnation, fleet, file, ticket));
+                    let item = Item::Restore(self.incarnation, fleet, file, ticket, undo);
+                    self.at(after, item);
                 }
-                Effect::SettleFile(path) => self.market.settle(&path),
+                Effect::SettleFile {
+                    fleet,
+                    file,
+                    ticket,
+                    ..
+                } => {
+                    let after = publish::disk(&mut self.rng, self.host.tempers);
+                    self.at(after, Item::Settle(self.incarnation, fleet, file, ticket));
+                }
                 Effect::CloseLogs(_)
                 | Effect::KeepSockets { .. }
                 | Effect::ReopenLogs
+                | Effect::Unpublished { .. }
                 | Effect::Probed { .. } => {}
                 Effect::Reply { reply, .. } => {
                     if let Ok(Reply::Released { gates }) = reply {
