@@ -46,7 +46,7 @@ section burners cargo test --locked --test burners -- --test-threads=1
 section simulation cargo test --locked --test sim
 section scaling cargo test --locked --test scaling
 section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-40}" cargo test --locked --test fuzz
-section soak env SOAK_SECONDS="${SOAK_SECONDS:-360}" cargo test --locked --test soak -- --nocapture
+section soak env SOAK_SECONDS="${SOAK_SECONDS:-240}" cargo test --locked --test soak -- --nocapture
 # Says so where the machine cannot boot a container, and passes; everywhere else it must boot.
 section systemd env LEASEHOLD_SYSTEMD_OPTIONAL=yes tests/systemd/all.sh target/debug/leasehold
 printf '\nall tests passed in %d s\n' $((SECONDS - began))
