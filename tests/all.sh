@@ -8,6 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Whoever starts us in the background may have us ignore what a terminal sends; tests of terminals need it.
+if [ -z "${LEASEHOLD_TEST_SIGNALS:-}" ]; then
+  exec env --default-signal=INT,QUIT LEASEHOLD_TEST_SIGNALS=default tests/all.sh "$@"
+fi
+
 began=$SECONDS
 section() { # name, command...
   local name=$1 start=$SECONDS
