@@ -42,6 +42,26 @@ pub(super) struct Subject {
 }
 
 impl Subject {
+    fn load(&self, cpu: u64, memory: Option<u64>, pressure: Option<u32>) -> WorkerLoad {
+        WorkerLoad {
+            worker: self.worker.clone(),
+            generation: self.generation,
+            cpu,
+            memory,
+            pressure,
+        }
+    }
+
+    fn open(&self, base: Option<&Path>) -> Option<Known> {
+        Some(Known {
+            worker: self.worker.clone(),
+            generation: self.generation,
+            clock: Clock::open(&self.place(base))?,
+            memory: None,
+            pressure: None,
+        })
+    }
+
     fn place(&self, base: Option<&Path>) -> Place {
         let base = base.filter(|_| self.has_leaf);
         base.map_or(Place::Group(self.leader), |base| {
@@ -140,17 +160,25 @@ impl Lot {
     }
 }
 
+/// A worker that was measured before.
+struct Known {
+    worker: WorkerId,
+    generation: Generation,
+    clock: Clock,
+    /// As of when it was last its turn.
+    memory: Option<u64>,
+    pressure: Option<u32>,
+}
+
 /// What is kept from one measurement to the next.
 #[derive(Default)]
 struct Bench {
     machine: Machine,
     /// In the order of the subjects, which is that of their names.
-    clocks: Vec<(WorkerId, Generation, Clock)>,
-    memories: BTreeMap<WorkerId, u64>,
+    known: Vec<Known>,
     memory_at: Option<Moment>,
-    pressures: BTreeMap<WorkerId, u32>,
     pressure_at: Option<Moment>,
-    /// Counts measurements.
+    /// Counts measurements in which somebody spoke for others.
     round: usize,
 }
 
@@ -168,75 +196,45 @@ impl Bench {
         let at = clock::now();
         let memory_due = due(&mut self.memory_at, MEMORY_EVERY, at);
         let pressure_due = due(&mut self.pressure_at, PRESSURE_EVERY, at);
-        if memory_due {
-            self.memories.clear();
-        }
-        if pressure_due {
-            self.pressures.clear();
-        }
-        self.round += 1;
+        // Others each time it is somebody's turn.
+        self.round += usize::from(memory_due || pressure_due);
         let base = order.base.as_deref();
-        let mut sizes: BTreeMap<&FleetName, usize> = BTreeMap::new();
-        for subject in &order.subjects {
-            *sizes.entry(&subject.worker.fleet).or_default() += 1;
-        }
-        let lots: BTreeMap<&FleetName, Lot> = sizes
-            .into_iter()
-            .map(|(fleet, workers)| (fleet, Lot::of(workers, self.round)))
-            .collect();
-        let mut known = std::mem::take(&mut self.clocks).into_iter().peekable();
         let groups = groups_of(&order.subjects);
-        let mut clocks = Vec::with_capacity(order.subjects.len());
+        let mut before = std::mem::take(&mut self.known).into_iter().peekable();
         let mut workers = Vec::with_capacity(order.subjects.len());
-        for (place, subject) in order.subjects.iter().enumerate() {
-            let load = |cpu, memory, pressure| WorkerLoad {
-                worker: subject.worker.clone(),
-                generation: subject.generation,
-                cpu,
-                memory,
-                pressure,
-            };
-            if !subject.has_leaf {
-                let usage = groups.get(&subject.leader).copied().unwrap_or_default();
-                workers.extend(usage.cpu.map(|cpu| load(cpu, usage.memory, None)));
-                continue;
+        let same_fleet = |a: &Subject, b: &Subject| a.worker.fleet == b.worker.fleet;
+        for fleet in order.subjects.chunk_by(same_fleet) {
+            let lot = Lot::of(fleet.len(), self.round);
+            for (place, subject) in fleet.iter().enumerate() {
+                if !subject.has_leaf {
+                    let usage = groups.get(&subject.leader).copied().unwrap_or_default();
+                    workers.extend(usage.cpu.map(|cpu| subject.load(cpu, usage.memory, None)));
+                    continue;
+                }
+                while before.next_if(|one| one.worker < subject.worker).is_some() {}
+                let is_it = |one: &Known| {
+                    (&one.worker, one.generation) == (&subject.worker, subject.generation)
+                };
+                let known = before.next_if(is_it).or_else(|| subject.open(base));
+                let Some((mut known, cpu)) = known.and_then(|known| {
+                    let cpu = known.clock.read()?;
+                    Some((known, cpu))
+                }) else {
+                    continue;
+                };
+                if (memory_due || pressure_due) && lot.falls_on(place) {
+                    let leaf = subject.place(base);
+                    if memory_due {
+                        known.memory = usage::memory_of(&leaf);
+                    }
+                    if pressure_due {
+                        known.pressure = usage::pressure_of(&leaf);
+                    }
+                }
+                workers.push(subject.load(cpu, known.memory, known.pressure));
+                self.known.push(known);
             }
-            while known
-                .next_if(|(worker, ..)| *worker < subject.worker)
-                .is_some()
-            {}
-            let same = |(worker, generation, _): &(WorkerId, Generation, Clock)| {
-                *worker == subject.worker && *generation == subject.generation
-            };
-            let clock = known
-                .next_if(same)
-                .map(|(.., clock)| clock)
-                .or_else(|| Clock::open(&subject.place(base)));
-            let Some((clock, cpu)) = clock.and_then(|clock| {
-                let cpu = clock.read()?;
-                Some((clock, cpu))
-            }) else {
-                continue;
-            };
-            let speaks = lots[&subject.worker.fleet].falls_on(place);
-            if memory_due
-                && speaks
-                && let Some(memory) = usage::memory_of(&subject.place(base))
-            {
-                self.memories.insert(subject.worker.clone(), memory);
-            }
-            if pressure_due
-                && speaks
-                && let Some(pressure) = usage::pressure_of(&subject.place(base))
-            {
-                self.pressures.insert(subject.worker.clone(), pressure);
-            }
-            let memory = self.memories.get(&subject.worker).copied();
-            let pressure = self.pressures.get(&subject.worker).copied();
-            workers.push(load(cpu, memory, pressure));
-            clocks.push((subject.worker.clone(), subject.generation, clock));
         }
-        self.clocks = clocks;
         Sample {
             at,
             host: self.machine.read(),
