@@ -141,11 +141,8 @@ fn check_ports(section: &Section<'_, '_>, spec: &FleetSpec) {
     };
     let have = u32::from(high - low) + 1;
     let surge = spec.rollout.max_surge;
-    // Of a fleet that follows the load some may be draining while others start.
-    let drains = spec
-        .scale
-        .as_ref()
-        .map_or(0, |scale| (scale.max / 4).max(1));
+    let scale = spec.scale.as_ref();
+    let drains = scale.map_or(0, |scale| scale.places() - scale.max);
     let slots = spec.most() + drains + surge;
     if have >= slots {
         return;

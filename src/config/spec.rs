@@ -231,6 +231,11 @@ impl ScaleSpec {
         }
     }
 
+    /// So many slots it may have: a quarter of its workers may be leaving, or be stuck, while others are in their place.
+    pub fn places(&self) -> u32 {
+        self.max + (self.max / 4).max(1)
+    }
+
     /// Is it measured by this?
     pub fn uses(&self, signal: Signal) -> bool {
         self.signals.contains(&signal)

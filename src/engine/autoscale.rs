@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use crate::{
     config::spec::{FleetSpec, ScaleSpec, Signal},
     engine::{
-        effect::{Effect, Effects, Ending, What},
+        effect::{Effect, Effects, What},
         fleet::{Fleet, Room, Stance},
         host::{Grant, Host, Reserves, Want},
         intent::Intent,
         load::{Sample, SampleOrder},
-        meter::{PEGGED, STALE, WHOLE},
-        scale::{Block, Decision, Hold, Inputs, Queue, Reason, Scaling, Verdict},
-        slot::{Slot, State},
+        meter::{STALE, WHOLE},
+        roster::Roster,
+        scale::{Block, Decision, Hold, Queue, Reason, Scaling, Verdict},
+        slot::Slot,
         supervisor::Supervisor,
     },
     id::{FleetName, SlotIndex},
@@ -28,8 +29,6 @@ const SAMPLE_PATIENCE: Span = Span::secs(5);
 const RESCUE_SPACING: Span = Span::secs(5);
 /// A queue of any length for so long, though the workers are not busy: they all wait for something.
 const STALLED: Span = Span::secs(10);
-/// Between two attempts to restart one that is stuck.
-const REPORT_SPACING: Span = Span::secs(60);
 /// A fleet that uses less of what it could does nothing, in parts per million.
 const IDLE: u64 = 10_000;
 
@@ -48,6 +47,14 @@ struct Pending {
     want: Want,
     reason: Reason,
     decision: Decision,
+}
+
+/// What comes of looking at a fleet.
+enum Step {
+    /// It is said, and done if there was something to do.
+    Done(Verdict),
+    /// It wants so many more, if the machine has something for them.
+    Wants { more: u32, reason: Reason },
 }
 
 /// What all fleets decide by.
@@ -299,14 +306,6 @@ impl Fleet {
         shares * u64::from(spec.worker_cores) / WHOLE
     }
 
-    /// How much of the time its workers wait for a processor, in hundredths of a percent: the mean of those of whom it is known.
-    fn pressure(&self, scaling: &Scaling) -> Option<u32> {
-        let members = scaling.members.iter();
-        let known = members.filter_map(|index| self.slots.get(index)?.meter.pressure);
-        let (count, sum) = known.fold((0, 0), |(n, sum), one| (n + 1, sum + u64::from(one)));
-        (count > 0).then(|| (sum / count) as u32)
-    }
-
     /// An operator's floor, if there is one.
     fn floor(&self, intent: &Intent) -> u32 {
         intent.sizes.get(&self.name).map_or(0, |size| size.workers)
@@ -325,164 +324,11 @@ impl Fleet {
         };
         let less = floor
             .min(spec.max)
-            .saturating_sub(scaling.members.len() as u32);
+            .saturating_sub(self.occupied(&scaling, room.intent));
         if less > 0 && kept && !held {
             self.grow(&mut scaling, less, Reason::Manual, &spec, room);
         }
         self.body.scale = Some(scaling);
-    }
-
-    /// A slot of a worker that takes work, or will.
-    fn counts_as_worker(&self, index: SlotIndex, slot: &Slot, intent: &Intent) -> bool {
-        let gone = matches!(slot.state, State::Failed { .. } | State::Done);
-        !gone && !intent.holds(&self.name, index)
-    }
-
-    /// So many members take a place of `max`: not those who are through for good, nor those whom an operator keeps away.
-    fn occupied(&self, scaling: &Scaling, intent: &Intent) -> u32 {
-        let takes = |index: &&SlotIndex| match self.slots.get(index) {
-            Some(slot) if slot.is_live() => true,
-            Some(slot) => !slot.is_through() && !intent.holds(&self.name, **index),
-            None => !intent.holds(&self.name, **index),
-        };
-        scaling.members.iter().filter(takes).count() as u32
-    }
-
-    /// Who is through for good leaves its place to others, as far as the fleet may be smaller: nobody is started in the place of one that
-    /// has done what it should, or cannot do it.
-    fn leave_places(&self, scaling: &mut Scaling, least: u32) {
-        let through: Vec<SlotIndex> = scaling
-            .members
-            .iter()
-            .filter(|index| self.slots.get(index).is_some_and(Slot::is_through))
-            .copied()
-            .collect();
-        for index in through {
-            if scaling.members.len() as u32 <= least {
-                return;
-            }
-            scaling.members.remove(&index);
-        }
-    }
-
-    /// Workers that are pegged while the others are not, or that say themselves that they get nothing done.
-    fn suspects(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> BTreeSet<SlotIndex> {
-        let known = |slot: &&Slot| slot.is_ready() && slot.meter.is_known(now);
-        let members = || {
-            scaling
-                .members
-                .iter()
-                .filter_map(|index| Some((index, self.slots.get(index)?)))
-        };
-        // One that came a moment ago rests because nobody has given it anything yet.
-        let warm = |slot: &&Slot| match slot.state {
-            State::Running { ready, since } => ready && since.after(spec.warmup) <= now,
-            _ => false,
-        };
-        let mut shares: Vec<u64> = members()
-            .map(|(_, slot)| slot)
-            .filter(known)
-            .filter(warm)
-            .map(|slot| slot.meter.share)
-            .collect();
-        shares.sort_unstable();
-        // Without the one that is looked at, which is among the busiest.
-        shares.pop();
-        let others_rest = shares
-            .get(shares.len() / 2)
-            .is_some_and(|median| *median < WHOLE / 2);
-        let suspect = |slot: &Slot| {
-            slot.meter.is_pegged_for(spec.stuck_after, now)
-                && (others_rest || slot.meter.stands_still_for(spec.stuck_after, now))
-        };
-        let all: BTreeSet<SlotIndex> = members()
-            .filter(|(_, slot)| known(slot) && suspect(slot))
-            .map(|(index, _)| *index)
-            .collect();
-        // If all are, they are what they are meant to be: jobs that take long, each of them.
-        let others = members().any(|(index, slot)| slot.is_ready() && !all.contains(index));
-        if others || all.len() == 1 {
-            all
-        } else {
-            BTreeSet::new()
-        }
-    }
-
-    fn survey(
-        &self,
-        scaling: &Scaling,
-        spec: &ScaleSpec,
-        suspects: &BTreeSet<SlotIndex>,
-        room: &Room<'_>,
-    ) -> Inputs {
-        let now = room.now;
-        let mut inputs = Inputs {
-            queue: self.queue_length(scaling, spec, now),
-            ..Inputs::default()
-        };
-        let (mut saying, mut said) = (0, 0);
-        for index in scaling
-            .members
-            .iter()
-            .filter(|index| !suspects.contains(index))
-        {
-            let Some(slot) = self.slots.get(index) else {
-                inputs.n += 1;
-                inputs.starting += 1;
-                continue;
-            };
-            if !self.counts_as_worker(*index, slot, room.intent) {
-                continue;
-            }
-            inputs.n += 1;
-            if slot.ending.is_some() {
-                // It makes room for another one in its place, and nobody waits for that.
-                continue;
-            }
-            match slot.state {
-                State::Running { ready: true, since } if slot.ending.is_none() => {
-                    let meter = &slot.meter;
-                    let is_known = meter.is_known(now);
-                    // One that is new and saturated is evidence at once.
-                    if since.after(spec.warmup) > now && !(is_known && meter.share >= PEGGED) {
-                        inputs.cold += 1;
-                        continue;
-                    }
-                    if let Some(busy) = meter.busy {
-                        saying += 1;
-                        said += u64::from(busy);
-                    }
-                    if is_known {
-                        inputs.have += 1;
-                        inputs.load += meter.share;
-                    } else {
-                        inputs.miss += 1;
-                    }
-                }
-                State::Running { .. } if slot.ending.is_none() => {}
-                _ => inputs.starting += 1,
-            }
-        }
-        inputs.busy = (saying > 0).then_some((saying, said));
-        let leaving = |(index, slot): &(&SlotIndex, &Slot)| {
-            slot.is_live() && !scaling.members.contains(index)
-        };
-        inputs.draining = self.slots.iter().filter(leaving).count() as u32;
-        inputs
-    }
-
-    /// Thousandths of what the fleet works off; none: nobody says.
-    fn queue_length(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> Option<u64> {
-        if !spec.uses(Signal::Queue) {
-            return None;
-        }
-        if let Some(source) = &spec.source {
-            return scaling.said_by(source, now);
-        }
-        let reports = self.slots.values().filter(|slot| slot.is_ready());
-        let reports: Vec<u32> = reports.filter_map(|slot| slot.meter.queue).collect();
-        let sum: u64 = reports.iter().map(|queue| u64::from(*queue) * 1_000).sum();
-        (!reports.is_empty()).then_some(sum)
     }
 
     /// The decision of every few seconds. What needs nobody's leave is done at once.
@@ -502,106 +348,107 @@ impl Fleet {
         room: &mut Room<'_>,
     ) -> Option<Pending> {
         let now = room.now;
-        let suspects = self.suspects(scaling, spec, now);
-        self.report_suspects(&suspects, spec, room);
-        let mut inputs = self.survey(scaling, spec, &suspects, room);
-        let pressure = self.pressure(scaling);
-        inputs.starved = views.host.starves(pressure, views.reserve, now);
-        inputs.queue_stale = scaling.queue.is_stale(now);
-        if !suspects.is_empty() {
-            scaling.count_block("stuck");
-        }
-        let mut decision = Decision {
-            at: now,
-            workers: inputs.n,
-            utilization: inputs.utilization(),
-            busy: inputs.said(),
-            pressure,
-            measured: inputs.have,
-            missing: inputs.miss,
-            starting: inputs.starting,
-            draining: inputs.draining,
-            stuck: suspects.len() as u32,
-            waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
-            queue: inputs.queue,
-            signal: None,
-            idle: views.host.idle(now),
-            recommended: inputs.n,
-            up: inputs.n,
-            down: inputs.n,
-            penalty: scaling.penalty,
-            verdict: Verdict::Fits,
-        };
         let manual = self.floor(room.intent).min(spec.max);
         let least = spec.min.max(manual);
         self.leave_places(scaling, least);
-        let members = self.occupied(scaling, room.intent);
-        let counted = members.saturating_sub(suspects.len() as u32);
-        // Those that get nothing done have so many places besides.
-        let ceiling = spec.max + (spec.max / 4).max(1);
+        let mut roster = self.roster(scaling, spec, room);
+        self.report_suspects(&roster.suspects, spec, room);
+        let inputs = &mut roster.inputs;
+        inputs.starved = views.host.starves(roster.pressure, views.reserve, now);
+        inputs.queue_stale = scaling.queue.is_stale(now);
+        if !roster.suspects.is_empty() {
+            scaling.count_block("stuck");
+        }
+        let mut decision = roster.decision(scaling, views.host, now);
         let kept = views.stance == Stance::Keep && !room.intent.fleets.contains_key(&self.name);
-        if !kept {
-            decision.verdict = Verdict::Holds(Hold::NotKept);
-        } else if counted > spec.max && inputs.draining == 0 {
-            decision.verdict = self.shrink(scaling, counted - spec.max, Reason::Max, room);
-        } else if counted < least && members < ceiling {
-            let more = (least - counted).min(ceiling - members);
-            let reason = if counted < spec.min {
+        let step = if kept {
+            self.next_step(scaling, spec, &roster, (least, manual), &mut decision, room)
+        } else {
+            Step::Done(Verdict::Holds(Hold::NotKept))
+        };
+        match step {
+            Step::Wants { more, reason } => Some(Pending {
+                fleet: self.name.clone(),
+                want: self.want(more, roster.inputs.n, reason, spec),
+                reason,
+                decision,
+            }),
+            Step::Done(verdict) => {
+                decision.verdict = verdict;
+                self.conclude(scaling, decision, room);
+                None
+            }
+        }
+    }
+
+    /// What it must have comes before what it would like.
+    fn next_step(
+        &mut self,
+        scaling: &mut Scaling,
+        spec: &ScaleSpec,
+        roster: &Roster,
+        (least, manual): (u32, u32),
+        decision: &mut Decision,
+        room: &mut Room<'_>,
+    ) -> Step {
+        let Roster {
+            inputs,
+            suspects,
+            members,
+            counted,
+            free,
+            ..
+        } = roster;
+        if *counted > spec.max && inputs.draining == 0 {
+            let by = counted - spec.max;
+            return Step::Done(self.shrink(scaling, by, suspects, Reason::Max, room));
+        }
+        if *counted < least && *free > 0 {
+            let more = (least - counted).min(*free);
+            let reason = if *counted < spec.min {
                 Reason::Min
             } else {
                 Reason::Manual
             };
-            decision.verdict = self.grow(scaling, more, reason, spec, room);
-        } else if members == 0 {
-            scaling.idle_since = None;
-        } else if room.intent.pauses.contains_key(&self.name) {
-            decision.verdict = Verdict::Holds(Hold::Paused);
-        } else if let Some(advice) = scaling.advise(&inputs, spec, now) {
-            scaling.forgive(spec, now);
-            (decision.recommended, decision.up, decision.down) =
-                (advice.recommended, advice.up, advice.down);
-            decision.signal = Some(advice.reason);
-            decision.verdict = match () {
-                () if advice.up > inputs.n && inputs.starting > 0 => Verdict::Holds(Hold::Starting),
-                () if advice.up > inputs.n => {
-                    let step = (advice.up - inputs.n).min(inputs.n.max(2));
-                    let more = step
-                        .min(spec.max.saturating_sub(counted))
-                        .min(ceiling.saturating_sub(members));
-                    if more > 0 {
-                        let want = self.want(more, inputs.n, advice.reason, spec);
-                        let (fleet, reason) = (self.name.clone(), advice.reason);
-                        return Some(Pending {
-                            fleet,
-                            want,
-                            reason,
-                            decision,
-                        });
-                    }
-                    Verdict::Blocked(Block::Max)
-                }
-                () if advice.recommended > inputs.n => Verdict::Holds(Hold::Confirming),
-                () if advice.starved => Verdict::Holds(Hold::Starved),
-                () if self.is_idle_for_good(scaling, spec, manual, &inputs, now)
-                    && suspects.is_empty() =>
-                {
-                    let all = scaling.members.len() as u32;
-                    self.shrink(scaling, all, Reason::Idle, room)
-                }
-                () => self.shrink_some(
-                    scaling,
-                    spec,
-                    &inputs,
-                    (advice.down, least),
-                    advice.reason,
-                    room,
-                ),
-            };
-        } else {
-            decision.verdict = Verdict::Holds(Hold::NoMetrics);
+            return Step::Done(self.grow(scaling, more, reason, spec, room));
         }
-        self.conclude(scaling, decision, room);
-        None
+        if *members == 0 {
+            scaling.idle_since = None;
+            return Step::Done(Verdict::Fits);
+        }
+        if room.intent.pauses.contains_key(&self.name) {
+            return Step::Done(Verdict::Holds(Hold::Paused));
+        }
+        let Some(advice) = scaling.advise(inputs, spec, room.now) else {
+            return Step::Done(Verdict::Holds(Hold::NoMetrics));
+        };
+        scaling.forgive(spec, room.now);
+        (decision.recommended, decision.up, decision.down) =
+            (advice.recommended, advice.up, advice.down);
+        decision.signal = Some(advice.reason);
+        if advice.up > inputs.n {
+            let step = (advice.up - inputs.n).min(inputs.n.max(2));
+            return match step.min(*free) {
+                _ if inputs.starting > 0 => Step::Done(Verdict::Holds(Hold::Starting)),
+                0 => Step::Done(Verdict::Blocked(Block::Max)),
+                more => Step::Wants {
+                    more,
+                    reason: advice.reason,
+                },
+            };
+        }
+        Step::Done(match () {
+            () if advice.recommended > inputs.n => Verdict::Holds(Hold::Confirming),
+            () if advice.starved => Verdict::Holds(Hold::Starved),
+            () if self.is_idle_for_good(scaling, spec, manual, roster, room.now) => {
+                let all = scaling.members.len() as u32;
+                self.shrink(scaling, all, suspects, Reason::Idle, room)
+            }
+            () => {
+                let bounds = (advice.down, least);
+                self.shrink_some(scaling, spec, roster, bounds, advice.reason, room)
+            }
+        })
     }
 
     /// Fewer, if the window allows it and everybody else stands still.
@@ -609,11 +456,12 @@ impl Fleet {
         &mut self,
         scaling: &mut Scaling,
         spec: &ScaleSpec,
-        inputs: &Inputs,
+        roster: &Roster,
         (down, least): (u32, u32),
         reason: Reason,
         room: &mut Room<'_>,
     ) -> Verdict {
+        let inputs = &roster.inputs;
         let goal = down.max(least).max(1);
         if goal >= inputs.n {
             let waits = scaling.highs_hold(inputs.n);
@@ -636,7 +484,7 @@ impl Fleet {
             return Verdict::Holds(hold);
         }
         let by = (inputs.n - goal).min((inputs.n / 4).max(1));
-        self.shrink(scaling, by, reason, room)
+        self.shrink(scaling, by, &roster.suspects, reason, room)
     }
 
     /// With `min = 0`: nothing to do for so long that its last workers can go.
@@ -645,9 +493,10 @@ impl Fleet {
         scaling: &mut Scaling,
         spec: &ScaleSpec,
         manual: u32,
-        inputs: &Inputs,
+        roster: &Roster,
         now: Moment,
     ) -> bool {
+        let inputs = &roster.inputs;
         let inflight: u64 = self
             .slots
             .values()
@@ -657,6 +506,8 @@ impl Fleet {
             .sum();
         let idle = spec.min == 0
             && manual == 0
+            // One that uses all it can may be doing what takes long.
+            && roster.suspects.is_empty()
             && inputs.starting == 0
             && inputs.cold == 0
             && inputs.miss == 0
@@ -714,39 +565,20 @@ impl Fleet {
         if rescued || held || views.stance != Stance::Keep {
             return None;
         }
-        let suspects = self.suspects(scaling, &spec, now);
-        let inputs = self.survey(scaling, &spec, &suspects, room);
+        let roster = self.roster(scaling, &spec, room);
+        let inputs = &roster.inputs;
         let busy = inputs
             .utilization()
             .is_some_and(|share| share >= u64::from(spec.high));
         if inputs.starting > 0 || (queue.alerts < 2 && busy) {
             return None;
         }
-        let members = self.occupied(scaling, room.intent);
-        let counted = members.saturating_sub(suspects.len() as u32);
-        let ceiling = spec.max + (spec.max / 4).max(1);
-        let decision = Decision {
-            at: now,
-            workers: inputs.n,
-            utilization: inputs.utilization(),
-            busy: inputs.said(),
-            pressure: self.pressure(scaling),
-            measured: inputs.have,
-            missing: inputs.miss,
-            starting: inputs.starting,
-            draining: inputs.draining,
-            stuck: suspects.len() as u32,
-            waiting: Some(queue.waiting),
-            queue: inputs.queue,
-            signal: Some(Reason::Backlog),
-            idle: views.host.idle(now),
-            recommended: inputs.n + 1,
-            up: inputs.n + 1,
-            down: inputs.n,
-            penalty: scaling.penalty,
-            verdict: Verdict::Blocked(Block::Max),
-        };
-        if counted >= spec.max || members >= ceiling {
+        let mut decision = roster.decision(scaling, views.host, now);
+        decision.signal = Some(Reason::Backlog);
+        decision.recommended += 1;
+        decision.up += 1;
+        if roster.free == 0 {
+            decision.verdict = Verdict::Blocked(Block::Max);
             let mut scaling = self.body.scale.take()?;
             scaling.rescued_at = Some(now);
             self.conclude(&mut scaling, decision, room);
@@ -845,15 +677,12 @@ impl Fleet {
         &mut self,
         scaling: &mut Scaling,
         by: u32,
+        suspects: &BTreeSet<SlotIndex>,
         reason: Reason,
         room: &mut Room<'_>,
     ) -> Verdict {
         let from = scaling.members.len() as u32;
-        let suspects = match &self.spec.scale {
-            Some(spec) => self.suspects(scaling, spec, room.now),
-            None => BTreeSet::new(),
-        };
-        let victims = self.victims(scaling, by, &suspects, room);
+        let victims = self.victims(scaling, by, suspects, (room.intent, room.now));
         let by = victims.len() as u32;
         for index in victims {
             scaling.members.remove(&index);
@@ -869,66 +698,6 @@ impl Fleet {
             room,
         );
         Verdict::Shrank { by, reason }
-    }
-
-    /// Those that can best be done without: outdated, not well, least busy, newest.
-    fn victims(
-        &self,
-        scaling: &Scaling,
-        by: u32,
-        suspects: &BTreeSet<SlotIndex>,
-        room: &Room<'_>,
-    ) -> Vec<SlotIndex> {
-        let (intent, now) = (room.intent, room.now);
-        let unused = Slot::default();
-        let mut all: Vec<_> = scaling
-            .members
-            .iter()
-            .map(|index| {
-                let slot = self.slots.get(index).unwrap_or(&unused);
-                let current = slot.revision == self.revision() && slot.round >= self.body.round;
-                let there = self.counts_as_worker(*index, slot, intent);
-                let born = slot
-                    .process
-                    .map_or(Moment(u64::MAX), |process| process.since);
-                let newest = std::cmp::Reverse((born, *index));
-                // Of whom nothing is known may be the busiest.
-                let known = slot.meter.is_known(now);
-                let share = if known { slot.meter.share } else { WHOLE };
-                // Who is not there at all makes no room by leaving.
-                let well = slot.is_ready() && !suspects.contains(index);
-                (!there, current, well, share, newest, *index)
-            })
-            .collect();
-        all.sort();
-        all.into_iter()
-            .take(by as usize)
-            .map(|(.., index)| index)
-            .collect()
-    }
-
-    fn report_suspects(
-        &mut self,
-        suspects: &BTreeSet<SlotIndex>,
-        spec: &ScaleSpec,
-        room: &mut Room<'_>,
-    ) {
-        let restart = spec.restart_stuck;
-        for index in suspects {
-            let reported = self.slots.get(index).and_then(|slot| slot.meter.reported);
-            // A restart that was withheld is asked for again.
-            let again = reported.is_some_and(|at| restart && at.after(REPORT_SPACING) <= room.now);
-            if reported.is_some() && !again {
-                continue;
-            }
-            self.with_slot(*index, room, |slot, desk| {
-                slot.meter.reported = Some(desk.now);
-                desk.record(slot.generation, What::Stuck { restart });
-                if restart {
-                    slot.end_unwell(Ending::Unhealthy, desk);
-                }
-            });
-        }
     }
 
     /// The decision is kept for people, and said where it is news.

@@ -42,6 +42,7 @@ pub mod publish;
 pub mod release;
 pub mod restart;
 mod rollout;
+mod roster;
 mod rows;
 pub mod scale;
 mod sheet;
