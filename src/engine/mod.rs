@@ -21,6 +21,7 @@
 mod autoscale;
 pub mod book;
 mod bookkeeping;
+pub mod cluster;
 pub mod command;
 mod cron;
 pub mod effect;

@@ -1,0 +1,3 @@
+//! The part of the engine that knows of a cluster.
+
+pub mod rpc;
