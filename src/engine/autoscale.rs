@@ -283,10 +283,6 @@ impl Fleet {
                 room.out.list.push(Effect::Watch { fleet, on: false });
             }
         }
-        let source = |spec: &FleetSpec| spec.scale.as_ref().and_then(|scale| scale.source.clone());
-        if source(before) != source(&self.spec) {
-            (scaling.sourced, scaling.source_at) = (None, None);
-        }
     }
 
     /// Its weight, if its workers are as busy as they are meant to be, or busier.

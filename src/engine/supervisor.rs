@@ -527,7 +527,8 @@ impl Supervisor {
         let gone: Vec<FleetName> = self
             .fleets
             .values()
-            .filter(|fleet| fleet.removed && fleet.is_gone(now))
+            // An answer that is still to come would be taken for one to whoever gets its name.
+            .filter(|fleet| fleet.removed && fleet.is_gone(now) && !fleet.inquiry.is_open())
             .map(|fleet| fleet.name.clone())
             .collect();
         let mut heirs = false;
