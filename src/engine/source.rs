@@ -44,14 +44,8 @@ impl Supervisor {
     /// Whom nobody listens to any more leaves: the daemon ends, or its fleet goes.
     pub(super) fn end_sources(&mut self, now: Moment, out: &mut Effects) {
         let stopping = self.asked.stopping != Stopping::No;
-        let idle = |fleet: &&Fleet| fleet.inquiry.is_heeded() && (stopping || fleet.removed);
-        let names: Vec<FleetName> = self
-            .fleets
-            .values()
-            .filter(idle)
-            .map(|fleet| fleet.name.clone())
-            .collect();
-        for name in names {
+        let idle = |fleet: &Fleet| fleet.inquiry.is_heeded() && (stopping || fleet.removed);
+        for name in self.fleets_where(idle) {
             self.with_fleet(&name, now, out, Fleet::dismiss_source);
         }
     }
