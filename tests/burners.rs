@@ -227,8 +227,9 @@ fn a_stuck_worker() {
     fs::write(scene.rig.path("notes/stuck"), "1").unwrap();
     scene.until("another one comes", 90, |scene| scene.look() == (3, 3));
     scene.watch(15, |scene| scene.sizes == [2, 3]);
-    let stuck = scene.rig.ok(&["events"]);
-    assert!(stuck.contains("web/1"), "{stuck}");
+    let events = scene.rig.ok(&["events"]);
+    let says_so = |line: &str| line.contains("web/1 ") && line.contains("gets nothing done");
+    assert!(events.lines().any(says_so), "{events}");
     scene.end();
 }
 

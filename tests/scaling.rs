@@ -2,7 +2,7 @@
 //! laws that hold under any load.
 //!
 //! One seed, one story. `SCALING_SEED=7` replays one seed of the named tests with its trace; `SCALING_SEEDS=1000` widens them.
-//! `cargo test --test scaling comparison -- --ignored --nocapture` prints how other controllers do in the same plant.
+//! How other controllers do in the same plant is in `docs/scaling.md`, and compared with what is there.
 
 #[path = "scaling/baselines.rs"]
 mod baselines;

@@ -19,6 +19,7 @@ use crate::{
     http::EventRow,
     id::{FleetName, WorkerId},
     logs::{Author, Source},
+    publish::Files,
     sys::{clock, pipe, surroundings::ThisMachine},
     wire::{Op, RowKey, SpawnSpec, TaskKind},
 };
@@ -145,15 +146,11 @@ impl Driver {
                     ticket,
                     job,
                 } => {
-                    let hand_in = self.hand_in.clone();
-                    self.files.work(move |files| {
-                        let result = files.write(ticket, &job);
-                        let _ = hand_in.send(Inbox::Published(Event::Written {
-                            fleet,
-                            file,
-                            ticket,
-                            result,
-                        }));
+                    self.work_on_files(move |files| Event::Written {
+                        fleet,
+                        file,
+                        ticket,
+                        result: files.write(ticket, &job),
                     });
                 }
                 Effect::RestoreFile {
@@ -163,15 +160,11 @@ impl Driver {
                     path,
                     undo,
                 } => {
-                    let hand_in = self.hand_in.clone();
-                    self.files.work(move |files| {
-                        let result = files.restore(ticket, &path, undo);
-                        let _ = hand_in.send(Inbox::Published(Event::Restored {
-                            fleet,
-                            file,
-                            ticket,
-                            result,
-                        }));
+                    self.work_on_files(move |files| Event::Restored {
+                        fleet,
+                        file,
+                        ticket,
+                        result: files.restore(ticket, &path, undo),
                     });
                 }
                 Effect::SettleFile {
@@ -180,14 +173,13 @@ impl Driver {
                     ticket,
                     path,
                 } => {
-                    let hand_in = self.hand_in.clone();
-                    self.files.work(move |files| {
+                    self.work_on_files(move |files| {
                         files.settle(ticket, &path);
-                        let _ = hand_in.send(Inbox::Published(Event::Settled {
+                        Event::Settled {
                             fleet,
                             file,
                             ticket,
-                        }));
+                        }
                     });
                 }
                 Effect::Unpublished { fleet, target } => self.tally.unpublished(fleet, target),
@@ -463,6 +455,14 @@ impl Driver {
         let hand_in = self.hand_in.clone();
         tokio::task::spawn_blocking(move || {
             let _ = hand_in.send(work());
+        });
+    }
+
+    /// What came of it is handed in.
+    fn work_on_files(&self, work: impl FnOnce(&Files) -> Event + Send + 'static) {
+        let hand_in = self.hand_in.clone();
+        self.files.work(move |files| {
+            let _ = hand_in.send(Inbox::Published(work(files)));
         });
     }
 

@@ -81,14 +81,9 @@ impl Supervisor {
             .min()
     }
 
-    fn scaled(&self) -> Vec<FleetName> {
-        let scaled = self.fleets.values().filter(|fleet| fleet.is_scaled());
-        scaled.map(|fleet| fleet.name.clone()).collect()
-    }
-
     /// Measures and decides, where it is time to.
     pub(super) fn follow_load(&mut self, now: Moment, out: &mut Effects) {
-        let fleets = self.scaled();
+        let fleets = self.fleets_where(Fleet::is_scaled);
         if fleets.is_empty() {
             self.rhythm = Rhythm::default();
             return;
@@ -175,7 +170,7 @@ impl Supervisor {
                     .read(sample.at, one.waiting, one.backlog, alert);
             }
         }
-        let fleets = self.scaled();
+        let fleets = self.fleets_where(Fleet::is_scaled);
         self.decide_if_due(&fleets, now, out);
         self.decide_all(&fleets, now, out, Fleet::rescue);
     }
@@ -282,10 +277,6 @@ impl Fleet {
                 let fleet = self.name.clone();
                 room.out.list.push(Effect::Watch { fleet, on: false });
             }
-        }
-        let source = |spec: &FleetSpec| spec.scale.as_ref().and_then(|scale| scale.source.clone());
-        if source(before) != source(&self.spec) {
-            (scaling.sourced, scaling.source_at) = (None, None);
         }
     }
 

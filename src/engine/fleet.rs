@@ -18,7 +18,7 @@ use crate::{
         scale::Scaling,
         sheet::Marks,
         slot::{Desk, Slot, State},
-        source::Asked,
+        source::Inquiry,
         spawn::Facts,
     },
     id::{FleetName, Revision, SlotIndex, WorkerId},
@@ -56,8 +56,8 @@ pub(super) struct Fleet {
     /// When it was last reconciled: what was ripe by then has been seen.
     pub(super) looked: Moment,
     pub(super) publication: Publication,
-    /// The program that says how long its queue is.
-    pub(super) asked: Asked,
+    /// What is asked of whoever says how long its queue is.
+    pub(super) inquiry: Inquiry,
 }
 
 /// What all fleets share during one step.
@@ -101,7 +101,7 @@ impl Fleet {
             removed: false,
             looked: Moment(0),
             publication: Publication::default(),
-            asked: Asked::Nobody,
+            inquiry: Inquiry::default(),
         };
         fleet.fit_cron();
         fleet.fit_scale(now);
@@ -176,7 +176,7 @@ impl Fleet {
 
     /// Is nothing left of it, and does everybody know?
     pub(super) fn is_gone(&self, now: Moment) -> bool {
-        let idle = self.live() == 0 && self.asked == Asked::Nobody;
+        let idle = self.live() == 0 && !self.inquiry.runs_program();
         idle && !self.is_writing(now) && !self.is_saying_farewell(now)
     }
 
@@ -416,6 +416,7 @@ impl Fleet {
         let before = std::mem::replace(&mut self.spec, spec);
         self.fit_scale(room.now);
         self.measure_anew(&before, room);
+        self.follow_source(&before, room);
         // A rollback goes to the last revision that was reached, and is about what workers are: how many there are, and who is told of them, stays as it was said.
         match &mut self.previous {
             Some(previous) if !rolling || self.body.rollout.is_some() => {

@@ -114,7 +114,7 @@ impl Supervisor {
             recommended: last.map(|decision| decision.recommended),
             penalty: scaling.penalty,
             waiting: scaling.queue.read.map(|_| scaling.queue.waiting),
-            source: scaling.sourced.as_ref().map(|(_, said)| said.clone()),
+            source: fleet.inquiry.said().cloned(),
             blocked: scaling.blocked,
             blocks: scaling.blocks.clone(),
             pressure: last.and_then(|decision| decision.pressure),

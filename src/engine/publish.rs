@@ -209,14 +209,8 @@ pub struct FileStatus {
 impl Supervisor {
     /// Every fleet publishes what it is now.
     pub(super) fn publish(&mut self, now: Moment, out: &mut Effects) {
-        let published =
-            |fleet: &&Fleet| fleet.spec.publish.is_some() || fleet.publication.is_there();
-        let names: Vec<FleetName> = self
-            .fleets
-            .values()
-            .filter(published)
-            .map(|fleet| fleet.name.clone())
-            .collect();
+        let names =
+            self.fleets_where(|fleet| fleet.spec.publish.is_some() || fleet.publication.is_there());
         let (config, stopping) = (self.config.revision, self.asked.stopping);
         for name in &names {
             self.with_fleet(name, now, out, |fleet, room| {

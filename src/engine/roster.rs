@@ -204,7 +204,7 @@ impl Fleet {
     ) -> Inputs {
         let now = room.now;
         let mut inputs = Inputs {
-            queue: self.queue_length(scaling, spec, now),
+            queue: self.queue_length(spec, now),
             ..Inputs::default()
         };
         let (mut saying, mut said) = (0, 0);
@@ -259,12 +259,12 @@ impl Fleet {
     }
 
     /// Thousandths of what the fleet works off; none: nobody says.
-    fn queue_length(&self, scaling: &Scaling, spec: &ScaleSpec, now: Moment) -> Option<u64> {
+    fn queue_length(&self, spec: &ScaleSpec, now: Moment) -> Option<u64> {
         if !spec.uses(Signal::Queue) {
             return None;
         }
         if let Some(source) = &spec.source {
-            return scaling.said_by(source, now);
+            return self.inquiry.believed(source, now);
         }
         let reports = self.slots.values().filter(|slot| slot.is_ready());
         let reports: Vec<u32> = reports.filter_map(|slot| slot.meter.queue).collect();

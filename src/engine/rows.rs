@@ -11,7 +11,6 @@ use crate::{
         fleet::{Fleet, FleetBody},
         gate::Kept,
         slot::Slot,
-        source::Asked,
         supervisor::Supervisor,
     },
     id::WorkerId,
@@ -78,10 +77,8 @@ impl Supervisor {
             {
                 fleet.inherit_command(file.slot, now);
             }
-            if let RowKey::Task(worker, TaskKind::ScaleSource) = key
-                && let Some(fleet) = self.fleets.get_mut(&worker.fleet)
-            {
-                fleet.asked = Asked::Runs;
+            if let RowKey::Task(worker, TaskKind::ScaleSource) = key {
+                self.with_fleet(&worker.fleet, now, out, Fleet::inherit_source);
             }
         }
         for (name, fleet) in &mut self.fleets {

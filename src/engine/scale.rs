@@ -56,8 +56,6 @@ pub(super) struct Scaling {
     #[serde(skip)]
     pub(super) queue: Queue,
     #[serde(skip)]
-    pub(super) sourced: Option<(Moment, Result<u64, String>)>,
-    #[serde(skip)]
     pub(super) decisions: VecDeque<Decision>,
     /// What was said last of growth that was not possible.
     #[serde(skip)]
@@ -68,12 +66,6 @@ pub(super) struct Scaling {
     /// Somebody is asked to say when there is a knock.
     #[serde(skip)]
     pub(super) watching: bool,
-    /// When its source was asked last.
-    #[serde(skip)]
-    pub(super) source_at: Option<Moment>,
-    /// It has not answered yet.
-    #[serde(skip)]
-    pub(super) source_asked: bool,
 }
 
 /// The accept queues of a fleet.

@@ -68,6 +68,36 @@ impl Marks {
     }
 }
 
+/// When a command is killed, and after how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit {
+    until: Moment,
+    timeout: Span,
+}
+
+impl Limit {
+    /// Of one that begins now.
+    fn of(command: &HookSpec, now: Moment) -> Self {
+        Self {
+            until: now.after(command.timeout),
+            timeout: command.timeout,
+        }
+    }
+
+    /// In words, how it ended, if that was no success.
+    fn judge(self, status: Result<ExitStatus, &'static str>, now: Moment) -> Result<(), String> {
+        match status {
+            Ok(ExitStatus::Code(0)) => Ok(()),
+            // The keeper does this and says no more.
+            Ok(ExitStatus::Signal { number: KILL, .. }) if self.until <= now => {
+                Err(format!("took longer than {} and was killed", self.timeout))
+            }
+            Ok(status) => Err(ExitWords(status).to_string()),
+            Err(why) => Err(why.to_owned()),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// It shows the newest list, or nothing has changed since.
@@ -79,13 +109,17 @@ enum Phase {
     /// It is being made, and that takes too long.
     Slow,
     /// Its check runs.
-    Checking { content: u64, undo: Option<Undo> },
+    Checking {
+        content: u64,
+        undo: Option<Undo>,
+        limit: Limit,
+    },
     /// It passed: what was there before is being removed.
     Settling { content: u64, until: Moment },
     /// What was there before is put back.
     Restoring { until: Moment },
     /// Its readers are being told.
-    Reloading { content: u64 },
+    Reloading { content: u64, limit: Limit },
     /// A command runs of which nobody knows any more what it was about.
     Inherited,
     /// It is not published any more, and said so: its place is free.
@@ -110,8 +144,6 @@ pub(super) struct Sheet {
     leaving: Option<Moment>,
     /// The list changed since it was begun.
     stale: bool,
-    /// When the command that was begun last is killed, and after how long.
-    limit: (Moment, Span),
     /// Names the newest request to the disk.
     ticket: u64,
     began: Option<Moment>,
@@ -127,7 +159,6 @@ impl Sheet {
             phase: Phase::Due { at: now },
             leaving: None,
             stale: false,
-            limit: (now, Span::ZERO),
             ticket: 0,
             began: None,
             behind: Some(now),
@@ -427,7 +458,12 @@ impl Fleet {
                 self.restore_sheet(at, undo, "has no time left".to_owned(), room);
             }
             Some(check) if changed || marks.good != Some(content) => {
-                self.publication.sheets[at].phase = Phase::Checking { content, undo };
+                let limit = Limit::of(&check, room.now);
+                self.publication.sheets[at].phase = Phase::Checking {
+                    content,
+                    undo,
+                    limit,
+                };
                 self.run_for_sheet(at, TaskKind::PublishCheck, &check, room);
             }
             Some(_) | None => self.reload_sheet(at, content, room),
@@ -443,7 +479,8 @@ impl Fleet {
             Some(reload) => {
                 let id = self.publication.sheets[at].id;
                 self.marks(id).told = None;
-                self.publication.sheets[at].phase = Phase::Reloading { content };
+                let limit = Limit::of(&reload, room.now);
+                self.publication.sheets[at].phase = Phase::Reloading { content, limit };
                 self.run_for_sheet(at, TaskKind::PublishReload, &reload, room);
             }
             None => self.sheet_done(at, content, room),
@@ -473,8 +510,6 @@ impl Fleet {
             room.facts,
             command,
         );
-        let limit = (room.now.after(command.timeout), command.timeout);
-        self.publication.sheets[at].limit = limit;
         room.out.keeper(Op::Spawn {
             key: RowKey::Task(worker, kind),
             after: Generation::default(),
@@ -526,18 +561,15 @@ impl Fleet {
         let Some(sheet) = self.publication.sheets.get(at) else {
             return;
         };
-        let (phase, (until, timeout)) = (sheet.phase, sheet.limit);
-        let result = match status {
-            Ok(ExitStatus::Code(0)) => Ok(()),
-            // The keeper does this and says no more.
-            Ok(ExitStatus::Signal { number: KILL, .. }) if until <= room.now => {
-                Err(format!("took longer than {timeout} and was killed"))
-            }
-            Ok(status) => Err(ExitWords(status).to_string()),
-            Err(why) => Err(why.to_owned()),
-        };
-        match (phase, kind) {
-            (Phase::Checking { content, undo }, TaskKind::PublishCheck) => match result {
+        match (sheet.phase, kind) {
+            (
+                Phase::Checking {
+                    content,
+                    undo,
+                    limit,
+                },
+                TaskKind::PublishCheck,
+            ) => match limit.judge(status, room.now) {
                 Ok(()) => {
                     let id = self.publication.sheets[at].id;
                     self.marks(id).good = Some(content);
@@ -545,10 +577,12 @@ impl Fleet {
                 }
                 Err(why) => self.restore_sheet(at, undo, why, room),
             },
-            (Phase::Reloading { content }, TaskKind::PublishReload) => match result {
-                Ok(()) => self.sheet_done(at, content, room),
-                Err(why) => self.sheet_failed(at, format!("its reload {why}"), room),
-            },
+            (Phase::Reloading { content, limit }, TaskKind::PublishReload) => {
+                match limit.judge(status, room.now) {
+                    Ok(()) => self.sheet_done(at, content, room),
+                    Err(why) => self.sheet_failed(at, format!("its reload {why}"), room),
+                }
+            }
             (Phase::Inherited, _) => {
                 let now = room.now;
                 self.publication.sheets[at].phase = Phase::Due { at: now };

@@ -395,6 +395,12 @@ impl Supervisor {
         })
     }
 
+    /// Names of the fleets of which this is true.
+    pub(super) fn fleets_where(&self, is_it: impl Fn(&Fleet) -> bool) -> Vec<FleetName> {
+        let found = self.fleets.values().filter(|fleet| is_it(fleet));
+        found.map(|fleet| fleet.name.clone()).collect()
+    }
+
     /// Runs `work` on a fleet with everything it may need.
     pub(super) fn with_fleet<R>(
         &mut self,
@@ -524,12 +530,9 @@ impl Supervisor {
 
     /// Fleets that are not configured and have nothing left go, with everything they had. True if another kind has the name of one.
     fn drop_removed(&mut self, now: Moment, out: &mut Effects) -> bool {
-        let gone: Vec<FleetName> = self
-            .fleets
-            .values()
-            .filter(|fleet| fleet.removed && fleet.is_gone(now))
-            .map(|fleet| fleet.name.clone())
-            .collect();
+        // An answer that is still to come would be taken for one to whoever gets its name.
+        let gone = self
+            .fleets_where(|fleet| fleet.removed && fleet.is_gone(now) && !fleet.inquiry.is_open());
         let mut heirs = false;
         for name in gone {
             let Some(fleet) = self.fleets.remove(&name) else {

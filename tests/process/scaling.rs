@@ -39,6 +39,25 @@ fn configure(rig: &Rig, command: &str, scale: &str, more: &str) {
     ));
 }
 
+/// It listens there, and sleeps when nobody has come for a moment.
+fn configure_sleeper(rig: &Rig, port: u16) {
+    configure(
+        rig,
+        r#""serve""#,
+        "min = 0\nmax = 2\nidle_timeout = \"1s\"\nwarmup = \"0s\"\ndown_window = \"1s\"",
+        &format!("socket.http.listen = \"127.0.0.1:{port}\""),
+    );
+}
+
+/// Somebody connects, and is answered within seconds.
+fn knock(port: u16, what: &str) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let patience = Duration::from_secs(20);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 1, "{what}");
+}
+
 fn decisions(rig: &Rig) -> Value {
     let text = rig.ok(&["scale", "web", "--explain", "--json"]);
     serde_json::from_str(&text).unwrap()
@@ -123,25 +142,13 @@ fn a_fleet_that_says_it_is_busy_wants_more_and_says_why(mut rig: Rig) {
 
 fn a_fleet_of_nobody_is_woken_and_sleeps_again(mut rig: Rig) {
     let port = free_port();
-    configure(
-        &rig,
-        r#""serve""#,
-        "min = 0\nmax = 2\nidle_timeout = \"1s\"\nwarmup = \"0s\"\ndown_window = \"1s\"",
-        &format!("socket.http.listen = \"127.0.0.1:{port}\""),
-    );
+    configure_sleeper(&rig, port);
     rig.start();
     let status = rig.settle(10_000);
     assert!(status.of("web").is_empty(), "{}", status.0);
     for round in 0..2 {
         // Nobody refuses, though nobody is there.
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-        let mut answer = [0; 1];
-        assert_eq!(stream.read(&mut answer).unwrap(), 1, "round {round}");
-        drop(stream);
+        knock(port, &format!("round {round}"));
         assert_eq!(rig.status().of("web").len(), 1);
         rig.wait("it sleeps", 60_000, |status| status.of("web").is_empty());
     }
@@ -152,38 +159,16 @@ fn a_fleet_of_nobody_is_woken_and_sleeps_again(mut rig: Rig) {
     );
     // Also for a supervisor that was not there when it fell asleep.
     send(rig.status().supervisor(), Signal::KILL);
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 1);
+    knock(port, "the next supervisor");
     rig.drain(10_000);
-}
-
-/// Somebody connects, and is answered within seconds.
-fn knock(port: u16, what: &str) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let patience = Duration::from_secs(20);
-    stream.set_read_timeout(Some(patience)).unwrap();
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 1, "{what}");
 }
 
 fn a_sleeping_fleet_listens_where_it_is_told_to(mut rig: Rig) {
     let (before, after) = (free_port(), free_port());
-    let move_to = |rig: &Rig, port: u16| {
-        configure(
-            rig,
-            r#""serve""#,
-            "min = 0\nmax = 2\nidle_timeout = \"1s\"\nwarmup = \"0s\"",
-            &format!("socket.http.listen = \"127.0.0.1:{port}\""),
-        );
-    };
-    move_to(&rig, before);
+    configure_sleeper(&rig, before);
     rig.start();
     rig.settle(10_000);
-    move_to(&rig, after);
+    configure_sleeper(&rig, after);
     rig.ok(&["reload"]);
     knock(after, "the new address");
     assert!(TcpStream::connect(("127.0.0.1", before)).is_err());

@@ -37,7 +37,7 @@ pub(crate) struct Literal;
 
 impl Controller for Literal {
     fn name(&self) -> &'static str {
-        "literal rule (> 80 % +1, < 30 % -1, 5 s)"
+        "literal threshold"
     }
 
     fn every(&self) -> u32 {
@@ -59,7 +59,7 @@ pub(crate) struct Pm2;
 
 impl Controller for Pm2 {
     fn name(&self) -> &'static str {
-        "pm2-autoscale defaults"
+        "pm2-autoscale"
     }
 
     fn every(&self) -> u32 {
@@ -87,7 +87,7 @@ pub(crate) struct Hpa {
 
 impl Controller for Hpa {
     fn name(&self) -> &'static str {
-        "HPA defaults, target 80 %"
+        "HPA"
     }
 
     fn every(&self) -> u32 {

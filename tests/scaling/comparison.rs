@@ -1,4 +1,7 @@
-//! The engine beside other controllers, in the same plant.
+//! The engine beside other controllers, in the same plant. `docs/scaling.md` shows how they do;
+//! `UPDATE_GOLDEN=1 cargo test --test scaling comparison` writes its table anew.
+
+use std::{fs, path::Path};
 
 use crate::{
     baselines::{self, Controller, Hpa, Literal, Pm2},
@@ -8,7 +11,13 @@ use crate::{
     scene::{Kind, Report, Scene, Twist},
 };
 
-/// The columns of the table.
+/// Between these the document holds the table.
+const BEGIN: &str = "<!-- The table is written by tests/scaling/comparison.rs. -->\n";
+const END: &str = "<!-- Here it ends. -->\n";
+/// The table tells one story of each scene.
+const SEED: u64 = 1;
+
+/// The rows of the table.
 fn scenes() -> [(&'static str, Scene); 8] {
     let slow = Demand {
         start: 45.0,
@@ -17,41 +26,44 @@ fn scenes() -> [(&'static str, Scene); 8] {
     };
     [
         (
-            "step 0.5->5",
+            "load of 0.5 cores, then of 5",
             Scene::of(Demand::of(step(0.5, 5.0)), 1, 400.0),
         ),
         (
-            "square 60 s, 30 min",
+            "1 and 3 cores in turn, 30 s each, for 30 min",
             Scene::of(Demand::of(square(1.0, 3.0, 60.0)), 2, 1_800.0),
         ),
         (
-            "spike 5 s",
+            "0.5 cores, and 4 for 5 s",
             Scene::of(Demand::of(spike(0.5, 4.0, 5.0)), 1, 400.0),
         ),
         (
-            "spike 5 s, 5 workers",
+            "2.5 cores, and 5 for 5 s, with 5 workers at least",
             Scene {
                 min: 5,
                 ..Scene::of(Demand::of(spike(2.5, 5.0, 5.0)), 5, 400.0)
             },
         ),
         (
-            "neighbour, C=4",
+            "1.5 cores, beside 8 busy processes of others on 4 processors",
             Scene {
                 hogs: vec![(60.0, 540.0, 8)],
                 ..Scene::of(Demand::of(steady(1.5)), 3, 540.0).cores(4.0)
             },
         ),
-        ("slow start 45 s", Scene::of(slow, 1, 900.0)),
         (
-            "1 core 95 %",
+            "0.4 cores, then 3, where a worker takes 45 s to start",
+            Scene::of(slow, 1, 900.0),
+        ),
+        (
+            "0.95 cores, on a machine of one, with 4 workers at most",
             Scene {
                 max: 4,
                 ..Scene::of(Demand::of(steady(0.95)), 1, 400.0).cores(1.0)
             },
         ),
         (
-            "stuck worker",
+            "0.6 cores, with 2 workers at least, of which one gets stuck",
             Scene {
                 says_done: true,
                 min: 2,
@@ -67,14 +79,14 @@ fn ours(scene: Scene, seed: u64) -> Report {
     rig.report
 }
 
-fn row<C: Controller>(controller: fn() -> C, seed: u64) -> Vec<Report> {
+fn theirs<C: Controller>(controller: fn() -> C, seed: u64) -> Vec<Report> {
     let played = scenes().map(|(_, scene)| baselines::play(scene, controller(), seed));
     played.into()
 }
 
 fn words(report: &Report) -> String {
     format!(
-        "max {}, final {}, {} acts, lost {:.0}",
+        "max {}, final {}, acts {}, lost {:.0}",
         report.peak,
         report.last,
         report.acts.len(),
@@ -82,23 +94,43 @@ fn words(report: &Report) -> String {
     )
 }
 
-#[test]
-#[ignore = "prints a table for people"]
-fn comparison_table() {
-    let rows = [
+fn table() -> String {
+    let controllers: [(&str, Vec<Report>); 4] = [
         (
             "leasehold",
-            scenes().map(|(_, scene)| ours(scene, 1)).into(),
+            scenes().map(|(_, scene)| ours(scene, SEED)).into(),
         ),
-        (Literal.name(), row(|| Literal, 1)),
-        (Pm2.name(), row(|| Pm2, 1)),
-        (Hpa::default().name(), row(Hpa::default, 1)),
+        (Literal.name(), theirs(|| Literal, SEED)),
+        (Pm2.name(), theirs(|| Pm2, SEED)),
+        (Hpa::default().name(), theirs(Hpa::default, SEED)),
     ];
-    let heads = scenes().map(|(name, _)| name).join(" | ");
-    println!("| controller | {heads} |\n|{}", " --- |".repeat(9));
-    for (name, reports) in rows {
-        let cells: Vec<String> = reports.iter().map(words).collect();
-        println!("| {name} | {} |", cells.join(" | "));
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let heads = controllers.iter().map(|(name, _)| (*name).to_owned());
+    let heads: Vec<String> = ["scene".to_owned()].into_iter().chain(heads).collect();
+    let rule = vec!["---".to_owned(); heads.len()];
+    let rows = scenes().into_iter().enumerate().map(|(at, (scene, _))| {
+        let cells = controllers.iter().map(|(_, reports)| words(&reports[at]));
+        let cells: Vec<String> = [scene.to_owned()].into_iter().chain(cells).collect();
+        line(&cells)
+    });
+    [line(&heads), line(&rule)]
+        .into_iter()
+        .chain(rows)
+        .collect()
+}
+
+#[test]
+fn comparison_is_as_documented() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scaling.md");
+    let document = fs::read_to_string(&path).unwrap();
+    let (before, rest) = document.split_once(BEGIN).expect("a table begins");
+    let (shown, after) = rest.split_once(END).expect("the table ends");
+    let table = table();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, [before, BEGIN, &table, END, after].concat()).unwrap();
+    } else {
+        let words = "UPDATE_GOLDEN=1 writes it anew";
+        assert_eq!(shown, table, "{}: {words}", path.display());
     }
 }
 
@@ -107,9 +139,9 @@ fn comparison_table() {
 fn comparison_holds() {
     for seed in 0..10 {
         let ours: Vec<Report> = scenes().map(|(_, scene)| ours(scene, seed)).into();
-        let literal = row(|| Literal, seed);
-        let pm2 = row(|| Pm2, seed);
-        let hpa = row(Hpa::default, seed);
+        let literal = theirs(|| Literal, seed);
+        let pm2 = theirs(|| Pm2, seed);
+        let hpa = theirs(Hpa::default, seed);
         let [step, square, queued, spike, neighbour, slow, one, stuck] = [0, 1, 2, 3, 4, 5, 6, 7];
         let acts = |reports: &[Report], at: usize| reports[at].acts.len();
         assert!(acts(&ours, step) < acts(&literal, step), "seed {seed}");

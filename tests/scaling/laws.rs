@@ -1,6 +1,9 @@
 //! Laws that hold in every plant: loads, losses, crashes and deaths of the supervisor at random.
 
-use leasehold::engine::status::ScaleStatus;
+use leasehold::engine::{
+    effect::Ending,
+    status::{ScaleStatus, WorkerStatus},
+};
 
 use crate::{
     plant::Demand,
@@ -71,6 +74,24 @@ pub(crate) fn check_picture(scale: &ScaleStatus) -> Result<(), String> {
         return Err(format!("{} decisions are kept", scale.decisions.len()));
     }
     Ok(())
+}
+
+/// Of one that was told to end because its fleet shrinks: no drain is taken back, whatever the load does meanwhile.
+pub(crate) fn check_drain(worker: &WorkerStatus) -> Result<(), String> {
+    let ends = worker.ending == Some(Ending::ScaleIn) && !worker.ready;
+    if worker.pid.is_some() && !ends {
+        let WorkerStatus { id, state, .. } = worker;
+        return Err(format!("{id} was told to end, and is {state}"));
+    }
+    Ok(())
+}
+
+/// What people are told when it has ended.
+pub(crate) fn check_end(ending: Option<Ending>) -> Result<(), String> {
+    match ending {
+        Some(Ending::ScaleIn) => Ok(()),
+        other => Err(format!("a worker was told to end, and ended by {other:?}")),
+    }
 }
 
 /// A load that jumps, ramps and waves at random.

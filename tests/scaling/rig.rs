@@ -11,10 +11,11 @@ use leasehold::{
     config::Config,
     engine::{
         Effect, Effects, Event, Facts, Intent, Supervisor,
-        effect::{Subject, What},
+        effect::{Ending, Subject, Transition, What},
         event::Note,
         load::{HostLoad, QueueLoad, Sample, SampleOrder, WorkerLoad},
         scale::{Decision, Verdict},
+        status::WorkerStatus,
         supervisor::Origin,
     },
     id::{FleetName, Generation, SlotIndex, WorkerId},
@@ -210,6 +211,8 @@ pub(crate) struct Rig {
     short_since: Option<f64>,
     /// So many connections waited at the last look.
     waiting: u32,
+    /// Workers that were told to end because their fleet shrinks, and are still there.
+    leaving: BTreeSet<(WorkerId, Generation)>,
 }
 
 impl Rig {
@@ -267,6 +270,7 @@ impl Rig {
             decided: vec![Moment(0); fleets],
             short_since: None,
             waiting: 0,
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -280,7 +284,7 @@ impl Rig {
         self.trace.as_deref().unwrap_or_default()
     }
 
-    /// Looks at the laws that hold in every plant.
+    /// Looks at all laws that hold in random plants, and not only at those that hold in every scenario.
     pub(crate) fn lawful(mut self) -> Self {
         self.laws = true;
         self
@@ -388,6 +392,46 @@ impl Rig {
         let since = *self.short_since.get_or_insert(at);
         if at - since > laws::REPAIR {
             self.breaks(format!("it has had {live} for {:.1} s", at - since));
+        }
+    }
+
+    /// Who is told to end, and who has.
+    fn follow_drain(&mut self, transition: &Transition) {
+        let Subject::Worker(worker, generation) = &transition.subject else {
+            return;
+        };
+        let one = (worker.clone(), *generation);
+        let lawful = match transition.what {
+            What::Stopping { ending, .. } if self.leaving.contains(&one) => {
+                Err(format!("{worker} is told to end a second time: {ending:?}"))
+            }
+            What::Stopping { ending, .. } => {
+                if ending == Ending::ScaleIn {
+                    self.leaving.insert(one);
+                }
+                Ok(())
+            }
+            What::Ended { ending, .. } if self.leaving.remove(&one) => laws::check_end(ending),
+            _ => Ok(()),
+        };
+        if let Err(why) = lawful {
+            self.breaks(why);
+        }
+    }
+
+    /// Whoever was told to end goes on with that.
+    fn look_at_drains(&mut self) {
+        let Some(engine) = self.engine.as_ref().filter(|_| !self.leaving.is_empty()) else {
+            return;
+        };
+        let status = engine.status(self.now);
+        let workers = status.fleets.iter().flat_map(|fleet| &fleet.workers);
+        let told = |one: &&WorkerStatus| self.leaving.contains(&(one.id.clone(), one.generation));
+        let broken = workers
+            .filter(told)
+            .find_map(|one| laws::check_drain(one).err());
+        if let Some(why) = broken {
+            self.breaks(why);
         }
     }
 
@@ -680,6 +724,7 @@ impl Rig {
         );
         self.engine = Some(engine);
         self.perform(effects);
+        self.look_at_drains();
     }
 
     /// Does what the driver does.
@@ -722,6 +767,7 @@ impl Rig {
                     }
                 }
                 Effect::Record(transition) => {
+                    self.follow_drain(&transition);
                     let quiet = matches!(transition.what, What::Accepted { .. });
                     if !quiet && !matches!(transition.subject, Subject::Node) {
                         self.say(|rig| {
