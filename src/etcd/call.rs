@@ -1,0 +1,134 @@
+//! One question and its answer.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    HandIn,
+    fault::Fault,
+    line::{Line, Link, UnderWay},
+    words,
+};
+use crate::{
+    engine::cluster::rpc::{Call, CallId, Failure, News, Reply, Request},
+    time::Clocks,
+};
+
+/// So large an answer is read; etcd itself takes no larger request than 1.5 MiB, but lists and watched revisions may be larger.
+pub(super) const ANSWER_MAX: usize = 64 << 20;
+
+/// The one answer that a call has. Whoever drops it has answered.
+pub(super) struct Answer {
+    call: CallId,
+    sent: Clocks,
+    hand_in: Option<HandIn>,
+}
+
+impl Answer {
+    pub(super) fn new(call: CallId, sent: Clocks, hand_in: HandIn) -> Self {
+        Self {
+            call,
+            sent,
+            hand_in: Some(hand_in),
+        }
+    }
+
+    pub(super) fn give(mut self, result: Result<Reply, Failure>) {
+        self.hand_in(result);
+    }
+
+    fn hand_in(&mut self, result: Result<Reply, Failure>) {
+        if let Some(hand_in) = self.hand_in.take() {
+            hand_in(News::Answered {
+                call: self.call,
+                sent: self.sent,
+                result,
+            });
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.hand_in(Err(Failure::Unreachable("asking was given up".to_owned())));
+    }
+}
+
+/// Asks, and answers within the limit.
+pub(super) async fn carry(line: Arc<Line>, call: Call, mut answer: Answer) {
+    let mut way = UnderWay::new();
+    let limit = Duration::from(call.within);
+    let result = match timeout(limit, ask(&line, &call.request, &mut way)).await {
+        Ok(result) => result,
+        Err(_) => {
+            line.had_no_answer(&way);
+            Err(Failure::Unanswered(call.within))
+        }
+    };
+    answer.sent = way.sent;
+    answer.give(result);
+}
+
+/// Once, and once more on another connection where the first one was gone before anything was sent, or its token was.
+async fn ask(line: &Line, request: &Request, way: &mut UnderWay) -> Result<Reply, Failure> {
+    let mut again = true;
+    loop {
+        let result = match request {
+            Request::KeepAlive(lease) => line.keep_alive(*lease, way).await?,
+            _ => {
+                let link = line.link().await?;
+                way.sets_out(&link);
+                let answer = unary(&link, request).await;
+                answer.map_err(|fault| (link, fault))
+            }
+        };
+        match result {
+            Ok(reply) => return Ok(reply),
+            Err((link, fault)) => {
+                if !(line.blame(&link, &fault) && again) {
+                    return Err(fault.failure);
+                }
+                again = false;
+            }
+        }
+    }
+}
+
+async fn unary(link: &Arc<Link>, request: &Request) -> Result<Reply, Fault> {
+    let mut lease = link.client.lease_client();
+    let reply = match request {
+        Request::Status => status(link).await?,
+        Request::Grant { ttl } => words::granted(&lease.grant(*ttl, None).await?),
+        Request::Revoke(id) => words::revoked(&lease.revoke(id.0).await?),
+        Request::LeaseKeys(id) => {
+            let options = etcd_client::LeaseTimeToLiveOptions::new().with_keys();
+            words::lease_keys(&lease.time_to_live(id.0, Some(options)).await?)
+        }
+        Request::Txn(txn) => {
+            let kv = link.client.kv_client();
+            let mut kv = kv.max_decoding_message_size(ANSWER_MAX);
+            words::txn_done(&kv.txn(words::txn(txn)).await?)
+        }
+        Request::KeepAlive(_) => Err(Failure::Refused("a renewal has a stream".to_owned())),
+    };
+    link.was_heard();
+    reply.map_err(|failure| Fault {
+        failure,
+        kind: super::fault::Kind::Said,
+    })
+}
+
+/// Of a member without a leader, too; it says of itself which alarms it knows. Asking the cluster for its alarms would need a quorum.
+async fn status(link: &Arc<Link>) -> Result<Result<Reply, Failure>, Fault> {
+    let asked = link.bare.maintenance_client().status().await;
+    let fault = match asked {
+        Ok(status) => return Ok(words::status(&status)),
+        Err(error) => Fault::from(error),
+    };
+    if !matches!(fault.failure, Failure::Denied(_)) {
+        return Err(fault);
+    }
+    let status = link.client.maintenance_client().status().await?;
+    Ok(words::status(&status))
+}
