@@ -7,7 +7,8 @@ use tokio::time::timeout;
 use super::{
     HandIn,
     fault::Fault,
-    line::{Line, Link, UnderWay},
+    line::Line,
+    link::{Link, UnderWay},
     words,
 };
 use crate::{
@@ -74,31 +75,35 @@ pub(super) async fn carry(line: Arc<Line>, call: Call, mut answer: Answer) {
 async fn ask(line: &Line, request: &Request, way: &mut UnderWay) -> Result<Reply, Failure> {
     let mut again = true;
     loop {
-        let result = match request {
+        let (link, result) = match request {
             Request::KeepAlive(lease) => line.keep_alive(*lease, way).await?,
             _ => {
-                let link = line.link().await?;
-                way.sets_out(&link);
-                let answer = unary(&link, request).await;
-                answer.map_err(|fault| (link, fault))
+                let link = line.link().await.map_err(|fault| fault.failure)?;
+                let result = unary(&link, request, way).await;
+                (link, result)
             }
         };
-        match result {
-            Ok(reply) => return Ok(reply),
-            Err((link, fault)) => {
-                if !(line.blame(&link, &fault) && again) {
-                    return Err(fault.failure);
-                }
-                again = false;
+        let fault = match result {
+            Ok(reply) => {
+                link.was_heard();
+                return Ok(reply);
             }
+            Err(fault) => fault,
+        };
+        if !(line.blame(&link, &fault) && again) {
+            return Err(fault.failure);
         }
+        again = false;
     }
 }
 
-async fn unary(link: &Arc<Link>, request: &Request) -> Result<Reply, Fault> {
-    let mut lease = link.client.lease_client();
+async fn unary(link: &Arc<Link>, request: &Request, way: &mut UnderWay) -> Result<Reply, Fault> {
+    if let Request::Status = request {
+        return status(link, way).await;
+    }
+    let client = way.sets_out_as_ourselves(link).await?;
+    let mut lease = client.lease_client();
     let reply = match request {
-        Request::Status => status(link).await?,
         Request::Grant { ttl } => words::granted(&lease.grant(*ttl, None).await?),
         Request::Revoke(id) => words::revoked(&lease.revoke(id.0).await?),
         Request::LeaseKeys(id) => {
@@ -106,29 +111,29 @@ async fn unary(link: &Arc<Link>, request: &Request) -> Result<Reply, Fault> {
             words::lease_keys(&lease.time_to_live(id.0, Some(options)).await?)
         }
         Request::Txn(txn) => {
-            let kv = link.client.kv_client();
+            let kv = client.kv_client();
             let mut kv = kv.max_decoding_message_size(ANSWER_MAX);
             words::txn_done(&kv.txn(words::txn(txn)).await?)
         }
-        Request::KeepAlive(_) => Err(Failure::Refused("a renewal has a stream".to_owned())),
+        Request::Status | Request::KeepAlive(_) => {
+            Err(Failure::Refused("that is asked in another way".to_owned()))
+        }
     };
-    link.was_heard();
-    reply.map_err(|failure| Fault {
-        failure,
-        kind: super::fault::Kind::Said,
-    })
+    reply.map_err(Fault::said)
 }
 
-/// Of a member without a leader, too; it says of itself which alarms it knows. Asking the cluster for its alarms would need a quorum.
-async fn status(link: &Arc<Link>) -> Result<Result<Reply, Failure>, Fault> {
-    let asked = link.bare.maintenance_client().status().await;
-    let fault = match asked {
-        Ok(status) => return Ok(words::status(&status)),
+/// Of a member without a leader, too, and without a name; it says of itself which alarms it knows. To ask the cluster for its alarms, or to be
+/// let in, would need a quorum.
+async fn status(link: &Arc<Link>, way: &mut UnderWay) -> Result<Reply, Fault> {
+    way.sets_out(link);
+    let fault = match link.bare.maintenance_client().status().await {
+        Ok(status) => return words::status(&status).map_err(Fault::said),
         Err(error) => Fault::from(error),
     };
     if !matches!(fault.failure, Failure::Denied(_)) {
         return Err(fault);
     }
-    let status = link.client.maintenance_client().status().await?;
-    Ok(words::status(&status))
+    let client = way.sets_out_as_ourselves(link).await?;
+    let status = client.maintenance_client().status().await?;
+    words::status(&status).map_err(Fault::said)
 }

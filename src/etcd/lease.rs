@@ -12,8 +12,9 @@ use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::sync;
 
 use super::{
-    fault::{Fault, Kind},
-    line::{Line, Link, UnderWay},
+    fault::Fault,
+    line::Line,
+    link::{Link, UnderWay},
     words,
 };
 use crate::{
@@ -56,9 +57,17 @@ impl Keepers {
         place.used = now;
         Arc::clone(&place.keeper)
     }
-}
 
-type Asked = Result<Reply, (Arc<Link>, Fault)>;
+    /// No stream that waits keeps this connection open. (One with a renewal under way is looked at by whoever renews next.)
+    pub(super) fn give_up(&self, link: &Arc<Link>) {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in places.values() {
+            if let Ok(mut keeper) = place.keeper.try_lock() {
+                keeper.take_if(|keeper| Arc::ptr_eq(&keeper.on, link));
+            }
+        }
+    }
+}
 
 impl Line {
     /// Renews. Whoever renews the same lease waits for its turn, no longer than for its own limit.
@@ -66,30 +75,27 @@ impl Line {
         &self,
         lease: LeaseId,
         way: &mut UnderWay,
-    ) -> Result<Asked, Failure> {
+    ) -> Result<(Arc<Link>, Result<Reply, Fault>), Failure> {
         let place = self.keepers.place(lease);
         let mut place = place.lock().await;
         if let Some(keeper) = place.take().filter(|keeper| self.is_current(&keeper.on)) {
+            let link = Arc::clone(&keeper.on);
             // It may have ended since: a renewal may be sent twice.
             if let Ok((reply, keeper)) = renew(lease, keeper, way).await {
                 *place = keeper;
-                return Ok(Ok(reply));
+                return Ok((link, Ok(reply)));
             }
         }
-        let link = self.link().await?;
-        way.sets_out(&link);
-        let opened = match open(lease, &link).await {
-            Ok(Opened::Gone(reply)) => return Ok(Ok(reply)),
-            Ok(Opened::Stream(keeper)) => renew(lease, keeper, way).await,
+        let link = self.link().await.map_err(|fault| fault.failure)?;
+        let reply = match open(lease, &link, way).await {
+            Ok(Opened::Gone(reply)) => Ok(reply),
+            Ok(Opened::Stream(keeper)) => renew(lease, keeper, way).await.map(|(reply, keeper)| {
+                *place = keeper;
+                reply
+            }),
             Err(fault) => Err(fault),
         };
-        Ok(match opened {
-            Ok((reply, keeper)) => {
-                *place = keeper;
-                Ok(reply)
-            }
-            Err(fault) => Err((link, fault)),
-        })
+        Ok((link, reply))
     }
 }
 
@@ -101,8 +107,8 @@ enum Opened {
 }
 
 /// The crate sends one renewal by itself and keeps its answer, term and all, to itself; so the one that counts is the next.
-async fn open(lease: LeaseId, link: &Arc<Link>) -> Result<Opened, Fault> {
-    let mut client = link.client.lease_client();
+async fn open(lease: LeaseId, link: &Arc<Link>, way: &mut UnderWay) -> Result<Opened, Fault> {
+    let mut client = way.sets_out_as_ourselves(link).await?.lease_client();
     match client.keep_alive(lease.0).await {
         Ok((send, hear)) => {
             link.was_heard();
@@ -114,14 +120,9 @@ async fn open(lease: LeaseId, link: &Arc<Link>) -> Result<Opened, Fault> {
         }
         Err(Error::LeaseKeepAliveError(_)) => {
             link.was_heard();
-            // Who says so is not told either.
+            // Nor is told who says so.
             let keys = client.time_to_live(lease.0, None).await?;
-            words::gone(&keys)
-                .map(Opened::Gone)
-                .map_err(|failure| Fault {
-                    failure,
-                    kind: Kind::Said,
-                })
+            words::gone(&keys).map(Opened::Gone).map_err(Fault::said)
         }
         Err(error) => Err(error.into()),
     }
@@ -132,23 +133,15 @@ async fn renew(
     mut keeper: Keeper,
     way: &mut UnderWay,
 ) -> Result<(Reply, Option<Keeper>), Fault> {
-    let broken = |why: &str| Fault {
-        failure: Failure::Unreachable(why.to_owned()),
-        kind: Kind::Broken,
-    };
     way.sets_out(&keeper.on);
     keeper.send.keep_alive().await?;
     let Some(answer) = keeper.hear.message().await? else {
-        return Err(broken("the stream of renewals ended"));
+        return Err(Fault::broken("the stream of renewals ended"));
     };
-    keeper.on.was_heard();
     if answer.id() != lease.0 {
-        return Err(broken("another lease was renewed"));
+        return Err(Fault::broken("another lease was renewed"));
     }
-    let reply = words::alive(&answer).map_err(|failure| Fault {
-        failure,
-        kind: Kind::Said,
-    })?;
+    let reply = words::alive(&answer).map_err(Fault::said)?;
     let goes_on = answer.ttl() > 0;
     Ok((reply, goes_on.then_some(keeper)))
 }

@@ -16,30 +16,27 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use etcd_client::{Channel, Client, ConnectOptions};
 use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
 use tower::ServiceExt;
 
 use super::{
     EtcdFault, Settings, Tls,
     fault::{Fault, Kind, NeverSent},
+    flight::{Flight, outcome},
     lease::Keepers,
+    link::{Link, UnderWay},
 };
-use crate::{engine::cluster::rpc::Failure, sys::clock, time::Clocks};
 
 /// No TCP connection by then is none.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 /// The TLS handshake, likewise.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(1);
-/// A password is checked with bcrypt, and by all members: that takes its time.
-const AUTHENTICATED_WITHIN: Duration = Duration::from_secs(2);
 /// A connection with open streams on which nothing is heard for so long is pinged, and is dead if that does not help. etcd takes it ill if it
 /// is pinged more often than every five seconds.
 const PING_AFTER: Duration = Duration::from_secs(6);
@@ -49,58 +46,9 @@ const PONG_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Line {
     to: Endpoint,
     user: Option<(String, String)>,
-    current: Mutex<Option<Dial>>,
+    current: Mutex<Option<Flight<Arc<Link>>>>,
     /// The streams on which leases are renewed.
     pub(super) keepers: Keepers,
-}
-
-/// A connection, or the attempt to get one.
-struct Dial {
-    outcome: watch::Receiver<Option<Outcome>>,
-    /// The attempt; ends with us.
-    _task: JoinSet<()>,
-}
-
-type Outcome = Result<Arc<Link>, Failure>;
-
-/// A connection.
-pub(super) struct Link {
-    /// Requires a leader.
-    pub(super) client: Client,
-    /// Neither requires a leader nor says who we are.
-    pub(super) bare: Client,
-    /// How often something was heard on it.
-    heard: AtomicU64,
-}
-
-impl Link {
-    /// Something was heard on it.
-    pub(super) fn was_heard(&self) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// A request, or a watch to be opened, that is under way.
-pub(super) struct UnderWay {
-    /// The clocks just before it was sent, or the attempt to.
-    pub(super) sent: Clocks,
-    /// On what, and how much had been heard on that before.
-    on: Option<(Arc<Link>, u64)>,
-}
-
-impl UnderWay {
-    pub(super) fn new() -> Self {
-        Self {
-            sent: clock::both(),
-            on: None,
-        }
-    }
-
-    /// It is about to be sent.
-    pub(super) fn sets_out(&mut self, link: &Arc<Link>) {
-        self.on = Some((Arc::clone(link), link.heard.load(Ordering::Relaxed)));
-        self.sent = clock::both();
-    }
 }
 
 impl Line {
@@ -139,58 +87,36 @@ impl Line {
         })
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Dial>> {
+    fn current(&self) -> MutexGuard<'_, Option<Flight<Arc<Link>>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection; waits for it as long as whoever dials waits.
-    pub(super) async fn link(&self) -> Outcome {
-        let mut outcome = {
-            let mut current = self.current();
-            let usable = current.as_ref().filter(|dial| dial.is_of_use());
-            match usable {
-                Some(dial) => dial.outcome.clone(),
-                None => current.insert(self.dial()).outcome.clone(),
-            }
-        };
-        match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            Ok(None) | Err(_) => Err(Failure::Unreachable("connecting was given up".to_owned())),
-        }
-    }
-
-    fn dial(&self) -> Dial {
-        let (tell, outcome) = watch::channel(None);
-        let mut task = JoinSet::new();
-        let (to, user) = (self.to.clone(), self.user.clone());
-        task.spawn(async move {
-            let outcome = connect(to, user).await;
-            tell.send_replace(Some(outcome));
+    pub(super) async fn link(&self) -> Result<Arc<Link>, Fault> {
+        let link = Flight::join(&mut self.current(), || {
+            Flight::begin(connect(self.to.clone(), self.user.clone()))
         });
-        Dial {
-            outcome,
-            _task: task,
-        }
-    }
-
-    /// Whoever asks next gets another connection than this one.
-    pub(super) fn give_up(&self, link: &Arc<Link>) {
-        let mut current = self.current();
-        if current.as_ref().is_some_and(|dial| dial.is(link)) {
-            *current = None;
-        }
+        outcome(link).await
     }
 
     /// Is it what whoever asks next gets?
     pub(super) fn is_current(&self, link: &Arc<Link>) -> bool {
-        self.current().as_ref().is_some_and(|dial| dial.is(link))
+        let current = self.current();
+        let is_it = |own: &Arc<Link>| Arc::ptr_eq(own, link);
+        current.as_ref().is_some_and(|own| own.came_to(is_it))
+    }
+
+    /// Whoever asks next gets another connection than this one.
+    fn give_up(&self, link: &Arc<Link>) {
+        if self.is_current(link) {
+            *self.current() = None;
+        }
+        self.keepers.give_up(link);
     }
 
     /// It had no answer within its limit. If nobody had one meanwhile, whoever asks next shall not be asked to wait for this connection.
     pub(super) fn had_no_answer(&self, way: &UnderWay) {
-        if let Some((link, heard)) = &way.on
-            && link.heard.load(Ordering::Relaxed) == *heard
-        {
+        if let Some(link) = way.silent() {
             self.give_up(link);
         }
     }
@@ -216,20 +142,6 @@ impl Line {
     }
 }
 
-impl Dial {
-    /// Under way, or successful.
-    fn is_of_use(&self) -> bool {
-        match &*self.outcome.borrow() {
-            Some(outcome) => outcome.is_ok(),
-            None => self.outcome.has_changed().is_ok(),
-        }
-    }
-
-    fn is(&self, link: &Arc<Link>) -> bool {
-        matches!(&*self.outcome.borrow(), Some(Ok(own)) if Arc::ptr_eq(own, link))
-    }
-}
-
 fn secured(tls: &Tls) -> Result<ClientTlsConfig, EtcdFault> {
     const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
     if !tls.ca.windows(BEGIN.len()).any(|part| part == BEGIN) {
@@ -247,7 +159,7 @@ fn secured(tls: &Tls) -> Result<ClientTlsConfig, EtcdFault> {
 }
 
 /// Bounded, but for the name: whoever looks that up holds a thread that cannot be called back, so that a second attempt would hold a second one.
-async fn connect(to: Endpoint, user: Option<(String, String)>) -> Outcome {
+async fn connect(to: Endpoint, user: Option<(String, String)>) -> Result<Arc<Link>, Fault> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -266,38 +178,5 @@ async fn connect(to: Endpoint, user: Option<(String, String)>) -> Outcome {
     });
     let channel = to.connect_with_connector(once).await;
     let channel = channel.map_err(|error| Fault::of_dialing(&error))?;
-    let channel = Channel::Tonic(channel);
-    let bare = Client::from_channel(channel.clone(), None).await;
-    let bare = bare.map_err(|error| Fault::from(error).failure)?;
-    let client = match timeout(AUTHENTICATED_WITHIN, authenticated(channel, user)).await {
-        Ok(client) => client.map_err(|error| Fault::from(error).failure)?,
-        Err(_) => {
-            return Err(Failure::Unreachable(
-                "it does not say whether it lets us in".to_owned(),
-            ));
-        }
-    };
-    Ok(Arc::new(Link {
-        client,
-        bare,
-        heard: AtomicU64::new(0),
-    }))
-}
-
-/// Where nobody is asked for a name yet, ours does no harm.
-async fn authenticated(
-    channel: Channel,
-    user: Option<(String, String)>,
-) -> Result<Client, etcd_client::Error> {
-    let options = ConnectOptions::new().with_require_leader(true);
-    let Some((name, password)) = user else {
-        return Client::from_channel(channel, Some(options)).await;
-    };
-    let named = options.clone().with_user(name, password);
-    match Client::from_channel(channel.clone(), Some(named)).await {
-        Err(error) if Fault::says_nobody_is_asked(&error) => {
-            Client::from_channel(channel, Some(options)).await
-        }
-        outcome => outcome,
-    }
+    Link::on(channel, user).await
 }

@@ -9,7 +9,9 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `line` | one endpoint: its connection, and when that is given up for a new one |
+//! | `line` | one endpoint: which connection it has, and when that is given up for a new one |
+//! | `link` | one connection, and who we are on it |
+//! | `flight` | an attempt, for everybody who waits for it |
 //! | `call` | one question and its answer |
 //! | `lease` | renewals, on a stream for each lease |
 //! | `watch` | one watch, from opening to end |
@@ -18,8 +20,10 @@
 
 mod call;
 mod fault;
+mod flight;
 mod lease;
 mod line;
+mod link;
 mod watch;
 mod words;
 

@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use super::{
     HandIn,
     call::ANSWER_MAX,
-    fault::{Fault, Kind},
-    line::{Line, Link, UnderWay},
+    fault::Fault,
+    line::Line,
+    link::{Link, UnderWay},
     words,
 };
 use crate::{
@@ -105,19 +106,13 @@ pub(super) async fn watch(line: Arc<Line>, prefix: String, within: Span, voice: 
 }
 
 fn ended() -> Fault {
-    Fault {
-        failure: Failure::Unreachable("the stream of the watch ended".to_owned()),
-        kind: Kind::Broken,
-    }
+    Fault::broken("the stream of the watch ended")
 }
 
 /// Is it over?
 fn seen(told: &WatchResponse) -> Result<(), Fault> {
     if told.compact_revision() > 0 {
-        return Err(Fault {
-            failure: Failure::Compacted,
-            kind: Kind::Said,
-        });
+        return Err(Fault::said(Failure::Compacted));
     }
     if told.canceled() {
         return Err(Fault::of_reason(told.cancel_reason()));
@@ -133,9 +128,8 @@ async fn open(
 ) -> Result<(Arc<Link>, WatchStream, Header), Failure> {
     let mut again = true;
     loop {
-        let link = line.link().await?;
-        way.sets_out(&link);
-        match open_on(&link, prefix).await {
+        let link = line.link().await.map_err(|fault| fault.failure)?;
+        match open_on(&link, prefix, way).await {
             Ok((stream, from)) => return Ok((link, stream, from)),
             Err(fault) => {
                 if !(line.blame(&link, &fault) && again) {
@@ -148,8 +142,12 @@ async fn open(
 }
 
 /// Open is it only when etcd says that it is: a stream that was accepted may still bring a refusal.
-async fn open_on(link: &Arc<Link>, prefix: &str) -> Result<(WatchStream, Header), Fault> {
-    let client = link.client.watch_client();
+async fn open_on(
+    link: &Arc<Link>,
+    prefix: &str,
+    way: &mut UnderWay,
+) -> Result<(WatchStream, Header), Fault> {
+    let client = way.sets_out_as_ourselves(link).await?.watch_client();
     let mut client = client.max_decoding_message_size(ANSWER_MAX);
     let options = WatchOptions::new().with_prefix();
     let mut stream = client.watch(prefix, Some(options)).await?;
@@ -160,9 +158,6 @@ async fn open_on(link: &Arc<Link>, prefix: &str) -> Result<(WatchStream, Header)
     seen(&told)?;
     match told.header() {
         Some(header) if told.created() => Ok((stream, words::header(header))),
-        _ => Err(Fault {
-            failure: Failure::Unreachable("it does not say that it watches".to_owned()),
-            kind: Kind::Broken,
-        }),
+        _ => Err(Fault::broken("it does not say that it watches")),
     }
 }

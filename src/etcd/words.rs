@@ -155,3 +155,21 @@ fn key_value(kv: &etcd::KeyValue) -> KeyValue {
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alarms_are_read_from_a_status() {
+        let errors = [
+            "etcdserver: no leader",
+            "memberID:10501334649042878790 alarm:NOSPACE ",
+            "memberID:10501334649042878791 alarm:NOSPACE ",
+            "memberID:10501334649042878791 alarm:CORRUPT ",
+        ];
+        let errors = errors.map(str::to_owned);
+        assert_eq!(alarms(&errors), ["CORRUPT", "NOSPACE"]);
+        assert!(alarms(&errors[..1]).is_empty());
+    }
+}
