@@ -1,7 +1,7 @@
 //! Users, passwords and tokens that are used up.
 
 use leasehold::{
-    engine::cluster::rpc::{CallId, Failure, News, Request},
+    engine::cluster::rpc::{Body, CallId, Failure, News, Request},
     etcd::Settings,
     time::Span,
 };
@@ -27,15 +27,19 @@ const ROOT: &str = "--user=root:secret";
 
 /// A user who may use `a/`, and nobody is asked yet.
 fn rig(token_ttl: u32) -> Option<Cluster> {
+    rig_of(1, token_ttl)
+}
+
+fn rig_of(members: usize, token_ttl: u32) -> Option<Cluster> {
     let cluster = Cluster::with(Setup {
-        members: 1,
+        members,
         args: vec![
             "--bcrypt-cost=4".to_owned(),
             format!("--auth-token-ttl={token_ttl}"),
         ],
         ..Setup::default()
     })?;
-    ready(&mut Client::of(&cluster), 1);
+    ready(&mut Client::of(&cluster), members);
     for args in [
         &["user", "add", "root:secret"][..],
         &["user", "grant-role", "root", "root"],
@@ -175,4 +179,32 @@ fn a_token_that_expires_is_replaced() {
     });
     let failure = client.ask(0, put("a/1", "2")).unwrap_err();
     assert!(is_denied(&failure), "{failure:?}");
+}
+
+#[test]
+fn how_a_member_is_it_says_where_nobody_can_be_let_in() {
+    let Some(mut cluster) = rig_of(3, 300) else {
+        return;
+    };
+    cluster.ctl(&["auth", "enable"]).unwrap();
+    let mut right = client(&cluster, "right");
+    ready(&mut right, 3);
+    cluster.kill(1);
+    cluster.kill(2);
+    until("it has no leader", Span::secs(30), || {
+        let mut fresh = client(&cluster, "right");
+        match fresh.call(0, Request::Status, LIMIT).result?.body {
+            Body::Status(health) if !health.has_leader => Ok(()),
+            other => Err(Failure::Refused(format!("{other:?}"))),
+        }
+    });
+    let mut fresh = client(&cluster, "right");
+    for request in [put("a/1", "1"), Request::Grant { ttl: 5 }] {
+        let failure = fresh.ask(0, request).unwrap_err();
+        let uncertain = matches!(
+            failure,
+            Failure::Unreachable(_) | Failure::NoLeader | Failure::Unanswered(_)
+        );
+        assert!(uncertain, "{failure:?}");
+    }
 }

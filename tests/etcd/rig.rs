@@ -1,6 +1,7 @@
 //! A cluster of real members for one test, on loopback addresses of this process's own, and what may befall it.
 
 use std::{
+    fmt::Debug,
     fs::{self, File},
     io::Write,
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
@@ -29,16 +30,16 @@ pub(crate) fn pause(ms: i64) {
 }
 
 /// Looks until `condition` gives something; panics, with its last word, when the bound is over.
-pub(crate) fn until<T>(
+pub(crate) fn until<T, E: Debug>(
     what: &str,
     bound: Span,
-    mut condition: impl FnMut() -> Result<T, String>,
+    mut condition: impl FnMut() -> Result<T, E>,
 ) -> T {
     let end = clock::now().after(patient(bound));
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(why) if clock::now() >= end => panic!("{what}: not within {bound}: {why}"),
+            Err(why) if clock::now() >= end => panic!("{what}: not within {bound}: {why:?}"),
             Err(_) => pause(10),
         }
     }
@@ -84,7 +85,7 @@ struct Member {
 pub(crate) struct Cluster {
     members: Vec<Member>,
     setup: Setup,
-    dir: TempDir,
+    _dir: TempDir,
 }
 
 /// Says, loudly, why a test does not test anything here.
@@ -181,13 +182,8 @@ impl Cluster {
         Some(Self {
             members,
             setup,
-            dir,
+            _dir: dir,
         })
-    }
-
-    /// Where files for this test may lie.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -218,7 +218,7 @@ fn a_connection_that_stopped_answering_is_replaced() {
         client.next_news(watch, LIMIT),
         Some(News::Watching { .. })
     ));
-    assert_eq!(proxy.accepted(), 1);
+    let accepted = proxy.accepted();
     proxy.hold();
     // One call pays, whatever it is; the next one does not.
     let unanswered = client.call(0, Request::KeepAlive(lease), SHORT).result;
@@ -228,12 +228,12 @@ fn a_connection_that_stopped_answering_is_replaced() {
         .call(0, Request::KeepAlive(lease), LIMIT)
         .result
         .unwrap();
-    assert_eq!(proxy.accepted(), 2);
+    assert_eq!(proxy.accepted(), accepted + 1);
     proxy.hold();
     let unanswered = client.call(0, put("a/1", "1"), SHORT).result;
     assert_eq!(unanswered, Err(Failure::Unanswered(SHORT)));
     client.call(0, read(), LIMIT).result.unwrap();
-    assert_eq!(proxy.accepted(), 3);
+    assert_eq!(proxy.accepted(), accepted + 2);
     // Its pings have no answer: the watch that was left on the first one ends, and only once.
     let end = client.next_news(watch, patient(Span::secs(15)));
     let is_end = matches!(
@@ -279,7 +279,7 @@ fn a_renewal_that_is_late_for_want_of_a_leader_is_nobodys() {
     let mut client = Client::of(&cluster);
     ready(&mut client, 3);
     let leader = until("somebody leads", Span::secs(30), || {
-        cluster.leader().ok_or_else(String::new)
+        cluster.leader().ok_or(())
     });
     let follower = (leader + 1) % 3;
     let lease = granted(&mut client, follower, 60);
@@ -291,12 +291,12 @@ fn a_renewal_that_is_late_for_want_of_a_leader_is_nobodys() {
     assert_eq!(client.answer(late), Err(Failure::Unanswered(SHORT)));
     cluster.thaw(leader);
     let written = until("it is written", Span::secs(30), || {
-        let put = client.call(follower, put("k", "1"), LIMIT).result;
-        put.map_err(|failure| failure.to_string())
+        client.call(follower, put("k", "1"), LIMIT).result
     });
     let renewed = until("it is renewed", Span::secs(30), || {
-        let reply = client.call(follower, Request::KeepAlive(lease), LIMIT);
-        reply.result.map_err(|failure| failure.to_string())
+        client
+            .call(follower, Request::KeepAlive(lease), LIMIT)
+            .result
     });
     assert!(
         renewed.from.revision >= written.from.revision,
@@ -312,7 +312,7 @@ fn a_frozen_member_holds_up_nobody_else() {
     let mut client = Client::of(&cluster);
     ready(&mut client, 3);
     let leader = until("somebody leads", Span::secs(30), || {
-        cluster.leader().ok_or_else(String::new)
+        cluster.leader().ok_or(())
     });
     let frozen = (leader + 1) % 3;
     let lease = granted(&mut client, frozen, 60);
@@ -334,8 +334,7 @@ fn a_frozen_member_holds_up_nobody_else() {
     }
     cluster.thaw(frozen);
     until("it is back", Span::secs(30), || {
-        let reply = client.call(frozen, Request::KeepAlive(lease), LIMIT);
-        reply.result.map_err(|failure| failure.to_string())
+        client.call(frozen, Request::KeepAlive(lease), LIMIT).result
     });
     client.ask(frozen, read()).unwrap();
     let port = cluster.client_port(frozen);
@@ -395,4 +394,23 @@ fn etcd_comes_later_and_goes_and_comes_back() {
         assert_eq!(refused, unreachable("connection refused"));
     }
     client.obey(Order::Unwatch(CallId(1)));
+}
+
+#[test]
+fn an_idle_watch_is_pinged_and_lives() {
+    let Some(cluster) = Cluster::alone() else {
+        return;
+    };
+    let mut client = Client::of(&cluster);
+    ready(&mut client, 1);
+    let watch = client.watch(0, "a/", LIMIT);
+    assert!(matches!(
+        client.next_news(watch, LIMIT),
+        Some(News::Watching { .. })
+    ));
+    // Three pings: the third one too many is answered with the end of the connection.
+    assert_eq!(client.next_news(watch, Span::secs(20)), None);
+    client.ask(0, put("a/1", "1")).unwrap();
+    let seen = client.next_news(watch, LIMIT);
+    assert!(matches!(seen, Some(News::Watched { .. })), "{seen:?}");
 }
