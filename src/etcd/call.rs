@@ -91,7 +91,7 @@ async fn ask(line: &Line, request: &Request, way: &mut UnderWay) -> Result<Reply
             Err(fault) => fault,
         };
         if !(line.blame(&link, &fault) && again) {
-            return Err(fault.failure);
+            return Err(line.why(&link, fault));
         }
         again = false;
     }

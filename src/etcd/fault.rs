@@ -32,7 +32,7 @@ pub(super) enum Kind {
 
 /// The connection is gone and is not dialed again.
 #[derive(Debug, thiserror::Error)]
-#[error("the connection is gone")]
+#[error("connection closed")]
 pub(super) struct NeverSent;
 
 impl Fault {
@@ -132,6 +132,9 @@ fn told(code: Code, message: &str) -> Fault {
             failure: Failure::Denied(text.to_owned()),
             kind: Kind::TokenUsedUp,
         };
+    } else if has("message length too large") {
+        // Ours, of an answer that we do not read: what was asked may be done.
+        Failure::Unreachable(text.to_owned())
     } else if has("permission denied") || has("authentication failed") {
         Failure::Denied(text.to_owned())
     } else {
@@ -262,6 +265,12 @@ mod tests {
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision has been compacted",
                 Failure::Compacted,
+                Kind::Said,
+            ),
+            (
+                Code::OutOfRange,
+                "decoded message length too large",
+                unreachable("decoded message length too large"),
                 Kind::Said,
             ),
             (

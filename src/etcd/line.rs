@@ -32,6 +32,7 @@ use super::{
     lease::Keepers,
     link::{Link, UnderWay},
 };
+use crate::engine::cluster::rpc::Failure;
 
 /// No TCP connection by then is none.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
@@ -46,6 +47,7 @@ const PONG_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Line {
     to: Endpoint,
     user: Option<(String, String)>,
+    is_secured: bool,
     current: Mutex<Option<Flight<Arc<Link>>>>,
     /// The streams on which leases are renewed.
     pub(super) keepers: Keepers,
@@ -82,6 +84,7 @@ impl Line {
         Ok(Self {
             to,
             user: settings.user.clone(),
+            is_secured: settings.tls.is_some(),
             current: Mutex::new(None),
             keepers: Keepers::default(),
         })
@@ -139,6 +142,21 @@ impl Line {
             }
         }
         false
+    }
+
+    /// Members look at our certificate when the handshake is over for us, and hang up: whether we read why before we find nobody there is a
+    /// matter of luck.
+    pub(super) fn why(&self, link: &Link, fault: Fault) -> Failure {
+        match (fault.kind, fault.failure) {
+            (Kind::Broken | Kind::NeverSent, Failure::Unreachable(why))
+                if self.is_secured && link.is_mute() && !why.contains("our certificate") =>
+            {
+                Failure::Unreachable(format!(
+                    "{why} after the TLS handshake: it may not accept our certificate"
+                ))
+            }
+            (_, failure) => failure,
+        }
     }
 }
 

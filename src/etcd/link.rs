@@ -63,6 +63,11 @@ impl Link {
     pub(super) fn was_heard(&self) {
         self.heard.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Nothing was ever heard on it.
+    pub(super) fn is_mute(&self) -> bool {
+        self.heard.load(Ordering::Relaxed) == 0
+    }
 }
 
 async fn let_in_on(channel: Channel, user: Option<(String, String)>) -> Result<Client, Fault> {

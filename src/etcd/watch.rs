@@ -102,7 +102,7 @@ pub(super) async fn watch(line: Arc<Line>, prefix: String, within: Span, voice: 
         }
     };
     line.blame(&link, &fault);
-    voice.end(fault.failure);
+    voice.end(line.why(&link, fault));
 }
 
 fn ended() -> Fault {
@@ -133,7 +133,7 @@ async fn open(
             Ok((stream, from)) => return Ok((link, stream, from)),
             Err(fault) => {
                 if !(line.blame(&link, &fault) && again) {
-                    return Err(fault.failure);
+                    return Err(line.why(&link, fault));
                 }
                 again = false;
             }

@@ -241,9 +241,23 @@ impl Cluster {
         }
     }
 
-    /// Frozen, until it is thawed.
+    /// Frozen, with all its threads, until it is thawed.
     pub(crate) fn freeze(&self, member: usize) {
         self.send(member, Signal::STOP);
+        let child = self.members[member].child.as_ref().expect("it runs");
+        let threads = format!("/proc/{}/task", child.id());
+        let is_stopped = |thread: &Path| {
+            let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        until("it is frozen", Span::secs(10), || {
+            let mut all = fs::read_dir(&threads).unwrap().flatten();
+            match all.find(|thread| !is_stopped(&thread.path())) {
+                None => Ok(()),
+                Some(thread) => Err(thread.file_name()),
+            }
+        });
     }
 
     pub(crate) fn thaw(&self, member: usize) {

@@ -174,8 +174,10 @@ fn certificates_are_checked_on_both_sides() {
     assert_eq!(why, "its certificate does not hold: UnknownIssuer");
     for identity in [None, Some("other-client")] {
         let why = rig.why_not("ca", identity);
-        let refused = "it does not accept our certificate: BadCertificate";
-        assert_eq!(why, refused, "{identity:?}");
+        assert!(
+            why.contains("accept our certificate"),
+            "{identity:?}: {why}"
+        );
     }
 }
 
@@ -203,8 +205,12 @@ fn only_one_side_speaks_tls() {
         }),
     });
     let result = client.call(0, read(), LIMIT).result;
-    let why = Failure::Unreachable("it hung up instead of speaking TLS".to_owned());
-    assert_eq!(result, Err(why));
+    let is_told = matches!(
+        &result,
+        Err(Failure::Unreachable(why))
+            if why == "it hung up instead of speaking TLS" || why == "connection reset"
+    );
+    assert!(is_told, "{result:?}");
 }
 
 #[test]
