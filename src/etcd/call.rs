@@ -137,3 +137,38 @@ async fn status(link: &Arc<Link>, way: &mut UnderWay) -> Result<Reply, Fault> {
     let status = client.maintenance_client().status().await?;
     words::status(&status).map_err(Fault::said)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    #[test]
+    fn whoever_drops_an_answer_has_answered_and_nobody_answers_twice() {
+        let heard: Arc<Mutex<Vec<News>>> = Arc::default();
+        let all = Arc::clone(&heard);
+        let hand_in: HandIn = Arc::new(move |news| {
+            all.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(news);
+        });
+        let answer = |id| Answer::new(CallId(id), Clocks::default(), Arc::clone(&hand_in));
+        answer(1).give(Err(Failure::NoSpace));
+        drop(answer(2));
+        let third = answer(3);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _third = third;
+            std::panic::resume_unwind(Box::new("as a task would"));
+        }));
+        assert!(panicked.is_err());
+        let given_up = Failure::Unreachable("asking was given up".to_owned());
+        let expected = [(1, Failure::NoSpace), (2, given_up.clone()), (3, given_up)];
+        let expected = expected.map(|(id, failure)| News::Answered {
+            call: CallId(id),
+            sent: Clocks::default(),
+            result: Err(failure),
+        });
+        assert_eq!(*heard.lock().unwrap(), expected);
+    }
+}

@@ -162,6 +162,38 @@ fn a_large_revision_comes_whole() {
 }
 
 #[test]
+fn who_listens_late_misses_nothing() {
+    let Some(cluster) = Cluster::alone() else {
+        return;
+    };
+    let (mut listener, mut writer) = (Client::of(&cluster), Client::of(&cluster));
+    ready(&mut listener, 1);
+    let watch = listener.watch(0, "a/", WITHIN);
+    let from = match listener.next_news(watch, WITHIN) {
+        Some(News::Watching { from, .. }) => from.revision,
+        other => panic!("{other:?}"),
+    };
+    // More than fits into what lies between: what etcd keeps for a watch that does not read, it sends many revisions at a time.
+    let many = 4_000;
+    let value = "x".repeat(4_096);
+    let calls: Vec<CallId> = (0..many)
+        .map(|n| writer.begin(0, put(&format!("a/{}", n % 7), &value), Span::secs(30)))
+        .collect();
+    for call in calls {
+        writer.answer(call).unwrap();
+    }
+    for n in 1..=many {
+        match listener.next_news(watch, patient(Span::secs(10))) {
+            Some(News::Watched {
+                revision, changes, ..
+            }) => assert_eq!((revision, changes.len()), (from + n, 1)),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
+    assert_eq!(listener.next_news(watch, Span::millis(100)), None);
+}
+
+#[test]
 fn settings_that_cannot_be() {
     let fault = |endpoint: &str, tls: Option<Tls>| {
         let settings = Settings {
