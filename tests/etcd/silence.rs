@@ -232,6 +232,11 @@ fn a_connection_that_stopped_answering_is_replaced() {
     proxy.hold();
     let unanswered = client.call(0, put("a/1", "1"), SHORT).result;
     assert_eq!(unanswered, Err(Failure::Unanswered(SHORT)));
+    // A stream that waited there for its next renewal is not waited for either.
+    client
+        .call(0, Request::KeepAlive(lease), LIMIT)
+        .result
+        .unwrap();
     client.call(0, read(), LIMIT).result.unwrap();
     assert_eq!(proxy.accepted(), accepted + 2);
     // Its pings have no answer: the watch that was left on the first one ends, and only once.
