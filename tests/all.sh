@@ -22,12 +22,15 @@ section() { # name, command...
   printf '== %s: %d s\n' "$name" $((SECONDS - start))
 }
 
-need() { # command, package
-  command -v "$1" >/dev/null 2>&1 && return
+need() { # command or file, package
+  if command -v "$1" >/dev/null 2>&1 || [ -e "$1" ]; then
+    return
+  fi
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     [ -n "${updated:-}" ] || apt-get update -qq
     updated=1
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    # RUNLEVEL: a daemon that comes with it is not started.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
   else
     echo "tests/all.sh: '$1' is missing; install the package '$2'" >&2
     exit 1
@@ -38,11 +41,19 @@ need() { # command, package
 export LEASEHOLD_TEST_PATIENCE="${LEASEHOLD_TEST_PATIENCE:-2}"
 
 need cc gcc
+need etcd etcd-server
+need etcdctl etcd-client
+need openssl openssl
+need protoc protobuf-compiler
+need /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 need python3 python3-minimal
 need setpriv util-linux
 
+section protoc protoc/make.sh --check
 section build cargo build --all-targets --locked
 section tests cargo test --locked --lib --bins --test house --test calendar --test config --test wire --test metrics --test publish --test process
+# They wait more than they work.
+section etcd cargo test --locked --test etcd -- --test-threads=4
 if [ "${1:-}" = quick ]; then
   exit 0
 fi
