@@ -529,6 +529,12 @@ pub enum DeadlineOp {
         /// Which holder.
         fence: u64,
     },
+    /// Have whoever watches the keeper end it, and all that it contains, when nothing was heard of it for so long; zero: as usual. Not
+    /// answered.
+    Watch {
+        /// For so long.
+        within: Span,
+    },
 }
 
 /// The deadline thread to a supervisor.

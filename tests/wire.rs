@@ -449,6 +449,12 @@ fn deadline_ops() -> Vec<(&'static str, DeadlineOp)> {
     vec![
         ("ARM", DeadlineOp::Arm { key, fence, until }),
         ("DISARM", DeadlineOp::Disarm { key, fence }),
+        (
+            "WATCH",
+            DeadlineOp::Watch {
+                within: Span::millis(500),
+            },
+        ),
     ]
 }
 

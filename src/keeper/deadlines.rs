@@ -2,7 +2,7 @@
 //! pings systemd's watchdog. Once it runs it opens no file, asks for no memory, takes no lock and waits for nobody.
 
 use std::{
-    io,
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     thread,
 };
@@ -68,6 +68,8 @@ impl Deadlines {
 /// systemd's, if it watches us.
 pub(super) struct Watchdog {
     socket: NotifySocket,
+    /// Half of what was configured.
+    usual: Span,
     period: Span,
     at: Moment,
 }
@@ -78,8 +80,42 @@ impl Watchdog {
             return Ok(None);
         };
         let at = clock::now();
-        let watchdog = |socket| Self { socket, period, at };
+        let watchdog = |socket| Self {
+            socket,
+            usual: period,
+            period,
+            at,
+        };
         Ok(NotifySocket::from_env()?.map(watchdog))
+    }
+
+    fn ping(&mut self, now: Moment) {
+        self.socket.send("WATCHDOG=1");
+        self.at = now.after(self.period);
+    }
+
+    /// It is to notice sooner that we are frozen; zero: as it was configured to.
+    fn be_watched(&mut self, within: Span, now: Moment) {
+        let half = Span::nanos(within.as_nanos() / 2);
+        let period = match half {
+            Span::ZERO => self.usual,
+            half => half.min(self.usual),
+        };
+        if period == self.period {
+            return;
+        }
+        self.period = period;
+        // On the stack: this thread asks for no memory.
+        let mut text = [0; 48];
+        let mut rest = &mut text[..];
+        let micros = period.times(2).as_nanos() / 1_000;
+        if write!(rest, "WATCHDOG_USEC={micros}").is_ok() {
+            let left = rest.len();
+            let length = text.len() - left;
+            self.socket
+                .send(std::str::from_utf8(&text[..length]).unwrap_or_default());
+        }
+        self.ping(now);
     }
 }
 
@@ -114,8 +150,7 @@ impl Guard {
         if let Some(watchdog) = &mut self.watchdog
             && watchdog.at <= now.boottime
         {
-            watchdog.socket.send("WATCHDOG=1");
-            watchdog.at = now.boottime.after(watchdog.period);
+            watchdog.ping(now.boottime);
         }
         let ping = self.watchdog.as_ref().map(|watchdog| watchdog.at);
         [self.seats.next_look(now), ping]
@@ -196,8 +231,9 @@ impl Guard {
             };
             match asked {
                 Ok(op) => {
-                    let report = self.carry_out(op);
-                    tell(self.link.as_ref(), DeadlineNews::Seat(report));
+                    if let Some(report) = self.carry_out(op) {
+                        tell(self.link.as_ref(), DeadlineNews::Seat(report));
+                    }
                 }
                 // The supervisor sees its end shut, and says so.
                 Err(_) => self.link = None,
@@ -206,10 +242,16 @@ impl Guard {
         true
     }
 
-    fn carry_out(&self, op: DeadlineOp) -> wire::SeatReport {
+    fn carry_out(&mut self, op: DeadlineOp) -> Option<wire::SeatReport> {
         match op {
-            DeadlineOp::Arm { key, fence, until } => self.seats.arm(key, fence, until),
-            DeadlineOp::Disarm { key, fence } => self.seats.disarm(key, fence),
+            DeadlineOp::Arm { key, fence, until } => Some(self.seats.arm(key, fence, until)),
+            DeadlineOp::Disarm { key, fence } => Some(self.seats.disarm(key, fence)),
+            DeadlineOp::Watch { within } => {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.be_watched(within, clock::now());
+                }
+                None
+            }
         }
     }
 }
