@@ -52,6 +52,14 @@ enum SingletonsVerb {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Have a singleton of the cluster moved, from whichever node has it to the one that is next; can be said on any of them
+    Move {
+        /// The singleton: `billing`
+        name: String,
+        /// To this node, which must wait for it; those before it step back
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
 }
 
 pub(super) fn singletons(args: &SingletonsArgs) -> Outcome {
@@ -61,6 +69,7 @@ pub(super) fn singletons(args: &SingletonsArgs) -> Outcome {
         Some(SingletonsVerb::List { names }) => list(names, reach),
         Some(SingletonsVerb::Show { name }) => show(name, reach),
         Some(SingletonsVerb::Release { name, wait }) => release(name, reach, wait),
+        Some(SingletonsVerb::Move { name, to }) => move_to(name, to.as_deref(), reach),
     }
 }
 
@@ -290,6 +299,32 @@ fn render(view: &ShownView, width: Option<usize>) -> String {
         text.push_str("nothing happened to it since this supervisor started\n");
     }
     text
+}
+
+fn move_to(name: &str, to: Option<&str>, reach: &Reach) -> Outcome {
+    let client = Client::new(reach)?;
+    let status = client.status()?;
+    if !status.fleets.iter().any(|one| one.name == name) {
+        return Err(unknown(name, &status));
+    }
+    let path = format!("/v1/singletons/{name}/move");
+    let body = to.map_or_else(
+        || serde_json::json!({}),
+        |to| serde_json::json!({ "to": to }),
+    );
+    let reply = client.post(&path, &body, Repeat::Never)?;
+    if reach.json {
+        return print_json(&reply);
+    }
+    let Reply::Begun { names } = &reply else {
+        let why = "the daemon did not say who goes";
+        return Err(Failure::new(ExitCode::Failed, why));
+    };
+    let next = to.map_or_else(|| "whoever is next".to_owned(), |to| format!("node {to}"));
+    print(&format!(
+        "{} gives {name} to {next} when its worker has ended\n",
+        names.join(", ")
+    ))
 }
 
 fn release(name: &str, reach: &Reach, waiting: &Wait) -> Outcome {

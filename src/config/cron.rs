@@ -57,7 +57,12 @@ const NOT_FOR_JOBS: [(&str, &str); 10] = [
 ];
 
 /// Reads a job; the dependency rank is filled in later, when all fleets are known.
-pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) -> Fleet {
+pub(super) fn job(
+    name: &FleetName,
+    section: &Section<'_, '_>,
+    place: &Place,
+    etcd: Option<&EtcdSpec>,
+) -> Fleet {
     not_for_jobs(section);
     let cron = CronSpec {
         schedule: schedule(section),
@@ -77,7 +82,7 @@ pub(super) fn job(name: &FleetName, section: &Section<'_, '_>, place: &Place) ->
         workers: 1,
         stop: fleet::stop(section, Span::ZERO),
         log: fleet::log(section),
-        singleton: lock(section, name, cron.overlap),
+        singleton: lock(section, name, cron.overlap, etcd),
         after,
         ..FleetSpec::unknown(&StopRecord::default())
     };
@@ -223,8 +228,22 @@ fn jitter(section: &Section<'_, '_>) -> Span {
 }
 
 /// The lock of `overlap = "forbid"`: the job's name, unless `singleton` says another.
-fn lock(section: &Section<'_, '_>, name: &FleetName, overlap: Overlap) -> Option<SingletonSpec> {
-    let said = singleton::singleton(section, name);
+fn lock(
+    section: &Section<'_, '_>,
+    name: &FleetName,
+    overlap: Overlap,
+    etcd: Option<&EtcdSpec>,
+) -> Option<SingletonSpec> {
+    let said = singleton::singleton(section, name, etcd);
+    if said.as_ref().is_some_and(SingletonSpec::is_of_cluster) {
+        let message = format!(
+            "{} is not available for jobs in this version",
+            section.name("singleton.scope = \"cluster\"")
+        );
+        let help =
+            "a job runs on the node whose file names it: name it in one; scope = \"node\" works";
+        section.fault("E102", "singleton", message, help);
+    }
     if let Some(spec) = &said
         && (overlap != Overlap::Forbid || spec.slots != 1)
     {

@@ -62,7 +62,12 @@ pub(super) struct Fleet {
 }
 
 /// Reads a fleet; the dependency ranks are filled in later, when all fleets are known.
-pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) -> Fleet {
+pub(super) fn fleet(
+    name: &FleetName,
+    section: &Section<'_, '_>,
+    place: &Place,
+    etcd: Option<&EtcdSpec>,
+) -> Fleet {
     let placeholders = Placeholders::of(section);
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
@@ -87,7 +92,7 @@ pub(super) fn fleet(name: &FleetName, section: &Section<'_, '_>, place: &Place) 
         after,
         rank: 0,
         log: log(section),
-        singleton: singleton::singleton(section, name),
+        singleton: singleton::singleton(section, name, etcd),
         scale,
         cron: None,
         publish,

@@ -27,6 +27,7 @@ mod cron;
 mod crontab;
 pub mod diff;
 mod document;
+mod etcd;
 pub mod fault;
 mod files;
 mod fleet;

@@ -9,6 +9,7 @@ use crate::{
     config::{
         Config, Faults, Surroundings, cron,
         document::{Kind, Place, Reader, Table},
+        etcd,
         fault::nearest,
         files,
         fleet::{self, Fleet},
@@ -49,6 +50,7 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
     }
     let node = node(&top.node);
     let http = http(&top.http);
+    let etcd = etcd::etcd(&top.etcd);
     let mut fleets = Fleets::new();
     for Found {
         kind,
@@ -60,8 +62,8 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
         match name.parse::<FleetName>() {
             Ok(name) => {
                 let fleet = match kind {
-                    Named::Fleet => fleet::fleet(&name, section, place),
-                    Named::Cron => cron::job(&name, section, place),
+                    Named::Fleet => fleet::fleet(&name, section, place, etcd.as_ref()),
+                    Named::Cron => cron::job(&name, section, place, etcd.as_ref()),
                 };
                 fleets.insert(name, fleet);
             }
@@ -95,6 +97,7 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
         base: base.display().to_string(),
         node,
         http,
+        etcd,
         fleets,
     };
     let text = serde_json::to_vec(&config)
@@ -143,6 +146,7 @@ struct Top<'r, 'a> {
     main: Option<Section<'r, 'a>>,
     node: Section<'r, 'a>,
     http: Section<'r, 'a>,
+    etcd: Section<'r, 'a>,
     fleets: Vec<Found<Section<'r, 'a>>>,
     /// Every name below `fleet` and `cron`, whatever stands there.
     declared: Vec<(Named, String)>,
@@ -163,7 +167,7 @@ impl<'r, 'a> Top<'r, 'a> {
                     section.fault("E040", key, message, "remove it here");
                 }
             }
-            for key in ["node", "http", "defaults"] {
+            for key in ["node", "http", "etcd", "defaults"] {
                 let Some(inner) = section.section(key).table() else {
                     continue;
                 };
@@ -217,7 +221,7 @@ impl<'r, 'a> Top<'r, 'a> {
                     }
                 }
             }
-            for key in ["etcd", "template"] {
+            for key in ["template"] {
                 if section.refused(key).is_some() {
                     let message = format!("[{key}] is not available in this version");
                     section.fault("E102", key, message, "remove it");
@@ -245,6 +249,7 @@ impl<'r, 'a> Top<'r, 'a> {
             main,
             node: of("node"),
             http: of("http"),
+            etcd: of("etcd"),
             fleets: fleets.collect(),
             declared,
         }

@@ -306,10 +306,17 @@ impl Shown {
             lock,
             flock,
             slots,
+            per_node,
             allow_network_fs,
             lease,
+            takeover,
         } = singleton;
-        let scope = if lease.is_some() { "test" } else { "node" };
+        let authority = lease.as_ref().map(|lease| &lease.authority);
+        let scope = match authority {
+            Some(Authority::File(_)) => "test",
+            Some(Authority::Cluster(_)) => "cluster",
+            None => "node",
+        };
         self.put("singleton.scope", scope);
         self.put("singleton.lock", lock);
         self.maybe(
@@ -318,6 +325,16 @@ impl Shown {
         );
         self.put("singleton.slots", slots);
         self.put("singleton.allow_network_fs", allow_network_fs);
+        let Some(lease) = lease.as_ref().filter(|_| singleton.is_of_cluster()) else {
+            return;
+        };
+        self.put("singleton.per_node", per_node);
+        self.put("singleton.grace", lease.grace);
+        self.put("singleton.kill_margin", lease.kill_margin);
+        match takeover {
+            Takeover::After(delay) => self.put("singleton.takeover_delay", delay),
+            Takeover::Strict => self.put("singleton.takeover_delay", "strict"),
+        }
     }
 
     fn scale(&mut self, scale: &ScaleSpec) {

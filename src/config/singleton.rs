@@ -4,7 +4,7 @@ use crate::{
     config::{
         forms,
         section::Section,
-        spec::{LeaseSpec, SingletonSpec},
+        spec::{Authority, EtcdSpec, LeaseSpec, SingletonSpec, Takeover},
         units::count,
     },
     id::FleetName,
@@ -26,28 +26,29 @@ const SCOPES: [(&str, Scope); 2] = [("node", Scope::Node), ("cluster", Scope::Cl
 const TEST_GATE: &str = "LEASEHOLD_TEST_GATE";
 
 /// Reads it; none if there is no such table, or it cannot be.
-pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<SingletonSpec> {
+pub(super) fn singleton(
+    section: &Section<'_, '_>,
+    fleet: &FleetName,
+    etcd: Option<&EtcdSpec>,
+) -> Option<SingletonSpec> {
     let table = section.section("singleton");
     if table.is_absent() {
         return None;
     }
-    let lease = test_lease(&table);
+    let mut lease = test_lease(&table);
     let scope = match &lease {
         Some(_) => Some(Scope::Node),
         None => table.word("scope", &SCOPES),
     };
     if table.value("scope").is_none() {
         let message = format!("{} does not say how far it reaches", table.path);
-        let help = "add scope = \"node\": one on this machine";
+        let help = "add scope = \"node\": one on this machine; or scope = \"cluster\": one of all";
         table.fault("E210", "scope", message, help);
     }
+    let mut takeover = Takeover::default();
     if scope == Some(Scope::Cluster) {
-        let message = format!(
-            "`{} = \"cluster\"` is not available in this version",
-            table.name("scope")
-        );
-        let help = "scope = \"node\" works: one on this machine";
-        table.fault("E102", "scope", message, help);
+        lease = Some(cluster_lease(&table, etcd));
+        takeover = takeover_delay(&table);
     }
     let flock = table.string("flock");
     let spec = SingletonSpec {
@@ -56,9 +57,29 @@ pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<
             .unwrap_or_else(|| fleet.clone()),
         flock: flock.map(|path| table.base().join(path).display().to_string()),
         slots: table.integer("slots", 1, SLOTS_MAX).unwrap_or(1) as u32,
+        per_node: 0,
         allow_network_fs: table.boolean("allow_network_fs").unwrap_or(false),
         lease,
+        takeover,
     };
+    // On one machine all of them are on this node.
+    let per_node = table.integer("per_node", 1, SLOTS_MAX).map(|n| n as u32);
+    let per_node = match scope {
+        Some(Scope::Cluster) => per_node.unwrap_or(1),
+        Some(Scope::Node) | None => spec.slots,
+    };
+    if scope != Some(Scope::Cluster) {
+        refuse_lease_keys(&table, scope.is_some() && spec.lease.is_none());
+    }
+    let spec = SingletonSpec { per_node, ..spec };
+    if per_node > spec.slots {
+        let message = format!(
+            "{} = {per_node} is more than there may be in the whole cluster",
+            table.name("per_node")
+        );
+        let help = format!("per_node = {}; or more slots", spec.slots);
+        table.fault("E275", "per_node", message, &help);
+    }
     if spec.flock.is_some() && spec.slots > 1 {
         let message = format!(
             "{} names one file; {} slots need as many",
@@ -80,6 +101,81 @@ pub(super) fn singleton(section: &Section<'_, '_>, fleet: &FleetName) -> Option<
     Some(spec)
 }
 
+/// What leader elections of etcd take at their default times: 1.0 to 2.9 s were measured.
+const LEADER_CRASH: Span = Span::secs(3);
+
+/// `scope = "cluster"`: how it lasts.
+fn cluster_lease(table: &Section<'_, '_>, etcd: Option<&EtcdSpec>) -> LeaseSpec {
+    let span = |key, otherwise| table.span(key).unwrap_or(otherwise);
+    let lease = LeaseSpec {
+        epoch: etcd.map_or(0, |etcd| etcd.epoch),
+        authority: Authority::Cluster(etcd.map_or_else(String::new, |etcd| etcd.cluster.clone())),
+        ttl: etcd.map_or(Span::secs(10), |etcd| etcd.lease_ttl),
+        grace: span("grace", Span::secs(2)),
+        kill_margin: span("kill_margin", Span::secs(1)),
+    };
+    if etcd.is_none() {
+        let message = format!(
+            "`{} = \"cluster\"` needs a cluster, and there is no [etcd]",
+            table.name("scope")
+        );
+        let help = "add [etcd] with endpoints = [\"http://10.0.0.1:2379\", …]; or scope = \"node\": one on this machine";
+        table.fault("E274", "scope", message, help);
+        return lease;
+    }
+    if !lease.is_possible() {
+        let key = table.culprit(&["grace", "kill_margin"]);
+        refuse_times(table, key, "etcd.lease_ttl", &lease);
+    } else if lease.bears() < LEADER_CRASH {
+        let message = format!(
+            "{} would end whenever etcd's leader crashes: that takes it up to {LEADER_CRASH}, and with lease_ttl = {}, {} grace and {} kill_margin only {} can be borne",
+            table.path.trim_end_matches(".singleton"),
+            lease.ttl,
+            lease.grace,
+            lease.kill_margin,
+            lease.bears()
+        );
+        let help = "a longer etcd.lease_ttl, or less grace; none of it where etcd's election timeout is shorter than its default";
+        let key = table.culprit(&["grace", "kill_margin"]);
+        let place = table.place_of(key).or_else(|| table.place());
+        table.reader.warn("W270", place, message, help.to_owned());
+    }
+    lease
+}
+
+/// Keys that only a cluster's locks have.
+fn refuse_lease_keys(table: &Section<'_, '_>, refused: bool) {
+    for key in ["per_node", "grace", "kill_margin", "takeover_delay"] {
+        if table.value(key).is_some() && refused {
+            let message = format!(
+                "{} says nothing about a lock of this machine",
+                table.name(key)
+            );
+            let help = "it has no lease: remove it; or scope = \"cluster\"";
+            table.fault("E276", key, message, help);
+        }
+    }
+}
+
+fn takeover_delay(table: &Section<'_, '_>) -> Takeover {
+    match table.string("takeover_delay").as_deref() {
+        None => Takeover::default(),
+        Some("strict") => Takeover::Strict,
+        Some(_) => Takeover::After(table.span("takeover_delay").unwrap_or_default()),
+    }
+}
+
+fn refuse_times(table: &Section<'_, '_>, key: &str, ttl: &str, lease: &LeaseSpec) {
+    let message = format!(
+        "{ttl} = {} leaves no time: SIGKILL {} after a renewal, SIGTERM {} before that, a renewal every {}",
+        lease.ttl,
+        lease.kill_after(lease.ttl),
+        lease.grace,
+        lease.renew_every()
+    );
+    table.fault("E215", key, message, "a longer ttl, or less grace");
+}
+
 /// `scope = "test"`: for tests of leasehold alone, which say so in their environment.
 fn test_lease(table: &Section<'_, '_>) -> Option<LeaseSpec> {
     table.reader.around.variable(TEST_GATE)?;
@@ -88,28 +184,32 @@ fn test_lease(table: &Section<'_, '_>) -> Option<LeaseSpec> {
     }
     let span = |key, otherwise| table.span(key).unwrap_or(otherwise);
     let lease = LeaseSpec {
-        authority: table.string("authority").unwrap_or_default(),
+        epoch: 0,
+        authority: Authority::File(table.string("authority").unwrap_or_default()),
         ttl: span("ttl", Span::secs(10)),
         grace: span("grace", Span::secs(2)),
         kill_margin: span("kill_margin", Span::secs(1)),
     };
     if !lease.is_possible() {
-        let message = format!(
-            "{} = {} leaves no time: SIGKILL {} after a renewal, SIGTERM {} before that, a renewal every {}",
-            table.name("ttl"),
-            lease.ttl,
-            lease.kill_after(),
-            lease.grace,
-            lease.renew_every()
-        );
-        table.fault("E215", "ttl", message, "a longer ttl, or less grace");
+        refuse_times(table, "ttl", &table.name("ttl"), &lease);
     }
     Some(lease)
 }
 
 /// What holds between the lock and the size of the fleet.
 pub(super) fn check(section: &Section<'_, '_>, spec: &SingletonSpec, workers: u32, surge: u32) {
-    if workers > spec.slots {
+    if workers > spec.per_node && spec.is_of_cluster() {
+        let message = format!(
+            "{} has {workers} workers; of its lock it may have {} on this node",
+            section.path,
+            count(spec.per_node, "slot")
+        );
+        let help = format!(
+            "workers = {}; or singleton.per_node = {workers}, if so many may run on one node",
+            spec.per_node
+        );
+        section.fault("E213", "workers", message, &help);
+    } else if workers > spec.slots {
         let message = format!(
             "{} has {workers} workers; its lock has {}",
             section.path,

@@ -24,6 +24,8 @@ pub struct Config {
     pub node: NodeSpec,
     /// Where health and status are answered.
     pub http: HttpSpec,
+    /// The cluster that it belongs to, if any.
+    pub etcd: Option<EtcdSpec>,
     /// The fleets by name; jobs are fleets of one run at a time.
     pub fleets: BTreeMap<FleetName, FleetSpec>,
 }
@@ -72,6 +74,32 @@ pub struct NodeSpec {
 pub struct HttpSpec {
     /// Loopback addresses, read-only.
     pub listen: Vec<std::net::SocketAddr>,
+}
+
+/// `[etcd]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdSpec {
+    /// `http://HOST:PORT` or `https://HOST:PORT`, of every member.
+    pub endpoints: Vec<String>,
+    /// Everything of this name belongs together: locks, nodes, queues.
+    pub cluster: String,
+    /// Of the node's lease; etcd may grant more.
+    pub lease_ttl: Span,
+    /// Name and password.
+    pub user: Option<(String, String)>,
+    /// For `https`.
+    pub tls: Option<TlsSpec>,
+    /// Stands before every fence: raised by an operator when a cluster was restored, and its revisions with it.
+    pub epoch: u64,
+}
+
+/// `etcd.tls`: files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsSpec {
+    /// Whom we trust.
+    pub ca: String,
+    /// Our certificate and its key.
+    pub identity: Option<(String, String)>,
 }
 
 /// `[fleet.NAME]`.
@@ -335,23 +363,79 @@ pub struct SingletonSpec {
     pub flock: Option<String>,
     /// So many may hold it at once, each a file of its own.
     pub slots: u32,
+    /// So many of them on one node of a cluster.
+    pub per_node: u32,
     /// Take file systems whose locks may not exclude anybody.
     pub allow_network_fs: bool,
     /// Holding the lock is not enough: it lasts only from one renewal to the next.
     pub lease: Option<LeaseSpec>,
+    /// In a cluster: what somebody who is gone without a word may have left behind.
+    pub takeover: Takeover,
+}
+
+/// How long a successor waits for what may be left of a holder who is gone without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Takeover {
+    /// So long.
+    After(Span),
+    /// Until he must be dead even if he hears of nothing.
+    Strict,
+}
+
+impl Default for Takeover {
+    fn default() -> Self {
+        Self::After(Span::secs(1))
+    }
+}
+
+impl SingletonSpec {
+    /// Is it for the whole cluster?
+    pub fn is_of_cluster(&self) -> bool {
+        self.cluster().is_some()
+    }
+
+    /// Which cluster, if it is for one.
+    pub fn cluster(&self) -> Option<&str> {
+        match &self.lease.as_ref()?.authority {
+            Authority::Cluster(name) => Some(name),
+            Authority::File(_) => None,
+        }
+    }
+
+    /// How long what may be left of a holder who is gone without a word is given to end.
+    pub fn takeover_delay(&self) -> Span {
+        match self.takeover {
+            Takeover::After(span) => span,
+            Takeover::Strict => {
+                let ttl = self.lease.as_ref().map_or(Span::ZERO, |lease| lease.ttl);
+                LeaseSpec::dead_after(ttl)
+            }
+        }
+    }
 }
 
 /// How long a gate lasts that must be renewed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseSpec {
-    /// A file that renews for as long as it holds this node's name: what tests use.
-    pub authority: String,
-    /// For how long a renewal is good, in the authority's eyes.
+    /// Who renews.
+    pub authority: Authority,
+    /// Stands before its fences.
+    pub epoch: u64,
+    /// For how long a renewal is good, in the authority's eyes; etcd may grant more.
     pub ttl: Span,
     /// From SIGTERM to SIGKILL, when renewals stay away.
     pub grace: Span,
     /// From SIGKILL to the moment at which nothing may be left.
     pub kill_margin: Span,
+}
+
+/// Who renews leases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Authority {
+    /// A file that renews for as long as it holds this node's name: what tests use.
+    File(String),
+    /// The etcd of the cluster of this name.
+    Cluster(String),
 }
 
 impl LeaseSpec {
@@ -360,10 +444,16 @@ impl LeaseSpec {
     /// What an authority may be late to notice, and we to kill.
     const SLACK: Span = Span::millis(350);
 
-    /// From the sending of a renewal to SIGKILL: early enough that all is over when the authority may give it to somebody else.
-    pub fn kill_after(&self) -> Span {
-        let bound = Span::nanos(self.ttl.as_nanos() / 1_000 * Self::RATE);
-        bound.minus(Self::SLACK).minus(self.kill_margin)
+    /// From the sending of a renewal that is good for `ttl` to the moment at which nothing may be left: before the authority may give it to
+    /// somebody else.
+    pub fn dead_after(ttl: Span) -> Span {
+        let bound = Span::nanos(ttl.as_nanos() / 1_000 * Self::RATE);
+        bound.minus(Self::SLACK)
+    }
+
+    /// From the sending of a renewal that is good for `ttl` to SIGKILL.
+    pub fn kill_after(&self, ttl: Span) -> Span {
+        Self::dead_after(ttl).minus(self.kill_margin)
     }
 
     /// How often it is renewed.
@@ -371,9 +461,19 @@ impl LeaseSpec {
         Span::nanos(self.ttl.as_nanos() / 5)
     }
 
+    /// How long an etcd that does not answer can be borne, before its worker must begin to end: until the next renewal it may have been gone
+    /// unnoticed, and that one may be late.
+    pub fn bears(&self) -> Span {
+        let term = self.kill_after(self.ttl).minus(self.grace);
+        term.minus(self.renew_every()).minus(Self::LATE)
+    }
+
+    /// A renewal is answered by then, or somebody else has been asked.
+    const LATE: Span = Span::millis(400);
+
     /// Can it be renewed at least once before its worker must begin to end?
     pub fn is_possible(&self) -> bool {
-        self.kill_after() >= self.grace.plus(self.renew_every()).plus(self.renew_every())
+        self.kill_after(self.ttl) >= self.grace.plus(self.renew_every()).plus(self.renew_every())
     }
 }
 
@@ -384,8 +484,10 @@ impl Default for SingletonSpec {
             lock: FleetName::unknown(),
             flock: None,
             slots: 1,
+            per_node: 1,
             allow_network_fs: false,
             lease: None,
+            takeover: Takeover::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    config::spec::LeaseSpec,
+    config::spec::{Authority as Renewer, LeaseSpec},
     driver::inbox::Inbox,
     engine::{Event, lease::LeaseNews},
     id::WorkerId,
@@ -34,7 +34,12 @@ impl Authority {
 
     /// Begins to renew; the first time at once.
     pub(super) fn begin(&mut self, worker: &WorkerId, fence: u64, spec: &LeaseSpec) {
-        let path = PathBuf::from(&spec.authority);
+        // The cluster's leases are the engine's to renew.
+        let Renewer::File(path) = &spec.authority else {
+            return;
+        };
+        let path = PathBuf::from(path);
+        let ttl = spec.ttl;
         let period = std::time::Duration::from(spec.renew_every());
         let (holder, hand_in) = (worker.clone(), self.hand_in.clone());
         let node = self.node.clone();
@@ -49,7 +54,7 @@ impl Authority {
                 let said = spawn_blocking(move || std::fs::read_to_string(file)).await;
                 let said = said.ok().and_then(Result::ok).unwrap_or_default();
                 let news = match said.trim() {
-                    name if name == node => LeaseNews::Renewed { sent },
+                    name if name == node => LeaseNews::Renewed { sent, ttl },
                     "gone" => LeaseNews::Gone("its authority took it away".to_owned()),
                     _ => continue,
                 };

@@ -15,6 +15,7 @@ use crate::{
         Settings,
         alarm::Alarm,
         boot::{self, Request},
+        cluster::{self, Ways},
         console::Console,
         deadlines::Deadlines,
         door::Door,
@@ -129,6 +130,9 @@ impl Begin {
         let facts = Facts {
             node: accepted.config.node.name.clone(),
             notify_socket: listeners.notify_path.display().to_string(),
+            identity: cluster::identity(&settings.directories.state).unwrap_or_default(),
+            run: welcome.cookie.clone(),
+            pinned: cluster::pinned(&settings.directories.state),
         };
         let surface = || Surface {
             engine: Arc::new(Door {
@@ -176,6 +180,10 @@ impl Begin {
             }
         }
         let tally = Tally::new(accepted.at);
+        let ways = Ways::new(accepted.config.etcd.clone(), hand_in.clone());
+        if let Some(why) = ways.fault().filter(|_| first) {
+            return Err(why.to_owned());
+        }
         let alarm = Alarm::new().map_err(|e| format!("failed to make a timer: {e}"))?;
         let origin = Origin {
             config: accepted.config,
@@ -246,6 +254,7 @@ impl Begin {
             clients: BTreeMap::new(),
             leaving: None,
             gates,
+            ways,
             deadlines,
             by_hand: ByHand::default(),
             alarm,

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use crate::{
     engine::{Event, lease::LeaseNews},
     id::WorkerId,
-    time::Clocks,
+    time::{Clocks, Span},
     wire::{self, DeadlineNews, DeadlineOp, SMALL_MAX, SeatReport, SeatState, seat_key},
 };
 
@@ -24,6 +24,10 @@ pub(super) struct Deadlines {
     /// What stood when we began, and is nobody's yet.
     found: Vec<SeatReport>,
     closed: bool,
+    /// How much time there is after each deadline.
+    margins: BTreeMap<u64, Span>,
+    /// How closely the keeper is watched, as far as we said.
+    watched: Option<Span>,
 }
 
 impl Deadlines {
@@ -34,6 +38,8 @@ impl Deadlines {
             workers: BTreeMap::new(),
             found: Vec::new(),
             closed: false,
+            margins: BTreeMap::new(),
+            watched: None,
         };
         loop {
             for news in deadlines.receive().await? {
@@ -69,19 +75,44 @@ impl Deadlines {
                 }),
             }
         }
+        // Whoever has a deadline says with his next renewal how closely.
+        if self.workers.is_empty() {
+            self.be_watched();
+        }
         came
     }
 
-    pub(super) fn arm(&mut self, worker: WorkerId, fence: u64, until: Clocks) {
+    /// `margin`: what is left after `until` before somebody else may run, if that is the cluster's to say.
+    pub(super) fn arm(
+        &mut self,
+        worker: WorkerId,
+        fence: u64,
+        until: Clocks,
+        margin: Option<Span>,
+    ) {
         let key = seat_key(&worker);
         self.workers.insert(key, worker);
+        self.margins.extend(margin.map(|margin| (key, margin)));
+        self.be_watched();
         self.send(&DeadlineOp::Arm { key, fence, until });
+    }
+
+    /// A keeper that is frozen kills nobody: whoever watches it must notice within half of what is left then.
+    fn be_watched(&mut self) {
+        let least = self.margins.values().min().copied();
+        let within = least.map_or(Span::ZERO, |least| Span::nanos(least.as_nanos() / 2));
+        if self.watched != Some(within) {
+            self.watched = Some(within);
+            self.send(&DeadlineOp::Watch { within });
+        }
     }
 
     pub(super) fn disarm(&mut self, worker: &WorkerId, fence: u64) {
         let key = seat_key(worker);
         self.workers.remove(&key);
+        self.margins.remove(&key);
         self.send(&DeadlineOp::Disarm { key, fence });
+        self.be_watched();
     }
 
     /// What the engine is to hear of it.

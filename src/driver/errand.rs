@@ -57,6 +57,7 @@ impl Errand {
                 memory_reserve: 0,
             },
             http: HttpSpec::default(),
+            etcd: None,
             fleets: BTreeMap::from([(self.lock.clone(), fleet)]),
         }
     }

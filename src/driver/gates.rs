@@ -150,8 +150,9 @@ impl Gates {
     }
 
     /// Begins to look for a lock.
-    pub(super) fn seek(&mut self, worker: WorkerId, spec: SingletonSpec) {
-        let seeker = self.seeker(spec, None);
+    pub(super) fn seek(&mut self, worker: WorkerId, spec: SingletonSpec, fence: Option<u64>) {
+        let mut seeker = self.seeker(spec, None);
+        seeker.fence = fence;
         let wrong = seeker.wrong_number();
         if let Some(before) = self.seekers.insert(worker.clone(), seeker) {
             before.call_off();
@@ -187,6 +188,7 @@ impl Gates {
         self.tickets += 1;
         Seeker {
             spec,
+            fence: None,
             ticket: self.tickets,
             files: BTreeMap::new(),
             buried: BTreeSet::new(),

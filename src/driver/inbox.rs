@@ -10,6 +10,7 @@ use crate::{
     engine::{
         Event,
         book::Book,
+        cluster::rpc::News,
         command::{Command, Denial, Reply},
         event::Purpose,
         load::Sample,
@@ -46,6 +47,8 @@ pub(super) enum Inbox {
     Locked(WorkerId, u64, Taken),
     /// News of a lock.
     Gate(Event),
+    /// etcd answered, or showed something.
+    Etcd(News),
     /// A published file is in its place, or not.
     Published(Event),
     /// The keeper is to hold this.

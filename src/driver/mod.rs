@@ -31,6 +31,7 @@ mod authority;
 mod begin;
 mod books;
 mod boot;
+mod cluster;
 mod console;
 mod deadlines;
 mod door;

@@ -72,21 +72,28 @@ impl Driver {
                         Inbox::EnvRead(worker, after, probe::read_env_files(&files))
                     });
                 }
-                Effect::SeekGate { worker, spec } => {
+                Effect::SeekGate {
+                    worker,
+                    spec,
+                    fence,
+                } => {
                     ops.extend(self.make_logs_early(&worker));
-                    self.gates.seek(worker, spec);
+                    self.gates.seek(worker, spec, fence);
                 }
                 Effect::YieldGate {
                     worker,
                     spec,
                     given,
                 } => self.gates.watch(worker, spec, given),
+                Effect::Etcd(order) => self.ways.obey(order),
+                Effect::Pin(cluster) => self.pin(cluster),
                 Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
                 Effect::Arm {
                     worker,
                     fence,
                     until,
-                } => self.deadlines.arm(worker, fence, until),
+                    margin,
+                } => self.deadlines.arm(worker, fence, until, margin),
                 Effect::Disarm { worker, fence } => self.deadlines.disarm(&worker, fence),
                 Effect::KillByHand(worker) => {
                     let key = RowKey::Slot(worker);
@@ -96,6 +103,7 @@ impl Driver {
                 }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
                 Effect::Accept { config, previous } => {
+                    self.ways.follow(config.etcd.as_ref());
                     let accepted = Accepted {
                         config: *config,
                         previous: previous.into_iter().collect(),
@@ -449,6 +457,17 @@ impl Driver {
                 Vec::new()
             }
         }
+    }
+
+    /// Which cluster we belong to is written down. Where it cannot be, the next start believes whoever answers.
+    fn pin(&self, cluster: u64) {
+        let state = self.settings.directories.state.clone();
+        let console = self.console.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(why) = crate::driver::cluster::pin(&state, cluster) {
+                console.say(format!("leasehold: {why}"));
+            }
+        });
     }
 
     fn in_background(&self, work: impl FnOnce() -> Inbox + Send + 'static) {

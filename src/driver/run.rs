@@ -19,6 +19,7 @@ use crate::{
         alarm::Alarm,
         begin::begin,
         boot::{self, Request},
+        cluster::Ways,
         console::Console,
         deadlines::Deadlines,
         gates::Gates,
@@ -70,6 +71,7 @@ pub(super) struct Driver {
     /// The engine is done: the last lines are written, then the keeper hears this code.
     pub(super) leaving: Option<u8>,
     pub(super) gates: Gates,
+    pub(super) ways: Ways,
     pub(super) deadlines: Deadlines,
     pub(super) by_hand: ByHand,
     pub(super) alarm: Alarm,
@@ -437,6 +439,7 @@ impl Driver {
                 }
             }
             Inbox::Gate(event) | Inbox::Published(event) => self.step(event),
+            Inbox::Etcd(news) => self.step(Event::Etcd(news)),
             Inbox::Sampled(sample) => self.step(Event::Sampled(sample)),
             Inbox::Knock(fleet) => self.step(Event::Knock(fleet)),
             Inbox::Sourced(fleet, result) => self.step(Event::Sourced { fleet, result }),

@@ -20,6 +20,8 @@ use crate::{
 /// Somebody who wants a lock.
 pub(super) struct Seeker {
     pub(super) spec: SingletonSpec,
+    /// What to write into the lock; none: the next fence of those that it has given.
+    pub(super) fence: Option<u64>,
     /// Tells its results from those of one that was called off.
     pub(super) ticket: u64,
     /// The files it may be; opened once, since closing one rings everybody's bell.
@@ -132,8 +134,11 @@ impl Seeker {
 pub(super) fn paths(spec: &SingletonSpec) -> Vec<PathBuf> {
     match &spec.flock {
         Some(path) => vec![PathBuf::from(path)],
-        None => (0..spec.slots)
-            .map(|slot| locks::default_path(locks::LOCAL, spec.lock.as_str(), slot))
-            .collect(),
+        None => {
+            let cluster = spec.cluster().unwrap_or(locks::LOCAL);
+            (0..spec.slots)
+                .map(|slot| locks::default_path(cluster, spec.lock.as_str(), slot))
+                .collect()
+        }
     }
 }

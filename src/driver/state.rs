@@ -31,8 +31,10 @@ pub(super) enum StateError {
     },
 }
 
+const INTENT: &str = "intent.json";
+
 fn file(state_dir: &Path) -> PathBuf {
-    state_dir.join("intent.json")
+    state_dir.join(INTENT)
 }
 
 /// Reads it; a missing file is an empty intent.
@@ -52,21 +54,26 @@ pub(super) fn load(state_dir: &Path) -> Result<Intent, StateError> {
     }
 }
 
-/// Writes it beside the old one, syncs, renames, and syncs the directory.
+/// Writes it, whole or not at all.
 pub(super) fn save(state_dir: &Path, intent: &Intent) -> Result<(), String> {
-    let path = file(state_dir);
-    let fresh = state_dir.join("intent.json.new");
+    let text = serde_json::to_vec_pretty(intent).map_err(io::Error::other);
+    let written = text.and_then(|text| keep(state_dir, INTENT, &text));
+    written.map_err(|error| format!("cannot write {}: {error}", file(state_dir).display()))
+}
+
+/// Writes a file of the state directory beside the old one, syncs, renames, and syncs the directory.
+pub(super) fn keep(state_dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let fresh = state_dir.join(format!("{name}.new"));
     let write = || -> io::Result<()> {
         fs::create_dir_all(state_dir)?;
         let mut out = File::create(&fresh)?;
-        out.write_all(&serde_json::to_vec_pretty(intent)?)?;
+        out.write_all(text)?;
         out.sync_all()?;
-        fs::rename(&fresh, &path)?;
+        fs::rename(&fresh, state_dir.join(name))?;
         File::open(state_dir)?.sync_all()
     };
-    write().map_err(|error| {
+    write().inspect_err(|_| {
         let _ = fs::remove_file(&fresh);
-        format!("cannot write {}: {error}", path.display())
     })
 }
 

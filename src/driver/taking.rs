@@ -109,10 +109,11 @@ impl Me {
         };
         let first = file.path().with_extension("0");
         let others = slots.is_some_and(|slots| locks::others_held(&first, slots));
-        if others || before.next_fence().must_reach_disk {
+        let must_reach_disk = seeker.fence.is_none() && before.next_fence().must_reach_disk;
+        if others || must_reach_disk {
             return Err(file);
         }
-        Ok(self.write(worker, file, slots, Some(&before)))
+        Ok(self.write(worker, file, slots, seeker.fence, Some(&before)))
     }
 
     /// To be done where it may block: ends what is left of the last holder, and writes ourselves in.
@@ -131,7 +132,7 @@ impl Me {
             Arc::clone(called_off),
         );
         let slots = seeker.slots();
-        let (ticket, replaced) = (seeker.ticket, seeker.replaced);
+        let (ticket, replaced, fence) = (seeker.ticket, seeker.replaced, seeker.fence);
         let work = move || {
             if replaced {
                 locks::give_way();
@@ -148,7 +149,7 @@ impl Me {
                     None => Ok(()),
                 });
                 match settled {
-                    Ok(()) => break me.write(&worker, file, slots, before.as_ref()),
+                    Ok(()) => break me.write(&worker, file, slots, fence, before.as_ref()),
                     Err(_) if called_off.load(Ordering::Relaxed) => {
                         break Err(Missed::Busy(String::new(), None));
                     }
@@ -168,9 +169,18 @@ impl Me {
         worker: &WorkerId,
         file: LockFile,
         slots: Option<u32>,
+        fence: Option<u64>,
         before: Option<&Record>,
     ) -> Taken {
-        let next = before.map_or_else(|| Next::after(last_fence(), 0), Record::next_fence);
+        let next = match fence {
+            // A cluster's are made elsewhere, and kept there.
+            Some(fence) => Next {
+                fence,
+                kept: before.map_or(0, |before| before.fences_kept),
+                must_reach_disk: false,
+            },
+            None => before.map_or_else(|| Next::after(last_fence(), 0), Record::next_fence),
+        };
         let record = Record {
             leasehold: 1,
             fence: next.fence,

@@ -65,6 +65,15 @@ pub enum Command {
         /// Who asks.
         by: By,
     },
+    /// Have a cluster's lock moved to whoever is next, or to a node.
+    Move {
+        /// Which fleet's.
+        name: String,
+        /// To which node; none: whoever is next.
+        to: Option<String>,
+        /// Who asks.
+        by: By,
+    },
     /// Read the configuration again and apply it.
     Reload,
     /// Read it and only say what would change.

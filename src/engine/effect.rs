@@ -9,6 +9,7 @@ use crate::{
     },
     engine::{
         book::{Book, Miss, Outcome, Run, Skip},
+        cluster::rpc::Order,
         command::{Denial, Reply},
         event::Purpose,
         gate::Holder,
@@ -68,7 +69,13 @@ pub enum Effect {
         worker: WorkerId,
         /// Which.
         spec: SingletonSpec,
+        /// What to write into it; none: the next one of those that it has given.
+        fence: Option<u64>,
     },
+    /// Ask etcd, or watch it; answered by `Etcd` events.
+    Etcd(Order),
+    /// Write down which cluster this node belongs to.
+    Pin(u64),
     /// Say, by a `Gate` event that it waits, when somebody else has what was given back, and do not take it.
     YieldGate {
         /// For whom.
@@ -88,6 +95,8 @@ pub enum Effect {
         fence: u64,
         /// When.
         until: Clocks,
+        /// What is left then before somebody else may run, if the cluster says who may.
+        margin: Option<Span>,
     },
     /// There is nobody to kill any more.
     Disarm {
@@ -397,6 +406,8 @@ pub enum Cause {
     Lost,
     /// It was not renewed in time.
     Lapsed,
+    /// It was its turn in the cluster, and it could not begin.
+    Passed,
     /// It was had when nobody wanted it any more.
     NotWanted,
 }
@@ -417,6 +428,7 @@ impl Cause {
             Self::NoRun => "no-run",
             Self::Lost => "lost",
             Self::Lapsed => "lapsed",
+            Self::Passed => "passed",
             Self::NotWanted => "not-wanted",
         }
     }
@@ -435,6 +447,7 @@ impl Cause {
             | Self::NoRun
             | Self::Lost
             | Self::Lapsed
+            | Self::Passed
             | Self::NotWanted => None,
         }
     }

@@ -3,8 +3,8 @@
 use crate::{
     config::Config,
     engine::{
-        book::Book, command::Command, gate::GateNews, lease::LeaseNews, load::Sample,
-        publish::Written,
+        book::Book, cluster::rpc::News, command::Command, gate::GateNews, lease::LeaseNews,
+        load::Sample, publish::Written,
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Span, Stamp},
@@ -59,6 +59,8 @@ pub enum Event {
         /// What.
         news: GateNews,
     },
+    /// etcd answered, or showed something.
+    Etcd(News),
     /// A worker's gate lasts longer, or no longer.
     Lease {
         /// Whose.

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::spec::{LeaseSpec, SingletonSpec},
     engine::{
+        cluster::{Said, Ticket},
         effect::{Cause, Effect, Ending, What},
         fleet::{Fleet, Room, Stance},
         intent::Intent,
-        lease::Lease,
+        lease::{Lease, LeaseNews},
         release::Release,
         slot::{Desk, Slot, State},
         status::GateStatus,
@@ -105,6 +106,8 @@ pub(super) struct Gate {
     pub(super) release: Option<Release>,
     /// How long it lasts, if it must be renewed.
     pub(super) lease: Lease,
+    /// Its place in the queue of a cluster's lock, when it is its turn.
+    pub(super) ticket: Option<Ticket>,
     /// Open.
     #[serde(skip)]
     pass: Option<Pass>,
@@ -128,7 +131,7 @@ impl Gate {
     pub(super) fn page(&self) -> Option<PageSpec> {
         Some(PageSpec {
             fence: self.fence()?,
-            epoch: 0,
+            epoch: self.lease_spec().map_or(0, |lease| lease.epoch),
             role: HOLDER,
             timed: self.lease_spec().is_some(),
         })
@@ -162,6 +165,11 @@ impl Gate {
     /// Is it open, and does its lock still exclude everybody else?
     pub(super) fn is_open(&self) -> bool {
         self.pass.is_some() && !self.is_lost
+    }
+
+    /// Does its lock exclude nobody any more?
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// For people; `cause`: why nobody would ask for it now.
@@ -211,13 +219,53 @@ impl Slot {
         open && self.lease_allows(desk.now)
     }
 
-    /// Has the lock looked for that is asked for.
+    /// Has the lock looked for that is asked for. One of a cluster is first waited for there.
     pub(super) fn seek_gate(&self, desk: &mut Desk<'_>) {
-        if let Some(spec) = &self.gate.sought {
-            desk.out.list.push(Effect::SeekGate {
-                worker: desk.worker.clone(),
-                spec: spec.clone(),
-            });
+        let Some(spec) = &self.gate.sought else {
+            return;
+        };
+        let fence = self.gate.ticket.as_ref().map(|ticket| ticket.fence);
+        if spec.is_of_cluster() && fence.is_none() {
+            return;
+        }
+        desk.out.list.push(Effect::SeekGate {
+            worker: desk.worker.clone(),
+            spec: spec.clone(),
+            fence: fence.map(i64::unsigned_abs),
+        });
+    }
+
+    /// News of the lock's queue in the cluster.
+    pub(super) fn cluster_said(&mut self, said: Said, desk: &mut Desk<'_>) {
+        let is_sought = self.gate.sought.as_ref();
+        if !is_sought.is_some_and(SingletonSpec::is_of_cluster) {
+            return;
+        }
+        match (said, &self.gate.ticket) {
+            (Said::Won(ticket), None) => {
+                self.gate.ticket = Some(ticket);
+                self.gate.waits = None;
+                self.seek_gate(desk);
+            }
+            (Said::Waits(why), None) => {
+                let holder = None;
+                self.gate_changed(GateNews::Waits { why, holder }, desk);
+            }
+            (Said::Lost(why), Some(_)) if self.gate.pass.is_some() => self.lose_gate(why, desk),
+            // The lock file was still waited for.
+            (Said::Lost(_), Some(_)) => self.shut_gate(Cause::Lost, desk),
+            (Said::Asked(who), Some(ticket)) => {
+                let fence = ticket.fence.unsigned_abs();
+                self.release_gate(fence, &who, desk);
+            }
+            (Said::Passed, Some(_)) if self.is_live() => {}
+            (Said::Passed, Some(_)) => self.shut_gate(Cause::Passed, desk),
+            (Said::Renewed { sent, ttl }, Some(ticket)) => {
+                let fence = ticket.fence.unsigned_abs();
+                self.lease_changed(fence, LeaseNews::Renewed { sent, ttl }, desk);
+            }
+            (Said::Won(_) | Said::Waits(_), Some(_))
+            | (Said::Lost(_) | Said::Passed | Said::Asked(_) | Said::Renewed { .. }, None) => {}
         }
     }
 
@@ -289,7 +337,9 @@ impl Slot {
             cause: cause.clone(),
         };
         desk.record(self.generation, what);
-        if let (Cause::Released { who }, Some(spec)) = (cause, gate.sought) {
+        // Of a cluster's lock it is known who waits: they are next, and we stand behind them.
+        let is_queued = gate.ticket.is_some();
+        if let (Cause::Released { who }, Some(spec), false) = (cause, gate.sought, is_queued) {
             let pass = pass.clone();
             self.gate.sought = Some(spec);
             self.yield_gate(who, pass, desk);

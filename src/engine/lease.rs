@@ -17,7 +17,7 @@ use crate::{
         effect::{Effect, Ending, What},
         slot::{Desk, Slot, State},
     },
-    time::{Clocks, Moment},
+    time::{Clocks, Moment, Span},
     wire::SeatState,
 };
 
@@ -28,6 +28,8 @@ pub enum LeaseNews {
     Renewed {
         /// When.
         sent: Clocks,
+        /// For how long it is good, in the eyes of whoever renewed it.
+        ttl: Span,
     },
     /// It is certainly gone.
     Gone(String),
@@ -111,10 +113,12 @@ impl Slot {
         if self.gate.fence() != Some(fence) {
             return;
         }
+        let is_of_cluster = self.gate.ticket.is_some();
         let lease = &mut self.gate.lease;
         match news {
-            LeaseNews::Renewed { sent } => {
-                let until = sent.after(spec.kill_after());
+            LeaseNews::Renewed { sent, ttl } => {
+                let until = sent.after(spec.kill_after(ttl));
+                let margin = is_of_cluster.then_some(spec.kill_margin);
                 let later = lease.asked.is_none_or(|asked| until.is_after(asked));
                 if later && !lease.lapsing {
                     lease.asked = Some(until);
@@ -122,6 +126,7 @@ impl Slot {
                         worker: desk.worker.clone(),
                         fence,
                         until,
+                        margin,
                     });
                 }
             }

@@ -35,6 +35,7 @@ mod jitter;
 mod job;
 pub mod lease;
 pub mod load;
+mod membership;
 mod meter;
 mod operate;
 mod picture;

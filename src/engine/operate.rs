@@ -68,6 +68,10 @@ impl Supervisor {
             Command::Release { name, slot, by } => {
                 self.release(&name, slot, &by, now, out).map(Some)
             }
+            Command::Move { name, to, by } => {
+                let asked = self.move_lock(request, (&name, to.as_deref()), &by, now, out);
+                asked.map(|()| None)
+            }
             Command::Reload => self.reload(request, out),
             Command::Plan => {
                 out.list.push(Effect::ReadConfig(Purpose::Plan(request)));

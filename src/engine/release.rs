@@ -68,7 +68,7 @@ impl Release {
 
 impl Slot {
     /// Ends the worker, so that its lock can be given to somebody else. Only while that is open.
-    fn release_gate(&mut self, fence: u64, who: &str, desk: &mut Desk<'_>) {
+    pub(super) fn release_gate(&mut self, fence: u64, who: &str, desk: &mut Desk<'_>) {
         let who: String = who.chars().take(WHO_MAX).collect();
         let what = What::GateReleased {
             fence,
@@ -226,7 +226,7 @@ impl Supervisor {
     }
 
     /// The fleet of that name, if it is a singleton.
-    fn singleton(&self, name: &str) -> Result<&Fleet, Denial> {
+    pub(super) fn singleton(&self, name: &str) -> Result<&Fleet, Denial> {
         let needs_lock = |fleet: &&Fleet| fleet.spec.singleton.is_some();
         let is_job = |fleet: &Fleet| fleet.spec.cron.is_some();
         let found = self

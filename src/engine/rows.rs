@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Version of the bodies; a body begins with it.
-const BODY_VERSION: u8 = 1;
+const BODY_VERSION: u8 = 2;
 
 impl Supervisor {
     pub(super) fn take_over(
@@ -60,6 +60,7 @@ impl Supervisor {
         if !rows.is_empty() {
             out.record(now, Subject::Node, What::TookOver { workers });
         }
+        self.resume_cluster(now);
         let headers: BTreeMap<&RowKey, &Header> =
             rows.iter().map(|(key, header, _)| (key, header)).collect();
         for (key, header, _) in &rows {

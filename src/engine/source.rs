@@ -289,6 +289,7 @@ mod tests {
                 memory_reserve: 0,
             },
             http: HttpSpec::default(),
+            etcd: None,
             fleets: BTreeMap::new(),
         }
     }
@@ -308,7 +309,7 @@ mod tests {
                 intent: Intent::default(),
                 facts: Facts {
                     node: "n".to_owned(),
-                    notify_socket: String::new(),
+                    ..Facts::default()
                 },
                 asked: Asked::default(),
                 rows,

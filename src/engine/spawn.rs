@@ -15,6 +15,12 @@ pub struct Facts {
     pub node: String,
     /// Path of the workers' notify socket; empty: there is none.
     pub notify_socket: String,
+    /// Made once for a state directory: tells this node from another one of its name. Empty: none can be kept.
+    pub identity: String,
+    /// Names this run of the daemon.
+    pub run: String,
+    /// The cluster that this node has seen before.
+    pub pinned: Option<u64>,
 }
 
 /// The names under which the keeper holds a slot's log pipes: stdout and, if it is separate, stderr.
@@ -83,7 +89,8 @@ pub(super) fn worker(
         env.push(format!("LEASEHOLD_LOCK={}", pass.path));
         env.push(format!("LEASEHOLD_LOCK_FD={}", 3 + passed.len()));
         env.push(format!("LEASEHOLD_FENCE={}", pass.fence));
-        env.push("LEASEHOLD_EPOCH=0".to_owned());
+        let epoch = gate.page().map_or(0, |page| page.epoch);
+        env.push(format!("LEASEHOLD_EPOCH={epoch}"));
         passed.push(lock_name(worker));
         env.push(format!("LEASEHOLD_PAGE_FD={}", 3 + passed.len()));
     }

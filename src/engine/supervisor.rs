@@ -8,6 +8,7 @@ use crate::{
     config::{Config, spec::FleetSpec},
     engine::{
         autoscale::Rhythm,
+        cluster::{Cluster, SessionRow},
         command::Command,
         cron::Clock,
         effect::{Effect, Effects, Subject, What},
@@ -17,6 +18,7 @@ use crate::{
         host::Host,
         intent::Intent,
         jitter::Jitter,
+        membership::membership,
         operate::Saving,
         restart::Bucket,
         slot::Slot,
@@ -36,6 +38,8 @@ pub(super) struct NodeBody {
     pub(super) reloads: u64,
     /// Reopenings likewise.
     pub(super) reopens: u64,
+    /// Its session in the cluster.
+    pub(super) session: Option<SessionRow>,
 }
 
 /// What a new supervisor starts from.
@@ -72,6 +76,8 @@ pub struct Supervisor {
     pub(super) asked: Asked,
     pub(super) intent: Intent,
     pub(super) facts: Facts,
+    /// This node's part in its cluster.
+    pub(super) cluster: Option<Cluster>,
     pub(super) clock: Clock,
     /// When it asked to hear of the wall clock.
     wake: Option<Stamp>,
@@ -110,6 +116,7 @@ impl Supervisor {
             bucket: Bucket::full(config.node.restart_burst, now),
             reloads: asked.reloads,
             reopens: asked.reopens,
+            session: None,
         };
         let mut fleets: BTreeMap<FleetName, Fleet> = config
             .fleets
@@ -131,10 +138,11 @@ impl Supervisor {
             }
         }
         let mut supervisor = Self {
-            config,
             fleets,
             node,
             asked,
+            cluster: membership(&config, &facts).map(|one| Cluster::new(one, now)),
+            config,
             intent,
             facts,
             clock: Clock { shown, at: now },
@@ -192,6 +200,7 @@ impl Supervisor {
             Event::Gate { worker, news } => self.with_slot(&worker, now, out, |slot, desk| {
                 slot.gate_changed(news, desk);
             }),
+            Event::Etcd(news) => self.etcd_said(news, now, out),
             Event::Lease {
                 worker,
                 fence,
@@ -255,7 +264,8 @@ impl Supervisor {
     /// When a `Tick` is due.
     pub fn deadline(&self) -> Option<Moment> {
         let fleets = self.fleets.values().filter_map(Fleet::deadline);
-        fleets.chain(self.scale_deadline()).min()
+        let cluster = self.cluster_deadline();
+        fleets.chain(self.scale_deadline()).chain(cluster).min()
     }
 
     /// The state of every slot that is due at `now`, for whoever looks into a deadline that is never met.
@@ -300,6 +310,7 @@ impl Supervisor {
         if self.drop_removed(now, out) {
             self.settle(now, out);
         }
+        self.follow_cluster(now, out);
         self.send_rows(out);
         self.ask_to_be_woken(now, out);
         self.say_goodbye(now, out);
@@ -307,7 +318,7 @@ impl Supervisor {
     }
 
     /// Every fleet moves as far as it can.
-    fn settle(&mut self, now: Moment, out: &mut Effects) {
+    pub(super) fn settle(&mut self, now: Moment, out: &mut Effects) {
         let names: Vec<FleetName> = self.fleets.keys().cloned().collect();
         // More than once: what one fleet reached may be what another waits for, and a rollback makes new things due.
         for _ in 0..4 {
@@ -565,9 +576,14 @@ impl Supervisor {
         heirs
     }
 
+    /// The daemon stops, and nothing of any fleet is left.
+    pub(super) fn is_over(&self, now: Moment) -> bool {
+        let stops = self.asked.stopping != Stopping::No;
+        stops && self.fleets.values().all(|fleet| fleet.is_gone(now))
+    }
+
     fn say_goodbye(&mut self, now: Moment, out: &mut Effects) {
-        let idle = self.fleets.values().all(|fleet| fleet.is_gone(now));
-        if self.asked.stopping != Stopping::No && idle && !self.exited {
+        if self.is_over(now) && !self.exited && self.has_left_cluster(now) {
             self.exited = true;
             let code = if self.asked.stopping == Stopping::Kill {
                 ExitCode::Failed

@@ -294,6 +294,7 @@ impl fmt::Display for Cause {
             Self::NoRun => "the job has no run",
             Self::Lost => "it excluded nobody any more",
             Self::Lapsed => "its lease was not renewed in time",
+            Self::Passed => "it could not begin, and others wait",
             Self::NotWanted => "nobody wanted it any more",
         })
     }

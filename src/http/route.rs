@@ -106,6 +106,8 @@ struct Body {
     signal: Option<String>,
     slot: Option<u32>,
     pause: bool,
+    /// A node.
+    to: Option<String>,
     /// A duration, such as `1h`.
     r#for: Option<String>,
 }
@@ -248,7 +250,11 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             body.names = vec![(*name).to_owned()];
             "release"
         }
-        ["v1", "run" | "release"] => {
+        ["v1", "singletons", name, "move"] if !name.is_empty() => {
+            body.names = vec![(*name).to_owned()];
+            "move"
+        }
+        ["v1", "run" | "release" | "move"] => {
             return Err(Refusal::new(404, format!("there is no {}", asked.path)));
         }
         ["v1", verb] => *verb,
@@ -265,6 +271,11 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
         "release" => Command::Release {
             name: names.into_iter().next().unwrap_or_default(),
             slot: body.slot,
+            by,
+        },
+        "move" => Command::Move {
+            name: names.into_iter().next().unwrap_or_default(),
+            to: body.to,
             by,
         },
         "start" => Command::Start { names, by },
@@ -417,6 +428,17 @@ mod tests {
             let (name, by) = ("billing".to_owned(), By::default());
             Ok(Route::Command(Command::Release { name, slot, by }))
         };
+        let moved = Command::Move {
+            name: "billing".to_owned(),
+            to: Some("vps-2".to_owned()),
+            by: By::default(),
+        };
+        let path = "/v1/singletons/billing/move";
+        assert_eq!(
+            ask(Door::Unix, "POST", path, r#"{"to":"vps-2"}"#),
+            Ok(Route::Command(moved))
+        );
+        assert_eq!(ask(Door::Tcp, "POST", path, ""), Err(403));
         let path = "/v1/singletons/billing/release";
         assert_eq!(ask(Door::Unix, "POST", path, ""), release(None));
         assert_eq!(

@@ -51,6 +51,7 @@ pub(crate) fn config(scene: &Scene, demands: &[Demand], prologue: bool) -> Confi
             memory_reserve: 100_000,
         },
         http: HttpSpec::default(),
+        etcd: None,
         fleets,
     }
 }

@@ -693,6 +693,7 @@ impl Rig {
             facts: Facts {
                 node: "sim".to_owned(),
                 notify_socket: "/run/notify".to_owned(),
+                ..Facts::default()
             },
             asked: self.core.asked(),
             rows: rows.collect(),

@@ -6,10 +6,10 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            AfterState, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
-            Overlap, ProbeKind, ProbeSpec, PublishMode, PublishSpec, PublishedFile, ReadySpec,
-            RestartPolicy, RetrySpec, ScaleSpec, Signal, SingletonSpec, Sink, SourceKind,
-            SourceSpec,
+            AfterState, Authority, CronSpec, EnvFile, FleetSpec, HookSpec, HttpSpec, LeaseSpec,
+            NodeSpec, Overlap, ProbeKind, ProbeSpec, PublishMode, PublishSpec, PublishedFile,
+            ReadySpec, RestartPolicy, RetrySpec, ScaleSpec, Signal, SingletonSpec, Sink,
+            SourceKind, SourceSpec,
         },
     },
     id::{FleetName, Revision},
@@ -86,7 +86,8 @@ fn published(fleet: &str, mode: PublishMode, check: bool) -> PublishSpec {
 /// How `timed` is leased.
 pub(crate) fn lease() -> LeaseSpec {
     LeaseSpec {
-        authority: String::new(),
+        epoch: 0,
+        authority: Authority::File(String::new()),
         ttl: Span::secs(15),
         grace: Span::secs(3),
         kill_margin: Span::secs(1),
@@ -238,6 +239,7 @@ fn config(fleets: BTreeMap<FleetName, FleetSpec>) -> Config {
         base: String::new(),
         node,
         http: HttpSpec::default(),
+        etcd: None,
         fleets,
     }
 }

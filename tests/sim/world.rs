@@ -624,7 +624,10 @@ impl World {
         self.lease.renewed(self.now);
         if !self.is_lost() {
             let worker = lease::worker();
-            let news = LeaseNews::Renewed { sent };
+            let news = LeaseNews::Renewed {
+                sent,
+                ttl: self.lease.spec.ttl,
+            };
             let event = Box::new(Event::Lease {
                 worker,
                 fence,
@@ -1118,7 +1121,11 @@ impl World {
                         self.answer(0, 40, Event::Sampled(Box::new(sample)));
                     }
                 }
-                Effect::Watch { .. } | Effect::AskSource { .. } | Effect::Weigh(_) => {}
+                Effect::Watch { .. }
+                | Effect::AskSource { .. }
+                | Effect::Weigh(_)
+                | Effect::Etcd(_)
+                | Effect::Pin(_) => {}
                 Effect::ReadSource(fleet) => {
                     let length = match self.host.tempers {
                         true => self.rng.below(4) * 1_000,
@@ -1253,6 +1260,7 @@ impl World {
             facts: Facts {
                 node: "sim".to_owned(),
                 notify_socket: "/run/notify".to_owned(),
+                ..Facts::default()
             },
             asked: core.asked(),
             rows: rows.collect(),

@@ -1,0 +1,116 @@
+//! The way to etcd: built from `[etcd]`, and again when that changes. Where it cannot be built every question is answered with why.
+
+use std::{fs, io, path::Path, sync::Arc};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    config::spec::EtcdSpec,
+    driver::inbox::Inbox,
+    engine::cluster::rpc::{Failure, News, Order},
+    etcd::{Etcd, Settings, Tls},
+    sys::clock,
+};
+
+/// What questions are handed to.
+pub(super) struct Ways {
+    spec: Option<EtcdSpec>,
+    way: Result<Etcd, String>,
+    hand_in: mpsc::UnboundedSender<Inbox>,
+}
+
+impl Ways {
+    pub(super) fn new(spec: Option<EtcdSpec>, hand_in: mpsc::UnboundedSender<Inbox>) -> Self {
+        let way = build(spec.as_ref(), &hand_in);
+        Self { spec, way, hand_in }
+    }
+
+    /// Why nobody can be asked, if so.
+    pub(super) fn fault(&self) -> Option<&str> {
+        let why = self.way.as_ref().err().filter(|_| self.spec.is_some());
+        why.map(String::as_str)
+    }
+
+    /// Another configuration was accepted. What is under way on the way before is answered as lost.
+    pub(super) fn follow(&mut self, spec: Option<&EtcdSpec>) {
+        if self.spec.as_ref() != spec {
+            self.spec = spec.cloned();
+            self.way = build(spec, &self.hand_in);
+        }
+    }
+
+    pub(super) fn obey(&mut self, order: Order) {
+        let failure = match &mut self.way {
+            Ok(etcd) => return etcd.obey(order),
+            Err(why) => Failure::Unreachable(why.clone()),
+        };
+        let news = match order {
+            Order::Call(call) => News::Answered {
+                call: call.id,
+                sent: clock::both(),
+                result: Err(failure),
+            },
+            Order::Watch { id, .. } => News::WatchEnded {
+                watch: id,
+                why: failure,
+            },
+            Order::Unwatch(_) => return,
+        };
+        let _ = self.hand_in.send(Inbox::Etcd(news));
+    }
+}
+
+fn build(spec: Option<&EtcdSpec>, hand_in: &mpsc::UnboundedSender<Inbox>) -> Result<Etcd, String> {
+    let spec = spec.ok_or("there is no [etcd]")?;
+    let tls = spec.tls.as_ref().map(|tls| {
+        let identity = match &tls.identity {
+            Some((cert, key)) => Some((read(cert)?, read(key)?)),
+            None => None,
+        };
+        let ca = read(&tls.ca)?;
+        Ok::<_, String>(Tls { ca, identity })
+    });
+    let settings = Settings {
+        endpoints: spec.endpoints.clone(),
+        user: spec.user.clone(),
+        tls: tls.transpose()?,
+    };
+    let hand_in = hand_in.clone();
+    let sink = move |news| {
+        let _ = hand_in.send(Inbox::Etcd(news));
+    };
+    Etcd::new(settings, Arc::new(sink)).map_err(|e| format!("failed to {e}"))
+}
+
+fn read(path: &str) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|e| format!("cannot read {path} (etcd.tls): {e}"))
+}
+
+/// This state directory's own name, made when it is first asked for: by it a node is told from another one that was given its name.
+pub(super) fn identity(state_dir: &Path) -> io::Result<String> {
+    let path = state_dir.join("identity");
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Ok(_) | Err(_) => {}
+    }
+    let fresh = format!(
+        "{:016x}{:016x}",
+        crate::sys::host::seed(),
+        crate::sys::host::seed()
+    );
+    super::state::keep(state_dir, "identity", format!("{fresh}\n").as_bytes())?;
+    Ok(fresh)
+}
+
+/// The id of the cluster that this node has seen, if it has seen one.
+pub(super) fn pinned(state_dir: &Path) -> Option<u64> {
+    let text = fs::read_to_string(state_dir.join("cluster")).ok()?;
+    u64::from_str_radix(text.trim(), 16).ok()
+}
+
+/// Writes it down, so that no other cluster is taken for it.
+pub(super) fn pin(state_dir: &Path, cluster: u64) -> Result<(), String> {
+    let kept = super::state::keep(state_dir, "cluster", format!("{cluster:x}\n").as_bytes());
+    kept.map_err(|e| format!("cannot write {}/cluster: {e}", state_dir.display()))
+}

@@ -1,0 +1,94 @@
+//! Requests that are under way, and what for.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    engine::cluster::rpc::{Call, CallId, Order, Request},
+    id::{RequestId, WorkerId},
+    time::{Moment, Span},
+};
+
+/// What an answer is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A step of the session, or of one of its renewals.
+    Session,
+    /// Somebody joins a queue.
+    Join(WorkerId),
+    /// Somebody leaves it.
+    Leave(WorkerId),
+    /// All of a lock's queue.
+    List(String),
+    /// What hangs on our lease.
+    Inventory,
+    /// The removal of what nobody knows there.
+    Sweep,
+    /// Somebody wants a lock moved.
+    Wish(RequestId, String),
+}
+
+/// What is under way.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Calls {
+    last: u64,
+    open: BTreeMap<CallId, Purpose>,
+}
+
+impl Calls {
+    pub(super) fn id(&mut self) -> CallId {
+        self.last += 1;
+        CallId(self.last)
+    }
+
+    /// An answer has come: what for? None if nobody waits for it any more.
+    pub(super) fn take(&mut self, id: CallId) -> Option<Purpose> {
+        self.open.remove(&id)
+    }
+
+    /// Whatever comes is for nobody.
+    pub(super) fn forget_all(&mut self) {
+        self.open.clear();
+    }
+}
+
+/// What whoever asks has at hand.
+pub(super) struct Desk<'a> {
+    pub(super) now: Moment,
+    pub(super) calls: &'a mut Calls,
+    pub(super) out: &'a mut Vec<Order>,
+}
+
+impl Desk<'_> {
+    pub(super) fn ask(
+        &mut self,
+        endpoint: usize,
+        request: Request,
+        within: Span,
+        purpose: Purpose,
+    ) -> CallId {
+        let id = self.calls.id();
+        self.calls.open.insert(id, purpose);
+        self.out.push(Order::Call(Call {
+            id,
+            endpoint,
+            request,
+            within,
+        }));
+        id
+    }
+
+    pub(super) fn watch(&mut self, endpoint: usize, prefix: String, within: Span) -> CallId {
+        let id = self.calls.id();
+        self.out.push(Order::Watch {
+            id,
+            endpoint,
+            prefix,
+            within,
+        });
+        id
+    }
+
+    pub(super) fn unwatch(&mut self, id: CallId) {
+        self.out.push(Order::Unwatch(id));
+    }
+}

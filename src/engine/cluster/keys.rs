@@ -1,0 +1,116 @@
+//! Where things are in etcd, and how they are written. Everything of one cluster lies below one prefix, so that a role with readwrite on
+//! it is all that a node needs.
+//!
+//! ```text
+//! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
+//! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
+//! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
+//! /leasehold/v1/CLUSTER/s/LOCK/rel               the last holder who gave it back after the end of his worker
+//! /leasehold/v1/CLUSTER/s/LOCK/move              that an operator wants it moved: from whom, and to whom
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::{engine::cluster::rpc::LeaseId, id::WorkerId};
+
+/// The part of etcd that is one cluster's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prefix(String);
+
+impl Prefix {
+    pub(super) fn new(cluster: &str) -> Self {
+        Self(format!("/leasehold/v1/{cluster}/"))
+    }
+
+    pub(super) fn node(&self, name: &str) -> String {
+        format!("{}n/{name}", self.0)
+    }
+
+    /// All that concerns one lock.
+    pub(super) fn lock(&self, name: &str) -> String {
+        format!("{}s/{name}/", self.0)
+    }
+
+    /// All queues of all locks.
+    pub(super) fn locks(&self) -> String {
+        format!("{}s/", self.0)
+    }
+}
+
+/// Below a lock: its queue.
+pub(super) fn queue(lock: &str) -> String {
+    format!("{lock}q/")
+}
+
+/// Below a lock: one who waits, or has it. Whoever joins knows the revision at which he last wrote his node's key, so that no two of a lease's
+/// supervisors make the same name.
+pub(super) fn candidate(lock: &str, lease: LeaseId, stamp: i64, number: u64) -> String {
+    format!("{lock}q/{lease}.{stamp}.{number}")
+}
+
+/// Below a lock: when somebody joined last.
+pub(super) fn last(lock: &str) -> String {
+    format!("{lock}last")
+}
+
+/// Below a lock: who gave it back.
+pub(super) fn released(lock: &str) -> String {
+    format!("{lock}rel")
+}
+
+/// Below a lock: where an operator wants it.
+pub(super) fn wish(lock: &str) -> String {
+    format!("{lock}move")
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NodeCard {
+    /// Made once for a state directory.
+    pub(super) identity: String,
+    /// Names one run of the daemon.
+    pub(super) run: String,
+    /// Of leasehold.
+    pub(super) version: String,
+}
+
+/// What somebody in a queue says of himself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Card {
+    /// On which node.
+    pub(super) node: String,
+    /// Which worker it is for.
+    pub(super) worker: WorkerId,
+    /// How many may have the lock at once, as he has it configured.
+    pub(super) slots: u32,
+}
+
+/// Who gave a lock back when nothing of his worker was left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Released {
+    /// His.
+    pub(super) fence: i64,
+    /// On which node.
+    pub(super) node: String,
+}
+
+/// That an operator wants a lock moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Wish {
+    /// Whose; it means nothing when he is gone.
+    pub(super) fence: i64,
+    /// To which node; none: whoever is next.
+    pub(super) to: Option<String>,
+    /// Who wants it.
+    pub(super) who: String,
+}
+
+/// As it stands in etcd: JSON, for people with etcdctl.
+pub(super) fn encode<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("cards hold nothing that JSON cannot say")
+}
+
+/// None if somebody else wrote it.
+pub(super) fn decode<T: for<'de> Deserialize<'de>>(text: &str) -> Option<T> {
+    serde_json::from_str(text).ok()
+}

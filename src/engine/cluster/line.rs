@@ -1,0 +1,305 @@
+//! The queue of one lock, as it is known here: who stands in it, and when whoever is first may begin.
+//!
+//! Everybody stands where the revision that created his key puts him; the first so many have the lock. That somebody who had it is gone
+//! does not say that his worker is: his lease may have been revoked, or his key deleted, under his hands. Whoever has ended his worker
+//! says so in the transaction that deletes his key; after everybody else the next one waits.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    engine::cluster::{
+        keys::{self, Card, Released, Wish},
+        rpc::{Change, KeyValue, LeaseId},
+    },
+    time::{Moment, Span},
+};
+
+/// Those who stand before whoever is to have it have so long to step back.
+const STEP_BACK: Span = Span::secs(2);
+
+/// Somebody in the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) key: String,
+    /// What he says of himself; none if it cannot be read: he counts all the same.
+    pub(super) card: Option<Card>,
+    pub(super) lease: Option<LeaseId>,
+}
+
+/// What a read of all of it showed, at one revision.
+pub(super) struct Listing {
+    pub(super) revision: i64,
+    pub(super) places: Vec<KeyValue>,
+    pub(super) released: Option<KeyValue>,
+    pub(super) wish: Option<KeyValue>,
+    /// The highest fence that had been given when we joined; none if this is no answer to our joining.
+    pub(super) before_us: Option<i64>,
+}
+
+/// The queue.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    /// So many have the lock.
+    slots: u32,
+    /// How long whoever is gone without a word may have left something behind.
+    delay: Span,
+    /// As of then.
+    revision: i64,
+    places: BTreeMap<i64, Place>,
+    /// Somebody was gone without a word, then.
+    suspicious: Option<Moment>,
+    /// What an operator wants, since when it is known.
+    wish: Option<(Wish, Moment)>,
+}
+
+impl Line {
+    /// A queue of which nothing was known before.
+    pub(super) fn new(slots: u32, delay: Span, listing: Listing, now: Moment) -> Self {
+        let mut line = Self {
+            slots,
+            delay,
+            revision: listing.revision,
+            places: BTreeMap::new(),
+            suspicious: None,
+            wish: None,
+        };
+        line.wish(listing.wish.as_ref(), now);
+        let had = listing.before_us;
+        let released = listing.released.as_ref().and_then(fence_released);
+        line.fill(listing.places);
+        // Who was here before us, and is not any more? With one holder at a time he who released it last was the only one, unless
+        // somebody joined after him.
+        let in_order = match had {
+            Some(0) => true,
+            Some(last) => slots == 1 && released == Some(last),
+            None => false,
+        };
+        // Everybody else stands before us then, and how he leaves will be seen.
+        let someone_has_it = had.is_some() && slots == 1 && line.places.len() > 1;
+        if !in_order && !someone_has_it {
+            line.suspicious = Some(now);
+        }
+        line
+    }
+
+    fn fill(&mut self, places: Vec<KeyValue>) {
+        self.places = places.into_iter().map(place).collect();
+    }
+
+    /// Is it as this listing has it?
+    pub(super) fn shows(&self, listing: &Listing) -> bool {
+        let listed = listing.places.iter().map(|kv| kv.created);
+        listed.eq(self.in_order_of_keys())
+    }
+
+    /// Fences, in the order in which etcd lists their keys.
+    fn in_order_of_keys(&self) -> impl Iterator<Item = i64> {
+        let mut all: Vec<(&String, i64)> = self
+            .places
+            .iter()
+            .map(|(fence, place)| (&place.key, *fence))
+            .collect();
+        all.sort();
+        all.into_iter().map(|(_, fence)| fence)
+    }
+
+    /// All of it was read again.
+    pub(super) fn relist(&mut self, listing: Listing, now: Moment) {
+        if listing.revision < self.revision {
+            return;
+        }
+        self.revision = listing.revision;
+        self.wish(listing.wish.as_ref(), now);
+        let before = std::mem::take(&mut self.places);
+        self.fill(listing.places);
+        let gone: Vec<i64> = before
+            .keys()
+            .filter(|fence| !self.places.contains_key(fence))
+            .copied()
+            .collect();
+        // What happened meanwhile, and in which order, is not known; that the last of those who are gone released it is enough where only
+        // one can have it, since he began after everybody before him had ended.
+        let released = listing.released.as_ref().and_then(fence_released);
+        let in_order = self.slots == 1 && gone.last().is_none_or(|last| released == Some(*last));
+        if !gone.is_empty() && !in_order {
+            self.suspicious = Some(now);
+        }
+    }
+
+    /// What a watch saw at one revision.
+    pub(super) fn follow(&mut self, lock: &str, changes: &[Change], revision: i64, now: Moment) {
+        if revision <= self.revision {
+            return;
+        }
+        self.revision = revision;
+        let (queue, marker) = (keys::queue(lock), keys::released(lock));
+        let wish = keys::wish(lock);
+        let mut released = None;
+        for change in changes {
+            match change {
+                Change::Put(kv) if kv.key == marker => released = fence_released(kv),
+                Change::Put(kv) if kv.key == wish => self.wish(Some(kv), now),
+                Change::Put(kv) if kv.key.starts_with(&queue) => {
+                    let (fence, place) = place(kv.clone());
+                    self.places.insert(fence, place);
+                }
+                Change::Put(_) | Change::Deleted { .. } => {}
+            }
+        }
+        for change in changes {
+            let Change::Deleted { key, .. } = change else {
+                continue;
+            };
+            let Some(fence) = self.fence_of(key) else {
+                continue;
+            };
+            let could_have_it = self.rank(fence).is_some_and(|rank| rank < self.slots);
+            self.places.remove(&fence);
+            if could_have_it && released != Some(fence) {
+                self.suspicious = Some(now);
+            }
+        }
+    }
+
+    fn wish(&mut self, kv: Option<&KeyValue>, now: Moment) {
+        let wish = kv.and_then(|kv| keys::decode::<Wish>(&kv.value));
+        let known = self.wish.as_ref().map(|(wish, _)| wish);
+        if known != wish.as_ref() {
+            self.wish = wish.map(|wish| (wish, now));
+        }
+    }
+
+    /// What an operator wants of whoever has it now.
+    pub(super) fn wished(&self) -> Option<&Wish> {
+        let (wish, _) = self.wish.as_ref()?;
+        self.has_it(wish.fence).then_some(wish)
+    }
+
+    /// Does the one with this fence have to go now? Not before whoever is to have it is next, or was given time to be.
+    pub(super) fn must_go(&self, fence: i64, now: Moment) -> Option<&Wish> {
+        let (wish, since) = self.wish.as_ref()?;
+        let next = self.places().nth(self.slots as usize);
+        let next = next.and_then(|(_, place)| place.card.as_ref());
+        let is_ready = wish.to.as_ref().is_none_or(|to| {
+            next.is_some_and(|card| card.node == *to) || since.after(STEP_BACK) <= now
+        });
+        (wish.fence == fence && is_ready).then_some(wish)
+    }
+
+    /// Must this one let others by, so that whoever is to have it is next?
+    pub(super) fn steps_back(&self, fence: i64, node: &str) -> bool {
+        let Some(to) = self.wished().and_then(|wish| wish.to.as_deref()) else {
+            return false;
+        };
+        let is_his = |place: &Place| place.card.as_ref().is_some_and(|card| card.node == to);
+        let behind = self
+            .places
+            .range(fence + 1..)
+            .any(|(_, place)| is_his(place));
+        to != node && behind
+    }
+
+    fn fence_of(&self, key: &str) -> Option<i64> {
+        let mut places = self.places.iter();
+        places
+            .find(|(_, place)| place.key == key)
+            .map(|(fence, _)| *fence)
+    }
+
+    /// How many stand before this one; none if he does not stand here.
+    pub(super) fn rank(&self, fence: i64) -> Option<u32> {
+        self.places.contains_key(&fence).then_some(())?;
+        Some(self.places.range(..fence).count() as u32)
+    }
+
+    /// Does this one have the lock, as far as the queue goes?
+    pub(super) fn has_it(&self, fence: i64) -> bool {
+        self.rank(fence).is_some_and(|rank| rank < self.slots)
+    }
+
+    /// Whoever has it now may begin then; at once, if none.
+    pub(super) fn clear_at(&self) -> Option<Moment> {
+        self.suspicious.map(|since| since.after(self.delay))
+    }
+
+    /// When [`Line::must_go`] may say something else.
+    pub(super) fn wish_at(&self) -> Option<Moment> {
+        self.wish.as_ref().map(|(_, since)| since.after(STEP_BACK))
+    }
+
+    /// Something was seen then that whoever begins must have looked after.
+    pub(super) fn suspicious(&self) -> Option<Moment> {
+        self.suspicious
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// For people: who stands there.
+    pub(super) fn name_of(&self, fence: i64) -> String {
+        let card = self
+            .places
+            .get(&fence)
+            .and_then(|place| place.card.as_ref());
+        match card {
+            Some(card) => format!("{} of node {} with fence {fence}", card.worker, card.node),
+            None => format!("somebody with fence {fence}"),
+        }
+    }
+
+    /// Who has to go so that a node has it, and his key. An error says why nobody.
+    pub(super) fn to_move(&self, to: Option<&str>) -> Result<(i64, String), String> {
+        let node = |place: &Place| place.card.as_ref().map(|card| card.node.clone());
+        let slots = self.slots as usize;
+        let waiting = self.places().skip(slots);
+        let mut waiting: Vec<String> = waiting.filter_map(|(_, place)| node(place)).collect();
+        waiting.dedup();
+        if let Some(to) = to.filter(|to| !waiting.iter().any(|one| one == to)) {
+            let mut holders = self.places().take(slots);
+            let has_it = holders.any(|(_, place)| node(place).as_deref() == Some(to));
+            return Err(match (has_it, waiting.is_empty()) {
+                (true, _) => format!("node {to} has it already"),
+                (false, true) => format!("node {to} does not wait for it; nobody does"),
+                (false, false) => format!(
+                    "node {to} does not wait for it; these do: {}",
+                    waiting.join(", ")
+                ),
+            });
+        }
+        if waiting.is_empty() {
+            return Err("nobody waits for it".to_owned());
+        }
+        let mut holders = self.places().take(slots);
+        let holder = holders.find(|(_, place)| to.is_none() || node(place).as_deref() != to);
+        let (fence, place) = holder.ok_or("nobody has it")?;
+        Ok((fence, place.key.clone()))
+    }
+
+    /// Those who have it, and after them those who wait.
+    pub(super) fn places(&self) -> impl Iterator<Item = (i64, &Place)> {
+        self.places.iter().map(|(fence, place)| (*fence, place))
+    }
+
+    /// Another number of holders, another delay.
+    pub(super) fn reconfigure(&mut self, slots: u32, delay: Span) {
+        (self.slots, self.delay) = (slots, delay);
+    }
+}
+
+fn place(kv: KeyValue) -> (i64, Place) {
+    let place = Place {
+        card: keys::decode(&kv.value),
+        key: kv.key,
+        lease: kv.lease,
+    };
+    (kv.created, place)
+}
+
+fn fence_released(kv: &KeyValue) -> Option<i64> {
+    keys::decode::<Released>(&kv.value).map(|released| released.fence)
+}

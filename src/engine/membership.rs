@@ -1,0 +1,182 @@
+//! The supervisor and its cluster: what the gates want is told to it, and what it says is told to the gates.
+
+use crate::{
+    config::Config,
+    engine::{
+        cluster::{Cluster, Membership, Want, rpc::News},
+        command::{By, Denial, Reply},
+        effect::{Effect, Effects},
+        spawn::Facts,
+        supervisor::Supervisor,
+    },
+    exit::ExitCode,
+    id::{RequestId, WorkerId},
+    time::Moment,
+};
+
+/// How a node of this configuration takes part in a cluster, if it does.
+pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
+    let etcd = config.etcd.as_ref()?;
+    Some(Membership {
+        cluster: etcd.cluster.clone(),
+        node: facts.node.clone(),
+        identity: facts.identity.clone(),
+        run: facts.run.clone(),
+        endpoints: etcd.endpoints.len(),
+        ttl: etcd.lease_ttl,
+        pinned: facts.pinned,
+    })
+}
+
+impl Supervisor {
+    /// Takes over the session of the supervisor before.
+    pub(super) fn resume_cluster(&mut self, now: Moment) {
+        let (Some(cluster), Some(row)) = (&mut self.cluster, self.node.session) else {
+            return;
+        };
+        let slots = self.fleets.values().flat_map(|fleet| {
+            let name = &fleet.name;
+            let slots = fleet.slots.iter();
+            slots.map(move |(index, slot)| {
+                (
+                    WorkerId {
+                        fleet: name.clone(),
+                        slot: *index,
+                    },
+                    slot,
+                )
+            })
+        });
+        let tickets = slots.filter_map(|(worker, slot)| {
+            let spec = slot.gate.sought()?.clone();
+            Some((worker, spec, slot.gate.ticket.clone()?))
+        });
+        cluster.adopt(row, tickets, now);
+    }
+
+    /// When the cluster has something to do.
+    pub(super) fn cluster_deadline(&self) -> Option<Moment> {
+        self.cluster.as_ref()?.deadline()
+    }
+
+    pub(super) fn etcd_said(&mut self, news: News, now: Moment, out: &mut Effects) {
+        let mut orders = Vec::new();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.heard(news, now, &mut orders);
+        }
+        out.list.extend(orders.into_iter().map(Effect::Etcd));
+    }
+
+    /// Nothing of ours is left there, as far as can be.
+    pub(super) fn has_left_cluster(&mut self, now: Moment) -> bool {
+        self.cluster
+            .as_ref()
+            .is_none_or(|cluster| cluster.has_left(now))
+    }
+
+    /// An operator wants a cluster's lock on another node.
+    pub(super) fn move_lock(
+        &mut self,
+        request: RequestId,
+        (name, to): (&str, Option<&str>),
+        by: &By,
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<(), Denial> {
+        self.not_stopping()?;
+        let fleet = self.singleton(name)?;
+        let spec = fleet.spec.singleton.as_ref();
+        let Some(spec) = spec.filter(|spec| spec.is_of_cluster()) else {
+            let why = format!(
+                "the lock of {name} is of this machine; `leasehold singletons release {name}` gives it to another daemon here"
+            );
+            return Err(Denial::new(ExitCode::Conflict, why));
+        };
+        let lock = spec.lock.to_string();
+        let no_cluster = || Denial::new(ExitCode::NotReady, format!("{name} has no cluster yet"));
+        let cluster = self.cluster.as_mut().ok_or_else(no_cluster)?;
+        let mut orders = Vec::new();
+        let asked = cluster.wish(request, (&lock, to), &by.who, now, &mut orders);
+        out.list.extend(orders.into_iter().map(Effect::Etcd));
+        asked.map_err(|why| {
+            Denial::new(ExitCode::NotReady, format!("{name} cannot be moved: {why}"))
+        })
+    }
+
+    /// What the gates want goes to the cluster, and what it says goes to them.
+    pub(super) fn follow_cluster(&mut self, now: Moment, out: &mut Effects) {
+        // What is said to a gate may change what it wants.
+        for _ in 0..4 {
+            let wants = self.wants();
+            let wanted = membership(&self.config, &self.facts);
+            let over = self.is_over(now);
+            let Some(cluster) = &mut self.cluster else {
+                // What is configured is joined when what was before is left.
+                self.cluster = wanted.map(|one| Cluster::new(one, now));
+                if self.cluster.is_none() {
+                    return;
+                }
+                continue;
+            };
+            let moves = !cluster.fits(wanted.as_ref());
+            if over || (moves && wants.is_empty()) {
+                cluster.leave(now);
+            }
+            for (request, reply) in cluster.replies() {
+                let reply = match reply {
+                    Ok(name) => Ok(Reply::Begun { names: vec![name] }),
+                    Err(why) => Err(Denial::new(ExitCode::Failed, why)),
+                };
+                out.list.push(Effect::Reply { request, reply });
+            }
+            let mut orders = Vec::new();
+            let said = cluster.follow(&wants, now, &mut orders);
+            self.node.session = cluster.row();
+            out.list.extend(orders.into_iter().map(Effect::Etcd));
+            let pinned = cluster.pinned();
+            if pinned != self.facts.pinned {
+                self.facts.pinned = pinned;
+                out.list.extend(pinned.map(Effect::Pin));
+            }
+            if moves && !over && cluster.has_left(now) {
+                self.cluster = None;
+                continue;
+            }
+            if said.is_empty() {
+                return;
+            }
+            for (worker, one) in said {
+                self.with_slot(&worker, now, out, |slot, desk| slot.cluster_said(one, desk));
+            }
+            self.settle(now, out);
+        }
+    }
+
+    fn wants(&self) -> Vec<Want> {
+        if self.cluster.is_none() {
+            return Vec::new();
+        }
+        let slots = self.fleets.values().flat_map(|fleet| {
+            let slots = fleet.slots.iter();
+            slots.map(move |(index, slot)| (&fleet.name, *index, slot))
+        });
+        let wants = slots.filter_map(|(fleet, index, slot)| {
+            let gate = &slot.gate;
+            let spec = gate.sought().filter(|spec| spec.is_of_cluster())?;
+            Some(Want {
+                worker: WorkerId {
+                    fleet: fleet.clone(),
+                    slot: index,
+                },
+                spec: spec.clone(),
+                ticket: gate.ticket.clone(),
+                waits: gate.why_shut().map(str::to_owned),
+                is_open: gate.pass().is_some(),
+                is_released: gate.release.is_some(),
+                has_begun: slot.is_live() || gate.lease.stands().is_some(),
+                is_lapsing: gate.lease.is_lapsing() || gate.is_lost(),
+            })
+        });
+        wants.collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! A fake machine of the cluster: processes that start, ignore SIGTERM, and linger after SIGKILL; and the deadlines of the keeper's second
+//! thread.
+
+use std::collections::BTreeMap;
+
+use leasehold::{
+    engine::event::Note,
+    id::{Generation, WorkerId},
+    keeper::core::Kernel,
+    time::{Clocks, Moment, Span},
+    wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
+};
+
+use crate::rng::Rng;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Act {
+    Exit(ExitStatus),
+    FamilyGone,
+    Ready,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Proc {
+    pub(crate) key: RowKey,
+    pub(crate) generation: Generation,
+    pub(crate) leader: bool,
+    pub(crate) family: bool,
+    pub(crate) fence: u64,
+    killed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) fence: u64,
+    pub(crate) until: Clocks,
+    pub(crate) fired: bool,
+}
+
+/// What the keeper learns.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    LeaderEnded(RowKey, ExitStatus),
+    Empty(RowKey),
+    Ready(RowKey, Generation),
+}
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    rng: Rng,
+    /// On this machine's clock.
+    pub(crate) now: Moment,
+    pub(crate) procs: BTreeMap<i32, Proc>,
+    by_key: BTreeMap<RowKey, i32>,
+    pub(crate) agenda: Vec<(Span, i32, Act)>,
+    pub(crate) seats: BTreeMap<WorkerId, Seat>,
+    /// Workers are started although nothing will kill them in time.
+    pub(crate) is_careless: bool,
+    pub(crate) tempers: bool,
+    pub(crate) stubborn: bool,
+    /// What was killed is gone by then.
+    pub(crate) linger: Span,
+    pub(crate) spawned: Vec<(WorkerId, u64)>,
+    next_pid: i32,
+}
+
+impl Host {
+    pub(crate) fn new(rng: Rng, linger: Span) -> Self {
+        Self {
+            rng,
+            now: Moment(0),
+            procs: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            agenda: Vec::new(),
+            seats: BTreeMap::new(),
+            is_careless: false,
+            tempers: true,
+            stubborn: false,
+            linger,
+            spawned: Vec::new(),
+            next_pid: 100,
+        }
+    }
+
+    /// What lives for this worker.
+    pub(crate) fn process(&self, worker: &WorkerId) -> Option<&Proc> {
+        let pid = self.by_key.get(&RowKey::Slot(worker.clone()))?;
+        self.procs.get(pid)
+    }
+
+    pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
+        let proc = self.procs.get_mut(&pid)?;
+        match act {
+            Act::Exit(status) if proc.leader => {
+                proc.leader = false;
+                Some(Change::LeaderEnded(proc.key.clone(), *status))
+            }
+            Act::FamilyGone if !proc.leader && proc.family => {
+                proc.family = false;
+                Some(Change::Empty(proc.key.clone()))
+            }
+            Act::Ready if proc.leader => Some(Change::Ready(proc.key.clone(), proc.generation)),
+            Act::Exit(_) | Act::FamilyGone | Act::Ready => None,
+        }
+    }
+
+    pub(crate) fn pid(&self, key: &RowKey) -> Option<i32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(crate) fn has_family(&self, key: &RowKey) -> bool {
+        let pid = self.by_key.get(key);
+        pid.is_some_and(|pid| self.procs[pid].family)
+    }
+
+    /// The machine, or all that is contained on it, is gone.
+    pub(crate) fn wipe(&mut self) {
+        self.procs.clear();
+        self.by_key.clear();
+        self.agenda.clear();
+        self.seats.clear();
+    }
+}
+
+impl Kernel for Host {
+    fn spawn(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<Alive, ExitStatus> {
+        assert!(!self.by_key.contains_key(key), "{key} spawned twice");
+        let RowKey::Slot(worker) = key else {
+            panic!("nothing but workers is started here: {key}");
+        };
+        let page = spec
+            .page
+            .as_ref()
+            .expect("a worker of a cluster has a page");
+        let stands = |seat: &&Seat| seat.fence == page.fence && !seat.fired;
+        let seat = self.seats.get(worker).filter(stands);
+        if seat.is_none() && !self.is_careless {
+            return Err(ExitStatus::SpawnFailed {
+                step: SpawnStep::Deadline,
+                errno: 62,
+            });
+        }
+        self.spawned.push((worker.clone(), page.fence));
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        let proc = Proc {
+            key: key.clone(),
+            generation,
+            leader: true,
+            family: self.rng.chance(30),
+            fence: page.fence,
+            killed: false,
+        };
+        self.procs.insert(pid, proc);
+        self.by_key.insert(key.clone(), pid);
+        let ready = self.rng.span(1, 200);
+        self.agenda.push((ready, pid, Act::Ready));
+        if self.tempers && self.rng.chance(10) {
+            let end = self.rng.span(0, 20_000);
+            self.agenda.push((end, pid, Act::Exit(ExitStatus::Code(1))));
+        }
+        Ok(Alive {
+            pid,
+            start_ticks: pid as u64,
+            since: self.now,
+            containment: Containment::Cgroup,
+        })
+    }
+
+    fn signal(&mut self, key: &RowKey, number: i32, _: Target) {
+        let Some(&pid) = self.by_key.get(key).filter(|_| number == 15) else {
+            return;
+        };
+        // One in some does not care.
+        if !self.stubborn && !self.rng.chance(20) {
+            let after = self.rng.span(1, 1_500);
+            let end = Act::Exit(ExitStatus::Code(0));
+            self.agenda.push((after, pid, end));
+        }
+    }
+
+    fn kill(&mut self, key: &RowKey) {
+        let Some(&pid) = self.by_key.get(key) else {
+            return;
+        };
+        let Some(proc) = self.procs.get_mut(&pid) else {
+            return;
+        };
+        if std::mem::replace(&mut proc.killed, true) && proc.leader {
+            return;
+        }
+        let most = self.linger.as_millis();
+        let after = match self.rng.chance(10) {
+            _ if self.stubborn => self
+                .rng
+                .span(most.saturating_sub(50), most.saturating_sub(10)),
+            true => self.rng.span(most / 2, most.saturating_sub(10)),
+            false => self.rng.span(1, 50.min(most)),
+        };
+        let number = 9;
+        let end = ExitStatus::Signal {
+            number,
+            core: false,
+        };
+        self.agenda.push((after, pid, Act::Exit(end)));
+        let rest = after.plus(Span::micros(10));
+        self.agenda.push((rest, pid, Act::FamilyGone));
+    }
+
+    fn release(&mut self, key: &RowKey) {
+        let pid = self.by_key.remove(key).expect("it has a process");
+        let proc = self.procs.remove(&pid).expect("it has a process");
+        assert!(!proc.leader && !proc.family, "{key} released alive");
+    }
+}
+
+/// What a note says.
+pub(crate) fn ready() -> Note {
+    Note::Ready
+}

@@ -1,0 +1,232 @@
+//! Simulation of a cluster: several real engines and keeper cores, a fake etcd that is as wrong as the real one can be, clocks that are
+//! slewed, and an eye that sees everything at its true time.
+//!
+//! One seed, one story. `CLUSTER_SEEDS=20000` widens the sweeps, `CLUSTER_SEED=77` replays one with its trace.
+
+#[path = "../conformance/mod.rs"]
+mod conformance;
+mod etcd;
+mod host;
+mod mutants;
+mod node;
+#[path = "../sim/rng.rs"]
+mod rng;
+mod subject;
+mod world;
+
+use etcd::Flavour;
+use leasehold::{config::spec::Takeover, time::Span};
+use mutants::Mutant;
+use node::Contended;
+use world::{FELL, Faults, TWO, Totals, World};
+
+/// So many seeds in CI for each sweep.
+const SEEDS: u64 = 1_100;
+
+const AFTER_A_SECOND: Takeover = Takeover::After(Span::secs(1));
+
+/// One holder; two holders; one whose successors wait until he must be dead.
+const LOCKS: [Contended; 3] = [
+    lock("billing", 1, AFTER_A_SECOND),
+    lock("pool", 2, AFTER_A_SECOND),
+    lock("ledger", 1, Takeover::Strict),
+];
+
+const fn lock(name: &'static str, slots: u32, takeover: Takeover) -> Contended {
+    Contended {
+        name,
+        slots,
+        takeover,
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Plays the stories of a sweep; `vary` says what one seed's etcd is.
+fn sweep(name: &str, locks: &[Contended], vary: fn(u64) -> Faults) {
+    let one = number("CLUSTER_SEED");
+    let count = number("CLUSTER_SEEDS").unwrap_or(SEEDS);
+    let seeds = one.map_or(0..count, |seed| seed..seed + 1);
+    let mut totals = Totals::default();
+    for seed in seeds {
+        let story = || World::new(seed, vary(seed), locks, Mutant::None, one.is_some()).run();
+        match std::panic::catch_unwind(story) {
+            Ok(more) => totals.add(more),
+            Err(cause) => {
+                eprintln!(
+                    "seed {seed} of {name} failed; CLUSTER_SEED={seed} cargo test --test cluster {name} -- --nocapture replays it"
+                );
+                std::panic::resume_unwind(cause);
+            }
+        }
+    }
+    println!("{name}: {totals:?}");
+    assert!(one.is_some() || totals.spawns > 3 * count, "{totals:?}");
+}
+
+const NEW: Flavour = Flavour {
+    is_old: false,
+    revokes_early: false,
+};
+
+/// Every version that renews as it believes, and none that revokes on its own.
+const OLD: Flavour = Flavour {
+    is_old: true,
+    revokes_early: false,
+};
+
+const OLD_AND_EARLY: Flavour = Flavour {
+    is_old: true,
+    revokes_early: true,
+};
+
+#[test]
+fn calm() {
+    sweep("calm", &LOCKS, |_| Faults {
+        troubles: 0,
+        removals: 0,
+        moves: 12,
+        slewed: false,
+        stubborn: false,
+        aims: false,
+        endpoints: 3,
+        far: false,
+        flavour: NEW,
+    });
+}
+
+/// Whatever freezes, hangs, dies or is cut off, and whatever clocks do.
+#[test]
+fn trouble() {
+    sweep("trouble", &LOCKS, |seed| Faults {
+        troubles: 8,
+        removals: 0,
+        moves: 0,
+        slewed: seed % 2 == 0,
+        stubborn: seed % 7 == 0,
+        aims: seed % 3 == 0,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
+    });
+}
+
+/// Leases are revoked and keys deleted under the hands of those who are well.
+#[test]
+fn removals() {
+    sweep("removals", &LOCKS, |seed| Faults {
+        troubles: 0,
+        removals: 6,
+        moves: 0,
+        slewed: seed % 2 == 0,
+        stubborn: false,
+        aims: false,
+        endpoints: 3,
+        far: false,
+        flavour: NEW,
+    });
+}
+
+/// Both at once: only whoever waits until the holder must be dead is safe.
+#[test]
+fn removals_in_trouble() {
+    sweep("removals_in_trouble", &LOCKS[2..], |seed| Faults {
+        troubles: 8,
+        removals: 4,
+        moves: 0,
+        slewed: seed % 2 == 0,
+        stubborn: seed % 7 == 0,
+        aims: seed % 3 == 0,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        flavour: OLD_AND_EARLY,
+    });
+}
+
+/// Does anybody notice that this is left out?
+fn is_noticed(mutant: Mutant, locks: &[Contended], faults: Faults) {
+    const ENOUGH: u64 = 2_000;
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let noticed = (0..ENOUGH).find(|seed| {
+        let story = || World::new(*seed, faults, locks, mutant, false).run();
+        let broke = |text: &str| text.starts_with(TWO) || text.starts_with(FELL);
+        let end = std::panic::catch_unwind(story);
+        end.is_err_and(|cause| {
+            cause
+                .downcast_ref::<String>()
+                .is_some_and(|text| broke(text))
+        })
+    });
+    std::panic::set_hook(hook);
+    println!("{mutant:?}: seed {noticed:?}");
+    assert!(
+        noticed.is_some(),
+        "{mutant:?} went unnoticed in {ENOUGH} stories"
+    );
+}
+
+/// Everything goes wrong at once, in an etcd of the given kind.
+const fn mischief(flavour: Flavour, endpoints: usize, far: bool) -> Faults {
+    Faults {
+        troubles: 12,
+        removals: 0,
+        moves: 0,
+        slewed: true,
+        stubborn: true,
+        aims: true,
+        endpoints,
+        far,
+        flavour,
+    }
+}
+
+/// A lock whose successors do not wait: nothing hides what is left out.
+const AT_ONCE: [Contended; 1] = [lock("billing", 1, Takeover::After(Span::ZERO))];
+
+/// All that the mutants are compared with: without any of them nobody overlaps.
+#[test]
+fn complete() {
+    sweep("complete", &AT_ONCE, |seed| {
+        mischief(
+            NEW_OR_OLD[seed as usize % 2],
+            [1, 3, 3][seed as usize % 3],
+            seed % 4 < 2,
+        )
+    });
+}
+
+const NEW_OR_OLD: [Flavour; 2] = [NEW, OLD];
+
+#[test]
+fn without_the_verifying_read_two_run() {
+    is_noticed(Mutant::NoRead, &AT_ONCE, mischief(OLD, 3, false));
+}
+
+/// With one endpoint: two are asked whenever one is late, and so one of the two is asked in time.
+#[test]
+fn counting_from_the_answer_two_run() {
+    is_noticed(Mutant::FromReceipt, &AT_ONCE, mischief(OLD, 1, true));
+}
+
+#[test]
+fn with_the_plain_lease_api_two_run() {
+    is_noticed(Mutant::PlainLease, &AT_ONCE, mischief(OLD, 3, false));
+}
+
+#[test]
+fn by_one_clock_alone_two_run() {
+    is_noticed(Mutant::OneClock, &AT_ONCE, mischief(NEW, 3, false));
+}
+
+#[test]
+fn without_the_keeper_two_run() {
+    is_noticed(Mutant::NoKeeper, &AT_ONCE, mischief(NEW, 3, false));
+}
+
+#[test]
+fn without_a_delay_before_a_takeover_two_run() {
+    is_noticed(Mutant::None, &AT_ONCE, mischief(OLD_AND_EARLY, 3, false));
+}

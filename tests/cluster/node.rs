@@ -1,0 +1,287 @@
+//! One node: the real engine, the real keeper core, a fake machine, and clocks that run as they like.
+
+use std::collections::BTreeMap;
+
+use leasehold::{
+    config::{
+        Config,
+        spec::{
+            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, ReadySpec,
+            RestartPolicy, SingletonSpec, Sink, Takeover,
+        },
+    },
+    engine::{
+        Facts, Intent, Supervisor,
+        cluster::rpc::CallId,
+        gate::{Kept, Pass},
+        supervisor::Origin,
+    },
+    id::{FleetName, Revision, WorkerId},
+    keeper::core::Core,
+    time::{Clocks, Moment, Span, Stamp},
+    wire::{News, StopRecord},
+};
+
+use crate::{etcd::slew, host::Host, mutants::Mutant, rng::Rng, world::Faults};
+
+pub(crate) const TTL: Span = Span::secs(10);
+
+/// A lock that is contended, and how many may have it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contended {
+    pub(crate) name: &'static str,
+    pub(crate) slots: u32,
+    pub(crate) takeover: Takeover,
+}
+
+pub(crate) fn fleet(text: &str) -> FleetName {
+    text.parse().expect("a name")
+}
+
+pub(crate) fn worker(lock: &str) -> WorkerId {
+    WorkerId::new(fleet(lock), 0)
+}
+
+fn spec(lock: &Contended) -> FleetSpec {
+    let mut spec = FleetSpec::unknown(&StopRecord::default());
+    spec.workers = 1;
+    spec.process.program = "/bin/worker".to_owned();
+    spec.process.argv = vec!["worker".to_owned()];
+    spec.log.sink = Sink::None;
+    spec.stop.timeout = Span::secs(4);
+    spec.start.timeout = Span::secs(20);
+    spec.ready = ReadySpec::Notify;
+    spec.restart.policy = RestartPolicy::Always;
+    spec.restart.backoff_min = Span::millis(100);
+    spec.restart.backoff_max = Span::secs(2);
+    spec.restart.burst = 100;
+    spec.singleton = Some(SingletonSpec {
+        lock: fleet(lock.name),
+        slots: lock.slots,
+        takeover: lock.takeover,
+        lease: Some(LeaseSpec {
+            epoch: 0,
+            authority: Authority::Cluster("sim".to_owned()),
+            ttl: TTL,
+            grace: Span::secs(2),
+            kill_margin: Span::secs(1),
+        }),
+        ..SingletonSpec::default()
+    });
+    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
+    spec
+}
+
+fn config(node: &str, locks: &[Contended], endpoints: usize) -> Config {
+    let fleets: BTreeMap<FleetName, FleetSpec> = locks
+        .iter()
+        .map(|lock| (fleet(lock.name), spec(lock)))
+        .collect();
+    Config {
+        revision: Revision::of(format!("{fleets:?}").as_bytes()),
+        path: "sim.toml".to_owned(),
+        base: String::new(),
+        node: NodeSpec {
+            name: node.to_owned(),
+            restart_rate: 20_000,
+            restart_burst: 50,
+            cpu_reserve: 100_000,
+            memory_reserve: 100_000,
+        },
+        http: HttpSpec::default(),
+        etcd: Some(EtcdSpec {
+            endpoints: (0..endpoints)
+                .map(|member| format!("http://{member}"))
+                .collect(),
+            cluster: "sim".to_owned(),
+            lease_ttl: TTL,
+            user: None,
+            tls: None,
+            epoch: 0,
+        }),
+        fleets,
+    }
+}
+
+/// Which way a client's packets are lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cut {
+    pub(crate) there_until: Moment,
+    pub(crate) back_until: Moment,
+}
+
+pub(crate) struct Node {
+    pub(crate) name: String,
+    config: Config,
+    /// Millionths of true time; a reboot begins it anew.
+    boot_ppm: u64,
+    raw_ppm: u64,
+    booted: Moment,
+    pub(crate) host: Host,
+    pub(crate) core: Option<Core>,
+    pub(crate) engine: Option<Supervisor>,
+    pub(crate) incarnation: u64,
+    pub(crate) pinned: Option<u64>,
+    pub(crate) locks: BTreeMap<WorkerId, u64>,
+    /// Somebody else on this machine has the lock files, until then.
+    pub(crate) lock_busy_until: Moment,
+    pub(crate) sought: BTreeMap<WorkerId, u64>,
+    pub(crate) cuts: [Cut; 3],
+    /// True time.
+    pub(crate) supervisor_until: Moment,
+    pub(crate) keeper_until: Moment,
+    pub(crate) asked: BTreeMap<CallId, Clocks>,
+    pub(crate) to_keeper: Moment,
+    pub(crate) to_supervisor: Moment,
+    /// What comes from a member comes in order.
+    pub(crate) stream_at: [Moment; 3],
+    runs: u64,
+    pub(crate) mutant: Mutant,
+}
+
+impl Node {
+    pub(crate) fn new(
+        index: usize,
+        locks: &[Contended],
+        linger: Span,
+        faults: &Faults,
+        mutant: Mutant,
+        rng: &mut Rng,
+    ) -> Self {
+        let name = format!("node{index}");
+        let endpoints = faults.endpoints;
+        let mut host = Host::new(Rng::new(rng.next()), linger);
+        host.stubborn = faults.stubborn;
+        host.is_careless = mutant == Mutant::NoKeeper;
+        Self {
+            config: config(&name, locks, endpoints),
+            name,
+            boot_ppm: if faults.slewed {
+                slew(rng) * 1_000
+            } else {
+                1_000_000
+            },
+            raw_ppm: 999_500 + rng.below(1_001),
+            booted: Moment(rng.below(900) * 1_000_000_000),
+            host,
+            core: None,
+            engine: None,
+            incarnation: 0,
+            pinned: None,
+            locks: BTreeMap::new(),
+            lock_busy_until: Moment(0),
+            sought: BTreeMap::new(),
+            cuts: [Cut::default(); 3],
+            supervisor_until: Moment(0),
+            keeper_until: Moment(0),
+            asked: BTreeMap::new(),
+            to_keeper: Moment(0),
+            to_supervisor: Moment(0),
+            stream_at: [Moment(0); 3],
+            runs: 0,
+            mutant,
+        }
+    }
+
+    /// What its clocks show at this true time.
+    pub(crate) fn clocks(&self, now: Moment) -> Clocks {
+        let show = |ppm: u64| {
+            let ran = u128::from(now.0) * u128::from(ppm) / 1_000_000;
+            Moment(self.booted.0 + ran as u64)
+        };
+        Clocks {
+            boottime: show(self.boot_ppm),
+            raw: show(self.raw_ppm),
+        }
+    }
+
+    fn true_time(&self, shown: Moment, ppm: u64) -> Moment {
+        let ran = u128::from(shown.0.saturating_sub(self.booted.0));
+        let passed = (ran * 1_000_000).div_ceil(u128::from(ppm)) + 1;
+        Moment(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    /// The true time at which BOOTTIME shows this.
+    pub(crate) fn when(&self, shown: Moment) -> Moment {
+        self.true_time(shown, self.boot_ppm)
+    }
+
+    /// The true time at which this deadline has passed.
+    pub(crate) fn passes(&self, until: Clocks) -> Moment {
+        let by_boottime = self.when(until.boottime);
+        match self.mutant {
+            Mutant::OneClock => by_boottime,
+            _ => by_boottime.min(self.true_time(until.raw, self.raw_ppm)),
+        }
+    }
+
+    pub(crate) fn is_past(&self, until: Clocks, now: Moment) -> bool {
+        self.passes(until) <= now
+    }
+
+    /// A keeper that begins has a run of its own.
+    pub(crate) fn keeper_starts(&mut self) {
+        self.runs += 1;
+        self.core = Some(Core::new());
+    }
+
+    pub(crate) fn origin(&mut self, seed: u64) -> Origin {
+        let core = self.core.as_mut().expect("a keeper");
+        let rows = core.tell_all().into_iter().filter_map(|news| match news {
+            News::Row { key, header, body } => Some((key, header, body.unwrap_or_default())),
+            _ => None,
+        });
+        let rows = rows.collect();
+        let asked = core.asked();
+        let stands = |worker: &WorkerId, fence: u64| {
+            let seat = self.host.seats.get(worker)?;
+            (seat.fence == fence && !seat.fired).then_some(seat.until)
+        };
+        let gates = self.locks.iter().map(|(worker, fence)| {
+            let kept = Kept {
+                pass: Pass {
+                    path: "/run/lock/sim".to_owned(),
+                    fence: *fence,
+                },
+                lost: None,
+                until: stands(worker, *fence),
+            };
+            (worker.clone(), kept)
+        });
+        Origin {
+            config: self.config.clone(),
+            previous: BTreeMap::new(),
+            intent: Intent::default(),
+            facts: Facts {
+                node: self.name.clone(),
+                notify_socket: "/run/notify".to_owned(),
+                identity: format!("identity of {}", self.name),
+                run: format!("{}", self.runs),
+                pinned: self.pinned,
+            },
+            asked,
+            rows,
+            gates: gates.collect(),
+            shown: Stamp(0),
+            recover: false,
+            seed,
+        }
+    }
+
+    /// The machine loses its power, and its clocks begin anew.
+    pub(crate) fn power_lost(&mut self, rng: &mut Rng) {
+        self.keeper_lost();
+        self.booted = Moment(rng.below(900) * 1_000_000_000);
+    }
+
+    /// Everything that the keeper contained ends with it.
+    pub(crate) fn keeper_lost(&mut self) {
+        self.core = None;
+        self.engine = None;
+        self.incarnation += 1;
+        self.host.wipe();
+        self.locks.clear();
+        self.asked.clear();
+        (self.supervisor_until, self.keeper_until) = (Moment(0), Moment(0));
+    }
+}
