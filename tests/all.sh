@@ -59,7 +59,7 @@ if [ "${1:-}" = quick ]; then
 fi
 # Burners want the machine for themselves.
 section burners cargo test --locked --test burners -- --test-threads=1
-section simulation cargo test --locked --test sim
+section simulation cargo test --locked --test sim --test cluster --test model
 section scaling cargo test --locked --test scaling
 section fuzz env FUZZ_SECONDS="${FUZZ_SECONDS:-40}" cargo test --locked --test fuzz
 section soak env SOAK_SECONDS="${SOAK_SECONDS:-240}" cargo test --locked --test soak -- --nocapture
