@@ -132,7 +132,7 @@ impl Begin {
             notify_socket: listeners.notify_path.display().to_string(),
             identity: cluster::identity(&settings.directories.state).unwrap_or_default(),
             run: welcome.cookie.clone(),
-            pinned: cluster::pinned(&settings.directories.state),
+            pin: cluster::pinned(&settings.directories.state),
         };
         let surface = || Surface {
             engine: Arc::new(Door {

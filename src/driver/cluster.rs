@@ -7,7 +7,10 @@ use tokio::sync::mpsc;
 use crate::{
     config::spec::EtcdSpec,
     driver::inbox::Inbox,
-    engine::cluster::rpc::{Failure, News, Order},
+    engine::cluster::{
+        Pin,
+        rpc::{Failure, News, Order},
+    },
     etcd::{Etcd, Settings, Tls},
     sys::clock,
 };
@@ -103,14 +106,17 @@ pub(super) fn identity(state_dir: &Path) -> io::Result<String> {
     Ok(fresh)
 }
 
-/// The id of the cluster that this node has seen, if it has seen one.
-pub(super) fn pinned(state_dir: &Path) -> Option<u64> {
-    let text = fs::read_to_string(state_dir.join("cluster")).ok()?;
-    u64::from_str_radix(text.trim(), 16).ok()
+/// What this node has seen of its cluster, if it has seen one.
+pub(super) fn pinned(state_dir: &Path) -> Option<Pin> {
+    let text = fs::read(state_dir.join(PIN)).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
-/// Writes it down, so that no other cluster is taken for it.
-pub(super) fn pin(state_dir: &Path, cluster: u64) -> Result<(), String> {
-    let kept = super::state::keep(state_dir, "cluster", format!("{cluster:x}\n").as_bytes());
-    kept.map_err(|e| format!("cannot write {}/cluster: {e}", state_dir.display()))
+/// Writes it down.
+pub(super) fn pin(state_dir: &Path, pin: Pin) -> Result<(), String> {
+    let text = serde_json::to_vec(&pin).map_err(|e| e.to_string())?;
+    let kept = super::state::keep(state_dir, PIN, &text);
+    kept.map_err(|e| format!("cannot write {}/{PIN}: {e}", state_dir.display()))
 }
+
+const PIN: &str = "cluster.json";

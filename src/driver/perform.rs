@@ -13,8 +13,8 @@ use crate::{
         state,
     },
     engine::{
-        Effect, Effects, Event, agent_name, event::Purpose, gate::GateNews, log_pipes,
-        publish::Listing,
+        Effect, Effects, Event, agent_name, cluster::Pin, event::Purpose, gate::GateNews,
+        log_pipes, publish::Listing,
     },
     http::EventRow,
     id::{FleetName, WorkerId},
@@ -86,7 +86,7 @@ impl Driver {
                     given,
                 } => self.gates.watch(worker, spec, given),
                 Effect::Etcd(order) => self.ways.obey(order),
-                Effect::Pin(cluster) => self.pin(cluster),
+                Effect::Pin(pin) => self.pin(pin),
                 Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
                 Effect::Arm {
                     worker,
@@ -460,11 +460,11 @@ impl Driver {
     }
 
     /// Which cluster we belong to is written down. Where it cannot be, the next start believes whoever answers.
-    fn pin(&self, cluster: u64) {
+    fn pin(&self, pin: Pin) {
         let state = self.settings.directories.state.clone();
         let console = self.console.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(why) = crate::driver::cluster::pin(&state, cluster) {
+            if let Err(why) = crate::driver::cluster::pin(&state, pin) {
                 console.say(format!("leasehold: {why}"));
             }
         });

@@ -9,7 +9,7 @@ use crate::{
     },
     engine::{
         book::{Book, Miss, Outcome, Run, Skip},
-        cluster::rpc::Order,
+        cluster::{Pin, rpc::Order},
         command::{Denial, Reply},
         event::Purpose,
         gate::Holder,
@@ -75,7 +75,7 @@ pub enum Effect {
     /// Ask etcd, or watch it; answered by `Etcd` events.
     Etcd(Order),
     /// Write down which cluster this node belongs to.
-    Pin(u64),
+    Pin(Pin),
     /// Say, by a `Gate` event that it waits, when somebody else has what was given back, and do not take it.
     YieldGate {
         /// For whom.

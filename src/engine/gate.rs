@@ -242,6 +242,8 @@ impl Slot {
             return;
         }
         match (said, &self.gate.ticket) {
+            // Taken over without its row: what it holds ends by its own deadline.
+            (Said::Won(_), None) if self.gate.pass.is_some() => {}
             (Said::Won(ticket), None) => {
                 self.gate.ticket = Some(ticket);
                 self.gate.waits = None;
@@ -368,7 +370,12 @@ impl Slot {
     }
 
     fn reopen(&mut self, kept: Kept, desk: &mut Desk<'_>) {
+        let fence = kept.pass.fence;
         self.gate.pass = Some(kept.pass);
+        let ticket = self.gate.ticket.as_ref();
+        if ticket.is_some_and(|ticket| ticket.fence.unsigned_abs() != fence) {
+            self.lose_gate("its lock is of another holder".to_owned(), desk);
+        }
         self.take_back_yielding();
         self.gate.lease.adopt(kept.until);
         if self.gate.lease_spec().is_some() && kept.until.is_none() && self.is_live() {

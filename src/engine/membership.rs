@@ -24,7 +24,8 @@ pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
         run: facts.run.clone(),
         endpoints: etcd.endpoints.len(),
         ttl: etcd.lease_ttl,
-        pinned: facts.pinned,
+        epoch: etcd.epoch,
+        pin: facts.pin,
     })
 }
 
@@ -133,10 +134,10 @@ impl Supervisor {
             let said = cluster.follow(&wants, now, &mut orders);
             self.node.session = cluster.row();
             out.list.extend(orders.into_iter().map(Effect::Etcd));
-            let pinned = cluster.pinned();
-            if pinned != self.facts.pinned {
-                self.facts.pinned = pinned;
-                out.list.extend(pinned.map(Effect::Pin));
+            let pin = cluster.pin();
+            if pin != self.facts.pin {
+                self.facts.pin = pin;
+                out.list.extend(pin.map(Effect::Pin));
             }
             if moves && !over && cluster.has_left(now) {
                 self.cluster = None;

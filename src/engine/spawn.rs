@@ -2,7 +2,7 @@
 
 use crate::{
     config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, PublishSpec, SocketSpec},
-    engine::{cron::Occasion, gate::Gate},
+    engine::{cluster::Pin, cron::Occasion, gate::Gate},
     id::{FleetName, WorkerId},
     time::Span,
     wire::{SpawnSpec, StopRecord},
@@ -19,8 +19,8 @@ pub struct Facts {
     pub identity: String,
     /// Names this run of the daemon.
     pub run: String,
-    /// The cluster that this node has seen before.
-    pub pinned: Option<u64>,
+    /// What this node has seen of its cluster before.
+    pub pin: Option<Pin>,
 }
 
 /// The names under which the keeper holds a slot's log pipes: stdout and, if it is separate, stderr.

@@ -97,6 +97,7 @@ pub(crate) struct Etcd {
     store: Store,
     term: u64,
     watchers: Vec<Watcher>,
+    backup: Option<Store>,
     pub(crate) has_space: bool,
     next_lease: i64,
     leader_lost: Option<Moment>,
@@ -133,6 +134,7 @@ impl Etcd {
             },
             term: 1,
             watchers: Vec::new(),
+            backup: None,
             has_space: true,
             next_lease: 0x7000,
             leader_lost: None,
@@ -202,6 +204,35 @@ impl Etcd {
 
     pub(crate) fn lag(&mut self, member: usize, lag: Span) {
         self.members[member].lag = lag;
+    }
+
+    /// What would be in a backup that is made now.
+    pub(crate) fn back_up(&mut self) {
+        self.backup = Some(self.store.clone());
+    }
+
+    /// All that happened since then is forgotten; whether the cluster keeps its id depends on how it was done.
+    pub(crate) fn restore(&mut self, same_id: bool, now: Moment) {
+        let Some(backup) = self.backup.take() else {
+            return;
+        };
+        self.store = backup;
+        self.cluster += u64::from(!same_id);
+        self.watchers.clear();
+        self.term += 1;
+        let leases = self.store.leases.iter();
+        let expires: BTreeMap<LeaseId, (Span, Moment)> = leases
+            .map(|(lease, (ttl, _))| (*lease, (*ttl, now.after(*ttl))))
+            .collect();
+        for member in &mut self.members {
+            member.lessor = None;
+            member.follows = 0;
+            member.term = self.term;
+        }
+        self.members[0].lessor = Some(Lessor {
+            term: self.term,
+            expires,
+        });
     }
 
     /// Some lease of the cluster, for an operator who revokes it.

@@ -88,6 +88,7 @@ fn calm() {
         troubles: 0,
         removals: 0,
         moves: 12,
+        restored: false,
         slewed: false,
         stubborn: false,
         aims: false,
@@ -104,6 +105,7 @@ fn trouble() {
         troubles: 8,
         removals: 0,
         moves: 0,
+        restored: false,
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
         aims: seed % 3 == 0,
@@ -120,6 +122,7 @@ fn removals() {
         troubles: 0,
         removals: 6,
         moves: 0,
+        restored: false,
         slewed: seed % 2 == 0,
         stubborn: false,
         aims: false,
@@ -136,12 +139,30 @@ fn removals_in_trouble() {
         troubles: 8,
         removals: 4,
         moves: 0,
+        restored: false,
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
         aims: seed % 3 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
         flavour: OLD_AND_EARLY,
+    });
+}
+
+/// A backup is restored, with another id or the same one: nobody goes on as if nothing had happened.
+#[test]
+fn restored() {
+    sweep("restored", &LOCKS, |seed| Faults {
+        troubles: 0,
+        removals: 0,
+        moves: 12,
+        restored: true,
+        slewed: seed % 2 == 0,
+        stubborn: false,
+        aims: false,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: false,
+        flavour: NEW,
     });
 }
 
@@ -174,6 +195,7 @@ const fn mischief(flavour: Flavour, endpoints: usize, far: bool) -> Faults {
         troubles: 12,
         removals: 0,
         moves: 0,
+        restored: false,
         slewed: true,
         stubborn: true,
         aims: true,

@@ -37,6 +37,8 @@ pub(crate) struct Faults {
     pub(crate) removals: u32,
     /// An operator moves locks, every ten seconds.
     pub(crate) moves: u32,
+    /// In the end etcd is as it was long before.
+    pub(crate) restored: bool,
     /// Clocks are slewed, of nodes and of members.
     pub(crate) slewed: bool,
     /// No worker cares for SIGTERM, and all take as long to die as they may.
@@ -120,6 +122,8 @@ enum Fault {
     Lags(usize, Span),
     StreamBreaks,
     Moved(usize, usize),
+    BackedUp,
+    Restored,
     NoSpace,
     LockBusy(usize, Span),
     LeaseRevoked,
@@ -240,6 +244,12 @@ impl World {
             self.at_moment(when, Item::Fault(fault));
             self.second(when, fault);
         }
+        if self.faults.restored {
+            let after = self.rng.span(5_000, 60_000);
+            self.at(after, Item::Fault(Fault::BackedUp));
+            let after = self.rng.span(130_000, STORY.as_millis());
+            self.at(after, Item::Fault(Fault::Restored));
+        }
         for turn in 0..self.faults.moves {
             let node = self.rng.below(NODES as u64) as usize;
             let to = self.rng.below(NODES as u64) as usize;
@@ -260,7 +270,10 @@ impl World {
         }
         self.etcd.has_space = true;
         self.play_until(self.quiet_from.after(SETTLE));
-        self.check_progress();
+        match self.faults.restored {
+            true => self.check_nobody(),
+            false => self.check_progress(),
+        }
         self.totals.elections = self.etcd.elections;
         self.totals.early_revokes = self.etcd.early_revokes;
         self.totals.stale_renewals = self.etcd.stale_renewals;
@@ -556,6 +569,11 @@ impl World {
             Fault::LockBusy(index, span) => {
                 self.nodes[index].lock_busy_until = now.after(span);
             }
+            Fault::BackedUp => self.etcd.back_up(),
+            Fault::Restored => {
+                let same_id = self.rng.chance(50);
+                self.etcd.restore(same_id, now);
+            }
             Fault::Moved(index, to) => self.ask_to_move(index, to),
             Fault::NoSpace => self.etcd.has_space = !self.etcd.has_space,
             Fault::LeaseRevoked => {
@@ -695,7 +713,7 @@ impl World {
             match effect {
                 Effect::Keeper(op) => ops.push(op),
                 Effect::Etcd(order) => self.obey(index, order),
-                Effect::Pin(cluster) => self.nodes[index].pinned = Some(cluster),
+                Effect::Pin(pin) => self.nodes[index].pin = Some(pin),
                 Effect::SeekGate { worker, fence, .. } => {
                     let fence = fence.expect("a cluster's locks have fences");
                     let node = &mut self.nodes[index];
@@ -984,6 +1002,7 @@ impl World {
         let read = read.collect();
         let mut from = leasehold::engine::cluster::rpc::Header {
             cluster: 0xe7cd,
+            revision: i64::MAX,
             ..Default::default()
         };
         from.term = *self.terms.get(&index)?;
@@ -1235,6 +1254,17 @@ impl World {
                 lock.name,
                 self.now
             );
+        }
+    }
+
+    /// Whoever answers has forgotten fences that were given: nobody begins until an operator says that he knows.
+    fn check_nobody(&self) {
+        for lock in &self.locks {
+            let id = worker(lock.name);
+            let mut nodes = self.nodes.iter();
+            let running = nodes.find(|node| node.host.process(&id).is_some());
+            let whose = running.map(|node| &node.name);
+            assert_eq!(whose, None, "{} runs", lock.name);
         }
     }
 

@@ -30,6 +30,7 @@ use crate::{
     time::{Clocks, Moment, Span},
 };
 
+pub use session::Pin;
 pub(in crate::engine) use session::SessionRow;
 
 /// What hangs on our lease is looked through this often, for what nobody knows.
@@ -52,8 +53,10 @@ pub struct Membership {
     pub endpoints: usize,
     /// Of the node's lease, as asked for.
     pub ttl: Span,
-    /// The cluster id that this node has seen before.
-    pub pinned: Option<u64>,
+    /// Stands before its fences.
+    pub epoch: u64,
+    /// What this node has seen of it before.
+    pub pin: Option<Pin>,
 }
 
 /// What names a place in a queue; in the row of whoever won it.
@@ -133,12 +136,13 @@ impl Cluster {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             ttl: membership.ttl,
+            epoch: membership.epoch,
             endpoints: membership.endpoints,
         };
         Self {
             node: membership.node.clone(),
             prefix,
-            session: Session::new(identity, membership.pinned, now),
+            session: Session::new(identity, membership.pin, now),
             calls: Calls::default(),
             queues: BTreeMap::new(),
             candidates: BTreeMap::new(),
@@ -159,7 +163,8 @@ impl Cluster {
             return false;
         };
         let ours = &self.membership;
-        if (&wanted.cluster, &wanted.node) != (&ours.cluster, &ours.node) {
+        let names = |one: &Membership| (one.cluster.clone(), one.node.clone(), one.epoch);
+        if names(wanted) != names(ours) {
             return false;
         }
         if (wanted.endpoints, wanted.ttl) != (ours.endpoints, ours.ttl) {
@@ -191,8 +196,8 @@ impl Cluster {
     }
 
     /// The cluster that we belong to.
-    pub(in crate::engine) fn pinned(&self) -> Option<u64> {
-        self.session.pinned
+    pub(in crate::engine) fn pin(&self) -> Option<Pin> {
+        self.session.pin
     }
 
     pub(in crate::engine) fn deadline(&self) -> Option<Moment> {

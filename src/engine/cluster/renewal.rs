@@ -45,6 +45,8 @@ enum Step {
         sent: Clocks,
         ttl: Span,
         term: u64,
+        /// What they show is no older than this.
+        floor: i64,
         /// Which keys each of them is to show.
         waits: BTreeMap<CallId, Vec<(String, i64)>>,
     },
@@ -142,13 +144,30 @@ impl Renewals {
         self.next_at = Some(desk.now.after(half.max(PAUSE)));
     }
 
-    /// An answer, perhaps to one of ours; `own` are the keys that hang on the lease, with the revisions that made them.
+    /// Is this one of our reads?
+    pub(super) fn reads(&self, call: CallId) -> bool {
+        let mut attempts = self.attempts.iter();
+        attempts
+            .any(|one| matches!(&one.step, Step::Reads { waits, .. } if waits.contains_key(&call)))
+    }
+
+    /// Had we seen a later revision than this when we asked?
+    pub(super) fn saw_more(&self, call: CallId, revision: i64) -> bool {
+        let mut attempts = self.attempts.iter();
+        attempts.any(|one| match &one.step {
+            Step::Reads { waits, floor, .. } => waits.contains_key(&call) && *floor > revision,
+            Step::Renews(_) => false,
+        })
+    }
+
+    /// An answer, perhaps to one of ours; `own` are the keys that hang on the lease, with the revisions that made them, and the newest revision
+    /// that was read.
     pub(super) fn answered(
         &mut self,
         call: CallId,
         sent: Clocks,
         result: Result<Reply, Failure>,
-        own: &BTreeMap<String, i64>,
+        own: (&BTreeMap<String, i64>, i64),
         desk: &mut Desk<'_>,
     ) -> Vec<Outcome> {
         let mut attempts = self.attempts.iter();
@@ -187,7 +206,7 @@ impl Renewals {
         at: usize,
         sent: Clocks,
         reply: &Reply,
-        own: &BTreeMap<String, i64>,
+        (own, floor): (&BTreeMap<String, i64>, i64),
         desk: &mut Desk<'_>,
     ) -> Option<Outcome> {
         let Body::Alive { ttl } = reply.body else {
@@ -210,6 +229,7 @@ impl Renewals {
             sent,
             ttl: Span::secs(ttl),
             term: reply.from.term,
+            floor,
             waits: waits.collect(),
         };
         None
@@ -222,6 +242,7 @@ impl Renewals {
             ttl,
             term,
             waits,
+            ..
         } = step
         else {
             return Vec::new();

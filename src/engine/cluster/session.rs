@@ -49,6 +49,20 @@ impl SessionRow {
     }
 }
 
+/// What a node has seen of its cluster: on its disk, so that no other one is taken for it, nor the same one restored from a backup, which has
+/// forgotten fences that it gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its id.
+    pub cluster: u64,
+    /// What stood before its fences.
+    pub epoch: u64,
+    /// It had come so far.
+    pub revision: i64,
+    /// It was seen to have forgotten. That it comes as far again does not bring back what it had given away.
+    pub forgot: bool,
+}
+
 /// Who we are, and what we want.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
@@ -57,6 +71,7 @@ pub(super) struct Identity {
     pub(super) name: String,
     pub(super) card: NodeCard,
     pub(super) ttl: Span,
+    pub(super) epoch: u64,
     pub(super) endpoints: usize,
 }
 
@@ -128,17 +143,27 @@ pub(super) struct Session {
     favourite: usize,
     retry: Span,
     /// The cluster that we belong to, since we first saw it.
-    pub(super) pinned: Option<u64>,
+    pub(super) pin: Option<Pin>,
+    /// The newest revision that was read.
+    newest: i64,
 }
 
+fn forgot() -> String {
+    format!("etcd has forgotten what it had said: {RAISE}")
+}
+
+/// What an operator does who knows what happened.
+const RAISE: &str = "if it was restored from a backup, raise etcd.epoch on every node";
+
 impl Session {
-    pub(super) fn new(identity: Identity, pinned: Option<u64>, now: Moment) -> Self {
+    pub(super) fn new(identity: Identity, pin: Option<Pin>, now: Moment) -> Self {
         Self {
             identity,
             phase: Phase::Away { until: now },
             favourite: 0,
             retry: RETRY_MIN,
-            pinned,
+            pin,
+            newest: 0,
         }
     }
 
@@ -153,7 +178,6 @@ impl Session {
 
     /// Goes on with what the supervisor before had.
     pub(super) fn adopt(&mut self, row: SessionRow, now: Moment) {
-        self.pinned = Some(row.cluster);
         self.phase = if row.lapsed {
             Phase::Lapsed {
                 lease: row.lease,
@@ -190,7 +214,7 @@ impl Session {
                 lease: *lease,
                 ttl: self.identity.ttl,
                 created: 0,
-                cluster: self.pinned.unwrap_or_default(),
+                cluster: self.pin.map_or(0, |pin| pin.cluster),
                 lapsed: true,
             }),
             Phase::Away { .. }
@@ -360,6 +384,20 @@ impl Session {
         own: &BTreeMap<String, i64>,
         desk: &mut Desk<'_>,
     ) -> Vec<Heard> {
+        if let (Some(open), Ok(reply)) = (self.open(), &result)
+            && open.renewals.reads(call)
+        {
+            let at = reply.from.revision;
+            // Asked after we had seen more.
+            if open.renewals.saw_more(call, at) {
+                self.pin = self.pin.map(|pin| Pin {
+                    forgot: true,
+                    ..pin
+                });
+                return vec![self.lose(forgot(), desk.now)];
+            }
+            self.newest = self.newest.max(at);
+        }
         match &mut self.phase {
             Phase::Checking(asked) if *asked == call => self.checked(result, desk),
             Phase::Granting(asked, _) if *asked == call => self.granted(sent, result, desk),
@@ -368,6 +406,7 @@ impl Session {
             }
             Phase::Open(open) if open.stamp == Stamp::Asked(call) => self.stamped(result, desk.now),
             Phase::Open(open) => {
+                let own = (own, self.newest);
                 let outcomes = open.renewals.answered(call, sent, result, own, desk);
                 let heard = outcomes.into_iter().map(|one| self.renewed(one, desk.now));
                 heard.collect()
@@ -407,11 +446,7 @@ impl Session {
         let Body::Status(health) = reply.body else {
             return self.put_off("it answered another question".to_owned(), desk.now);
         };
-        if let Some(pinned) = self.pinned.filter(|pinned| *pinned != reply.from.cluster) {
-            let why = format!(
-                "cluster {:x} answers, and this node belongs to {pinned:x}",
-                reply.from.cluster
-            );
+        if let Some(why) = self.is_strange(reply.from.cluster) {
             return self.put_off(why, desk.now);
         }
         if !health.has_leader {
@@ -423,6 +458,29 @@ impl Session {
         let call = desk.ask(self.favourite, request, PATIENCE, Purpose::Session);
         self.phase = Phase::Granting(call, health);
         Vec::new()
+    }
+
+    /// What we have seen counts until an operator says that it is over.
+    fn pin_in_force(&self) -> Option<Pin> {
+        self.pin.filter(|pin| pin.epoch >= self.identity.epoch)
+    }
+
+    /// Is this not the cluster that we belong to?
+    fn is_strange(&self, cluster: u64) -> Option<String> {
+        let pin = self.pin_in_force()?;
+        if pin.epoch > self.identity.epoch {
+            return Some(format!(
+                "etcd.epoch = {} is configured, and {} was in force on this node",
+                self.identity.epoch, pin.epoch
+            ));
+        }
+        if pin.forgot {
+            return Some(forgot());
+        }
+        let (ours, strange) = (pin.cluster, pin.cluster != cluster);
+        let why =
+            || format!("cluster {cluster:x} answers, and this node belongs to {ours:x}: {RAISE}");
+        strange.then(why)
     }
 
     fn granted(
@@ -497,6 +555,17 @@ impl Session {
             });
             return self.put_off(why, desk.now);
         };
+        if let Some(pin) = self
+            .pin_in_force()
+            .filter(|pin| pin.revision >= ours.created)
+        {
+            self.give_back(lease, desk);
+            self.pin = Some(Pin {
+                forgot: true,
+                ..pin
+            });
+            return self.put_off(forgot(), desk.now);
+        }
         let row = SessionRow {
             lease,
             ttl,
@@ -516,7 +585,13 @@ impl Session {
             verified: Some(granted),
             stamp: Stamp::Known(ours.modified),
         }));
-        self.pinned = Some(cluster);
+        self.newest = ours.created;
+        self.pin = Some(Pin {
+            cluster,
+            epoch: self.identity.epoch,
+            revision: ours.created,
+            forgot: false,
+        });
         self.retry = RETRY_MIN;
         vec![Heard::Opened { cluster, health }]
     }
