@@ -309,6 +309,7 @@ impl Shown {
             per_node,
             allow_network_fs,
             lease,
+            preference,
             takeover,
         } = singleton;
         let authority = lease.as_ref().map(|lease| &lease.authority);
@@ -331,6 +332,14 @@ impl Shown {
         self.put("singleton.per_node", per_node);
         self.put("singleton.grace", lease.grace);
         self.put("singleton.kill_margin", lease.kill_margin);
+        let Preference {
+            priority,
+            node,
+            failback,
+        } = preference;
+        self.put("singleton.priority", priority);
+        self.maybe("singleton.prefer", node);
+        self.maybe("singleton.failback", failback);
         match takeover {
             Takeover::After(delay) => self.put("singleton.takeover_delay", delay),
             Takeover::Strict => self.put("singleton.takeover_delay", "strict"),

@@ -4,7 +4,7 @@ use crate::{
     config::{
         forms,
         section::Section,
-        spec::{Authority, EtcdSpec, LeaseSpec, SingletonSpec, Takeover},
+        spec::{Authority, EtcdSpec, LeaseSpec, Preference, SingletonSpec, Takeover},
         units::count,
     },
     id::FleetName,
@@ -13,6 +13,8 @@ use crate::{
 
 /// Most holders of one lock.
 const SLOTS_MAX: i64 = 1_000;
+/// Highest priority.
+const PRIORITY_MAX: i64 = 1_000_000;
 
 /// How far the lock reaches.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,7 @@ pub(super) fn singleton(
         per_node: 0,
         allow_network_fs: table.boolean("allow_network_fs").unwrap_or(false),
         lease,
+        preference: preference(&table),
         takeover,
     };
     // On one machine all of them are on this node.
@@ -143,9 +146,32 @@ fn cluster_lease(table: &Section<'_, '_>, etcd: Option<&EtcdSpec>) -> LeaseSpec 
     lease
 }
 
+fn preference(table: &Section<'_, '_>) -> Preference {
+    let failback = match table.string("failback").as_deref() {
+        None | Some("never") => None,
+        Some(_) => table.span("failback"),
+    };
+    Preference {
+        priority: table.integer("priority", 0, PRIORITY_MAX).unwrap_or(0) as u32,
+        node: table.string("prefer"),
+        failback,
+    }
+}
+
+/// What only a cluster's locks have.
+const CLUSTER_KEYS: [&str; 7] = [
+    "per_node",
+    "grace",
+    "kill_margin",
+    "takeover_delay",
+    "priority",
+    "prefer",
+    "failback",
+];
+
 /// Keys that only a cluster's locks have.
 fn refuse_lease_keys(table: &Section<'_, '_>, refused: bool) {
-    for key in ["per_node", "grace", "kill_margin", "takeover_delay"] {
+    for key in CLUSTER_KEYS {
         if table.value(key).is_some() && refused {
             let message = format!(
                 "{} says nothing about a lock of this machine",

@@ -369,8 +369,29 @@ pub struct SingletonSpec {
     pub allow_network_fs: bool,
     /// Holding the lock is not enough: it lasts only from one renewal to the next.
     pub lease: Option<LeaseSpec>,
+    /// In a cluster: where it had best run.
+    pub preference: Preference,
     /// In a cluster: what somebody who is gone without a word may have left behind.
     pub takeover: Takeover,
+}
+
+/// Which of the nodes that wait for a cluster's lock is next, and whether it is given up to a better one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preference {
+    /// Who has more is next, before who came first.
+    pub priority: u32,
+    /// This node is next, before all others.
+    pub node: Option<String>,
+    /// Whoever has the lock gives it to a better one who has waited so long; none: never.
+    pub failback: Option<Span>,
+}
+
+impl Preference {
+    /// How good a node of this name is: more is better.
+    pub fn rank(&self, node: &str) -> u64 {
+        let is_named = self.node.as_deref() == Some(node);
+        u64::from(self.priority) + (u64::from(is_named) << 32)
+    }
 }
 
 /// How long a successor waits for what may be left of a holder who is gone without a word.
@@ -487,6 +508,7 @@ impl Default for SingletonSpec {
             per_node: 1,
             allow_network_fs: false,
             lease: None,
+            preference: Preference::default(),
             takeover: Takeover::default(),
         }
     }

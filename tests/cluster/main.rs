@@ -37,6 +37,7 @@ const fn lock(name: &'static str, slots: u32, takeover: Takeover) -> Contended {
         name,
         slots,
         takeover,
+        home: None,
     }
 }
 
@@ -146,6 +147,27 @@ fn removals_in_trouble() {
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
         flavour: OLD_AND_EARLY,
+    });
+}
+
+/// Whatever befell it, in the end it is where it had best run.
+#[test]
+fn preferred() {
+    let home = Contended {
+        home: Some("node1"),
+        ..lock("billing", 1, AFTER_A_SECOND)
+    };
+    sweep("preferred", &[home], |seed| Faults {
+        troubles: 8,
+        removals: 0,
+        moves: 6,
+        restored: false,
+        slewed: seed % 2 == 0,
+        stubborn: false,
+        aims: false,
+        endpoints: 3,
+        far: seed % 5 == 0,
+        flavour: OLD,
     });
 }
 

@@ -6,7 +6,7 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, ReadySpec,
+            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference, ReadySpec,
             RestartPolicy, SingletonSpec, Sink, Takeover,
         },
     },
@@ -32,6 +32,8 @@ pub(crate) struct Contended {
     pub(crate) name: &'static str,
     pub(crate) slots: u32,
     pub(crate) takeover: Takeover,
+    /// Who is to have it in the end.
+    pub(crate) home: Option<&'static str>,
 }
 
 pub(crate) fn fleet(text: &str) -> FleetName {
@@ -59,6 +61,11 @@ fn spec(lock: &Contended) -> FleetSpec {
         lock: fleet(lock.name),
         slots: lock.slots,
         takeover: lock.takeover,
+        preference: Preference {
+            priority: 0,
+            node: lock.home.map(str::to_owned),
+            failback: lock.home.map(|_| Span::secs(3)),
+        },
         lease: Some(LeaseSpec {
             epoch: 0,
             authority: Authority::Cluster("sim".to_owned()),

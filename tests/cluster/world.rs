@@ -1278,6 +1278,12 @@ impl World {
                 .filter(|node| node.host.process(&id).is_some());
             let running = running.count();
             let should = (lock.slots as usize).min(NODES);
+            if let Some(home) = lock.home {
+                let mut nodes = self.nodes.iter();
+                let there = nodes.find(|node| node.locks.contains_key(&id));
+                let there = there.map(|node| node.name.as_str());
+                assert_eq!(there, Some(home), "{} is not at home", lock.name);
+            }
             let waits = self.nodes.iter().map(|node| {
                 let now = node.clocks(self.now).boottime;
                 let status = node.engine.as_ref().map(|engine| engine.status(now));

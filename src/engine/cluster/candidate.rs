@@ -50,6 +50,12 @@ pub(super) struct Candidate {
     /// Its key hangs on this one; none: there is no key yet.
     pub(super) lease: Option<LeaseId>,
     pub(super) slots: u32,
+    /// How good it is: who has more is next.
+    rank: u64,
+    /// Whoever is better than it and waits so long gets what it has.
+    failback: Option<Span>,
+    /// Since when somebody better waits.
+    better_since: Option<Moment>,
     /// What may be left of somebody who is gone without a word is given so long.
     pub(super) delay: Span,
     stage: Stage,
@@ -62,12 +68,15 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(lock: String, spec: &SingletonSpec, now: Moment) -> Self {
+    pub(super) fn new(lock: String, spec: &SingletonSpec, node: &str, now: Moment) -> Self {
         Self {
             lock,
             key: String::new(),
             lease: None,
             slots: spec.slots,
+            rank: spec.preference.rank(node),
+            failback: spec.preference.failback,
+            better_since: None,
             delay: spec.takeover_delay(),
             stage: Stage::Waits { until: now },
             won: None,
@@ -80,6 +89,7 @@ impl Candidate {
     pub(super) fn adopted(
         lock: String,
         spec: &SingletonSpec,
+        node: &str,
         (ticket, lease): (Ticket, Option<LeaseId>),
         now: Moment,
     ) -> Self {
@@ -90,7 +100,7 @@ impl Candidate {
                 fence: ticket.fence,
             },
             won: Some(now),
-            ..Self::new(lock, spec, now)
+            ..Self::new(lock, spec, node, now)
         }
     }
 
@@ -103,7 +113,8 @@ impl Candidate {
             Stage::Waits { until } => Some(until).filter(|until| *until > now),
             Stage::Stands { .. } => {
                 let stuck = self.won.map(|since| since.after(BEGIN_WITHIN));
-                stuck.filter(|at| *at > now)
+                let later = stuck.into_iter().chain(self.gives_way_at());
+                later.filter(|at| *at > now).min()
             }
             Stage::Joins(_) | Stage::Leaves { .. } => None,
         }
@@ -169,6 +180,21 @@ impl Candidate {
         )
     }
 
+    /// Does somebody better wait for what it has, and has he waited long enough?
+    pub(super) fn gives_way(&mut self, best_waiting: u64, now: Moment) -> bool {
+        if best_waiting <= self.rank {
+            self.better_since = None;
+            return false;
+        }
+        let since = *self.better_since.get_or_insert(now);
+        self.failback.is_some_and(|delay| since.after(delay) <= now)
+    }
+
+    /// When [`Candidate::gives_way`] may say so.
+    fn gives_way_at(&self) -> Option<Moment> {
+        Some(self.better_since?.after(self.failback?))
+    }
+
     /// Is it news to it that its lease holds, counted from then?
     pub(super) fn hears(&mut self, sent: Clocks) -> bool {
         let news = self.told != Some(sent);
@@ -198,6 +224,7 @@ impl Candidate {
             node: node.to_owned(),
             worker: worker.clone(),
             slots: self.slots,
+            rank: self.rank,
         };
         let key = self.key.clone();
         let put = Do::Put {

@@ -83,6 +83,9 @@ pub(super) struct Card {
     pub(super) worker: WorkerId,
     /// How many may have the lock at once, as he has it configured.
     pub(super) slots: u32,
+    /// How good he is: who has more is next.
+    #[serde(default)]
+    pub(super) rank: u64,
 }
 
 /// Who gave a lock back when nothing of his worker was left.

@@ -26,6 +26,16 @@ pub(super) struct Place {
     pub(super) lease: Option<LeaseId>,
 }
 
+impl Place {
+    fn is_on(&self, node: &str) -> bool {
+        self.card.as_ref().is_some_and(|card| card.node == node)
+    }
+
+    fn rank(&self) -> u64 {
+        self.card.as_ref().map_or(0, |card| card.rank)
+    }
+}
+
 /// What a read of all of it showed, at one revision.
 pub(super) struct Listing {
     pub(super) revision: i64,
@@ -186,17 +196,22 @@ impl Line {
         (wish.fence == fence && is_ready).then_some(wish)
     }
 
-    /// Must this one let others by, so that whoever is to have it is next?
+    /// Must this one let others by: whoever is to have it, or is better?
     pub(super) fn steps_back(&self, fence: i64, node: &str) -> bool {
-        let Some(to) = self.wished().and_then(|wish| wish.to.as_deref()) else {
-            return false;
-        };
-        let is_his = |place: &Place| place.card.as_ref().is_some_and(|card| card.node == to);
-        let behind = self
-            .places
-            .range(fence + 1..)
-            .any(|(_, place)| is_his(place));
-        to != node && behind
+        let mut behind = self.places.range(fence + 1..).map(|(_, place)| place);
+        match self.wished().and_then(|wish| wish.to.as_deref()) {
+            Some(to) => to != node && behind.any(|place| place.is_on(to)),
+            None => {
+                let own = self.places.get(&fence).map_or(0, Place::rank);
+                behind.any(|place| place.rank() > own)
+            }
+        }
+    }
+
+    /// How good the best of those is who wait.
+    pub(super) fn best_waiting(&self) -> u64 {
+        let waiting = self.places.values().skip(self.slots as usize);
+        waiting.map(Place::rank).max().unwrap_or(0)
     }
 
     fn fence_of(&self, key: &str) -> Option<i64> {
@@ -247,7 +262,7 @@ impl Line {
             .get(&fence)
             .and_then(|place| place.card.as_ref());
         match card {
-            Some(card) => format!("{} of node {} with fence {fence}", card.worker, card.node),
+            Some(card) => format!("{} on {} with fence {fence}", card.worker, card.node),
             None => format!("somebody with fence {fence}"),
         }
     }

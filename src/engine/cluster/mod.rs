@@ -22,6 +22,7 @@ use crate::{
         calls::{Calls, Desk, Purpose},
         candidate::Candidate,
         keys::{NodeCard, Prefix},
+        line::Line,
         queue::Queue,
         rpc::{Body, CallId, Change, Do, Failure, Header, News, Order, Reply, Request, Txn, When},
         session::{Heard, Identity, PATIENCE, Session},
@@ -185,7 +186,7 @@ impl Cluster {
         for (worker, spec, ticket) in tickets {
             let lock = self.prefix.lock(spec.lock.as_str());
             let ours = (ticket, self.session.lease());
-            let candidate = Candidate::adopted(lock, &spec, ours, now);
+            let candidate = Candidate::adopted(lock, &spec, &self.node, ours, now);
             self.candidates.insert(worker, candidate);
         }
     }
@@ -604,7 +605,7 @@ impl Cluster {
                 continue;
             }
             let lock = self.prefix.lock(want.spec.lock.as_str());
-            let candidate = Candidate::new(lock, &want.spec, now);
+            let candidate = Candidate::new(lock, &want.spec, &self.node, now);
             self.candidates.insert(want.worker.clone(), candidate);
         }
     }
@@ -702,6 +703,11 @@ impl Cluster {
             if let Some(wish) = wish.filter(|_| want.is_open && !want.is_released) {
                 return Some(Said::Asked(wish.who.clone()));
             }
+            let best = line.map_or(0, Line::best_waiting);
+            if candidate.gives_way(best, now) && want.is_open && !want.is_released {
+                let why = "a node that is preferred (failback)".to_owned();
+                return Some(Said::Asked(why));
+            }
             let others = line.is_some_and(|line| line.len() > line.slots() as usize);
             if candidate.is_stuck(want.has_begun, now) && others {
                 return Some(Said::Passed);
@@ -715,7 +721,9 @@ impl Cluster {
         };
         let queue = self.queues.get(&candidate.lock)?;
         let Some(line) = queue.line() else {
-            return Some(Said::Waits("reads the queue".to_owned()));
+            // What was said before is as good as that.
+            let first = want.waits.is_none();
+            return first.then(|| Said::Waits("reads the queue".to_owned()));
         };
         if !line.has_it(fence) {
             let slots = candidate.slots;
@@ -751,10 +759,10 @@ impl Cluster {
 }
 
 /// For people.
-fn who_has_it(line: &line::Line, slots: u32) -> String {
+fn who_has_it(line: &Line, slots: u32) -> String {
     let holders = line.places().take(slots as usize);
     let holders: Vec<String> = holders.map(|(fence, _)| line.name_of(fence)).collect();
-    holders.join(", ") + " has it"
+    format!("held by {}", holders.join(" and "))
 }
 
 /// What a transaction read, by whom, and whether its conditions held.
