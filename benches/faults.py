@@ -42,7 +42,7 @@ Leases are 5 s here (killed at 3.75 s after the last renewal), and 10 s, as by d
 ANCHOR = """
 ## The same with `etcdctl lock`
 
-Its authors say that its lease is not looked at while the command runs; `--ttl={ttl}`, two of them, one member.
+`--ttl={ttl}`, two of them, one member; watched for 2 s after the second one began.
 
 | fault | gap | overlap | what was seen |
 | --- | --- | --- | --- |

@@ -98,7 +98,7 @@ fn a_supervisor_killed_twenty_times_under_load_costs_nothing() {
     }
     world.is_untouched(&holder);
     world.verdict(
-        "SIGKILL of 20 supervisors in a row, 2 busy loops beside",
+        "SIGKILL of 20 supervisors, 3 s apart, 2 busy loops beside",
         "same process, same fence",
     );
 }
@@ -315,7 +315,7 @@ fn what_a_worker_forked_outlives_a_dead_node_where_nothing_contains_it() {
     assert!(!world.oracle.faults().is_empty(), "the judge saw nothing");
     world.report(
         &format!("SIGKILL of supervisor and keeper, worker forks into a session of its own ({containment}, no systemd)"),
-        &format!("{}, until the daemon is started again", milliseconds(world.run(&next).first.until(end))),
+        &format!("**until a daemon is started there** (here {})", milliseconds(world.run(&next).first.until(end))),
         &format!("not covered without a unit: ended {} after the daemon was started again", milliseconds(again.until(end))),
     );
 }
@@ -348,7 +348,7 @@ fn both_frozen_is_what_a_watchdog_is_for() {
     let both = world.run(&next).first.until(thawed);
     world.report(
         "SIGSTOP of supervisor and keeper, no systemd",
-        &format!("{}, until SIGCONT", milliseconds(both)),
+        &format!("**as long as both are frozen** (here {})", milliseconds(both)),
         "not promised: killed at once by whoever woke up; under systemd its watchdog ends the unit before",
     );
 }
