@@ -43,11 +43,14 @@ export LEASEHOLD_TEST_PATIENCE="${LEASEHOLD_TEST_PATIENCE:-2}"
 need cc gcc
 need etcd etcd-server
 need etcdctl etcd-client
+need ip iproute2
+need nft nftables
 need openssl openssl
 need protoc protobuf-compiler
 need /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 need python3 python3-minimal
 need setpriv util-linux
+need strace strace
 
 section protoc protoc/make.sh --check
 section build cargo build --all-targets --locked
@@ -57,7 +60,9 @@ section etcd cargo test --locked --test etcd -- --test-threads=4
 if [ "${1:-}" = quick ]; then
   exit 0
 fi
-# Burners want the machine for themselves.
+# Faults want the machine for themselves. LEASEHOLD_FAULTS_ALL=1: every row of docs/faults.md.
+section faults cargo test --locked --test faults -- --test-threads=1
+# So do burners.
 section burners cargo test --locked --test burners -- --test-threads=1
 section simulation cargo test --locked --test sim --test cluster --test model
 section scaling cargo test --locked --test scaling

@@ -132,6 +132,7 @@ fn lock() -> LockStatus {
         fence: 1_795_000_000_007,
     };
     LockStatus {
+        scope: "node",
         name: name("ledger"),
         flock: None,
         slots: 2,

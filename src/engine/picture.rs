@@ -193,6 +193,10 @@ impl Supervisor {
         };
         Some(LockStatus {
             name: spec.lock.clone(),
+            scope: match spec.is_of_cluster() {
+                true => "cluster",
+                false => "node",
+            },
             flock: spec.flock.clone(),
             slots: spec.slots,
             gates: indexes.into_iter().map(gate).collect(),

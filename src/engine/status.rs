@@ -176,6 +176,8 @@ pub struct WorkerStatus {
 pub struct LockStatus {
     /// Its name.
     pub name: FleetName,
+    /// How far it reaches: `node`, `cluster`.
+    pub scope: &'static str,
     /// Its file, if the configuration names one.
     pub flock: Option<String>,
     /// So many may hold it at once.

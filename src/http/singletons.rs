@@ -163,7 +163,7 @@ fn singleton(
             None => "singleton",
         }
         .to_owned(),
-        scope: "node".to_owned(),
+        scope: lock.scope.to_owned(),
         state: fleet.state.to_owned(),
         lock: lock.name.to_string(),
         flock: lock.flock.clone(),

@@ -127,7 +127,7 @@ pub struct FleetView {
 /// A singleton's lock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateView {
-    /// `node`.
+    /// `node`, `cluster`.
     pub scope: String,
     /// `open` or `shut`.
     pub state: String,
@@ -303,7 +303,7 @@ fn gate_view(lock: &LockStatus, here: &Here<'_>, node: &str) -> GateView {
     let waits = gates().find_map(|gate| gate.waits.clone());
     let until = gates().find_map(|gate| gate.until);
     GateView {
-        scope: "node".to_owned(),
+        scope: lock.scope.to_owned(),
         state: if pass.is_some() { "open" } else { "shut" }.to_owned(),
         holder: pass.map(|_| node.to_owned()).or(waits),
         fence: pass.map(|pass| pass.fence),

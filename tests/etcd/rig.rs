@@ -74,16 +74,16 @@ pub(crate) struct Setup {
 }
 
 /// One member's place; it may be running.
-struct Member {
-    args: Vec<String>,
+pub(crate) struct Member {
+    pub(crate) args: Vec<String>,
     client: u16,
     log: PathBuf,
-    child: Option<Child>,
+    pub(crate) child: Option<Child>,
 }
 
 /// The members, their directory, and their end.
 pub(crate) struct Cluster {
-    members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
     setup: Setup,
     _dir: TempDir,
 }
@@ -275,7 +275,7 @@ impl Cluster {
         self.ctl_at(&self.endpoints(), args)
     }
 
-    fn ctl_at(&self, endpoints: &[String], args: &[&str]) -> Result<String, String> {
+    pub(crate) fn ctl_at(&self, endpoints: &[String], args: &[&str]) -> Result<String, String> {
         let out = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", endpoints.join(",")))

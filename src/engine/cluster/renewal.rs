@@ -23,7 +23,7 @@ use crate::{
 
 /// After an attempt that failed at once the next one waits so long: nobody is to be asked thousands of times a second.
 const PAUSE: Span = Span::millis(50);
-/// An attempt is given up after this, even where leases are long.
+/// An attempt is given up after this, even where leases are long; if etcd is not further away than a quarter of it.
 const ATTEMPT_MAX: Span = Span::millis(800);
 
 /// What became of a renewal.
@@ -75,6 +75,8 @@ pub(super) struct Renewals {
     /// In so many rounds at once somebody else was faster.
     beaten: u32,
     endpoints: usize,
+    /// From a question to its answer, as a rule.
+    pub(super) trip: Span,
     /// Why the last attempt failed, if no later one succeeded.
     pub(super) trouble: Option<String>,
 }
@@ -98,13 +100,16 @@ impl Renewals {
             favourite,
             beaten: 0,
             endpoints,
+            trip: Span::ZERO,
             trouble: None,
         }
     }
 
-    /// How long a request may take.
+    /// How long a request may take. The first renewal on a connection takes two trips, and one more where there is no connection yet: where
+    /// that is longer than an attempt, there would never be a second one.
     pub(super) fn patience(&self) -> Span {
-        ATTEMPT_MAX.min(Span::nanos(self.every.as_nanos() / 2))
+        let usual = ATTEMPT_MAX.min(Span::nanos(self.every.as_nanos() / 2));
+        usual.max(self.trip.times(4)).min(self.every)
     }
 
     pub(super) fn deadline(&self) -> Moment {
@@ -315,5 +320,28 @@ impl Step {
             Self::Renews(call) => *call == id,
             Self::Reads { waits, .. } => waits.contains_key(&id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patience(ttl: Span, trip: Span) -> Span {
+        let mut renewals = Renewals::new(LeaseId(1), 1, ttl, 0, 3, Moment(0));
+        renewals.trip = trip;
+        renewals.patience()
+    }
+
+    #[test]
+    fn an_attempt_is_not_shorter_than_the_way_there_and_never_longer_than_a_round() {
+        let ten = Span::secs(10);
+        assert_eq!(patience(ten, Span::ZERO), ATTEMPT_MAX);
+        assert_eq!(patience(ten, Span::millis(100)), ATTEMPT_MAX);
+        assert_eq!(patience(ten, Span::millis(400)), Span::millis(1_600));
+        assert_eq!(patience(ten, Span::secs(1)), Span::secs(2));
+        let two = Span::secs(2);
+        assert_eq!(patience(two, Span::millis(1)), Span::millis(200));
+        assert_eq!(patience(two, Span::millis(90)), Span::millis(360));
     }
 }

@@ -142,6 +142,8 @@ pub(super) struct Session {
     /// Whom to ask first.
     favourite: usize,
     retry: Span,
+    /// From a question to its answer, as a rule: down at once, up slowly, since whoever is slow once is not far away.
+    trip: Option<Span>,
     /// The cluster that we belong to, since we first saw it.
     pub(super) pin: Option<Pin>,
     /// The newest revision that was read.
@@ -162,6 +164,7 @@ impl Session {
             phase: Phase::Away { until: now },
             favourite: 0,
             retry: RETRY_MIN,
+            trip: None,
             pin,
             newest: 0,
         }
@@ -196,14 +199,26 @@ impl Session {
     }
 
     fn renewals(&self, row: &SessionRow, due: Moment) -> Renewals {
-        Renewals::new(
+        let mut renewals = Renewals::new(
             row.lease,
             row.cluster,
             row.ttl,
             self.favourite,
             self.identity.endpoints,
             due,
-        )
+        );
+        renewals.trip = self.trip.unwrap_or_default();
+        renewals
+    }
+
+    /// An answer took so long.
+    fn took(&mut self, trip: Span) {
+        let slower = |before: Span| before.plus(Span::nanos(before.as_nanos() / 8));
+        let trip = self.trip.map_or(trip, |before| slower(before).min(trip));
+        self.trip = Some(trip);
+        if let Phase::Open(open) = &mut self.phase {
+            open.renewals.trip = trip;
+        }
     }
 
     /// For the node's row.
@@ -384,6 +399,9 @@ impl Session {
         own: &BTreeMap<String, i64>,
         desk: &mut Desk<'_>,
     ) -> Vec<Heard> {
+        if result.is_ok() {
+            self.took(sent.boottime.until(desk.now));
+        }
         if let (Some(open), Ok(reply)) = (self.open(), &result)
             && open.renewals.reads(call)
         {

@@ -1,0 +1,458 @@
+//! What may befall a process of ours: whoever dies or freezes, nobody runs beside somebody else, and somebody runs again.
+
+use leasehold::{sys::clock, time::Span};
+use rustix::process::Signal;
+
+use crate::{
+    rig::{Mode, pause, send, until, until_true},
+    world::{How, Times, WORKER, World, all_rows, milliseconds},
+};
+
+#[test]
+fn a_killed_worker_starts_again_under_the_same_fence() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    send(holder.leader, Signal::KILL);
+    let next = world.after(&holder, Span::secs(2));
+    assert_eq!((next.node, next.fence), (holder.node, holder.fence));
+    world.verdict(
+        "SIGKILL of the worker",
+        "started again on the same node, same fence",
+    );
+}
+
+#[test]
+fn a_frozen_worker_keeps_its_lock() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    send(holder.leader, Signal::STOP);
+    let frozen = clock::now();
+    // Longer than a lease lasts without renewals.
+    until_true("its lease would be over", 15_000, || {
+        clock::now() >= frozen.after(world.times.failover())
+    });
+    send(holder.leader, Signal::CONT);
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    world.verdict(
+        "SIGSTOP of the worker, SIGCONT 8 s later",
+        "it kept its lock",
+    );
+}
+
+#[test]
+fn a_killed_supervisor_costs_nothing() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    send(world.supervisor(&holder), Signal::KILL);
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    world.verdict(
+        "SIGKILL of the supervisor",
+        "same process, same fence, lease renewed by the next supervisor",
+    );
+}
+
+#[test]
+fn a_frozen_supervisor_costs_nothing() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    send(world.supervisor(&holder), Signal::STOP);
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    world.verdict(
+        "SIGSTOP of the supervisor",
+        "replaced at once: same process, same fence",
+    );
+}
+
+/// Four in ten seconds are no reason to distrust what they left.
+#[test]
+fn a_supervisor_killed_twenty_times_under_load_costs_nothing() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::DEFAULT) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let _load = crate::load::Load::new(2);
+    for _ in 0..20 {
+        let killed = clock::now();
+        send(world.supervisor(&holder), Signal::KILL);
+        world.is_renewed_since(&holder, killed);
+        until_true("it was not four times in ten seconds", 5_000, || {
+            clock::now() >= killed.after(Span::secs(3))
+        });
+    }
+    world.is_untouched(&holder);
+    world.verdict(
+        "SIGKILL of 20 supervisors, 3 s apart, 2 busy loops beside",
+        "same process, same fence",
+    );
+}
+
+/// Five in ten seconds are one too many: the next one believes no row, so it has no lease, and its worker ends with what stood.
+#[test]
+fn a_supervisor_that_dies_faster_than_it_is_trusted_loses_its_lock_and_nothing_else() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let mut before = 0;
+    for _ in 0..8 {
+        let rig = world.rig(&holder);
+        let status = rig.wait("another supervisor", 20_000, |status| {
+            status.supervisor() != before
+        });
+        before = status.supervisor();
+        send(before, Signal::KILL);
+    }
+    world.said(holder.node, "its row could not be read");
+    world.after(&holder, world.times.failover());
+    world.somebody(2_000);
+    world.verdict(
+        "SIGKILL of 8 supervisors as fast as they come",
+        "from the sixth on rows are not believed: killed at the deadline that stood; another node took over",
+    );
+}
+
+#[test]
+fn a_killed_keeper_takes_its_worker_with_it() {
+    keeper_killed(How {
+        worker: "-gi",
+        ..How::default()
+    });
+}
+
+#[test]
+fn a_killed_keeper_takes_its_worker_with_it_without_cgroups() {
+    if all_rows() {
+        keeper_killed(How {
+            worker: "-gi",
+            mode: Mode::Group,
+            ..How::default()
+        });
+    }
+}
+
+fn keeper_killed(how: How) {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&how);
+    let containment = containment(&world, holder.node);
+    world.nodes[holder.node].kill_keeper();
+    let next = world.after(&holder, world.times.failover());
+    assert_ne!(next.node, holder.node);
+    world.verdict(
+        &format!("SIGKILL of the keeper ({containment})"),
+        "the supervisor ended everything; another node took over",
+    );
+}
+
+/// What the daemon says that holds its workers together.
+fn containment(world: &World, node: usize) -> String {
+    let status = world.nodes[node].status();
+    let worker = status.worker(WORKER).expect("it has a worker");
+    format!(
+        "containment `{}`",
+        worker.all["containment"].as_str().unwrap()
+    )
+}
+
+#[test]
+fn a_frozen_keeper_is_not_waited_for() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How {
+        worker: "-gi",
+        ..How::default()
+    });
+    let frozen = clock::now();
+    send(world.keeper(&holder), Signal::STOP);
+    let next = world.after(&holder, world.times.failover().plus(world.times.ttl));
+    assert_ne!(next.node, holder.node);
+    world.ended_as_its_lease_did(&holder, frozen, true);
+    world.verdict(
+        "SIGSTOP of the keeper, worker ignores SIGTERM",
+        "the supervisor killed at the deadline; another node took over",
+    );
+}
+
+/// As when the machine dies: nobody gives anything back.
+#[test]
+fn a_dead_node_is_followed_when_its_lease_is_over() {
+    both_killed(&How::default());
+}
+
+#[test]
+fn a_dead_node_is_followed_when_its_lease_is_over_without_cgroups() {
+    if all_rows() {
+        let mode = Mode::Group;
+        both_killed(&How {
+            mode,
+            ..How::default()
+        });
+    }
+}
+
+fn both_killed(how: &How) {
+    let Some(mut world) = World::new(Times::DEFAULT) else {
+        return;
+    };
+    let holder = world.three(how);
+    let containment = containment(&world, holder.node);
+    let killed = clock::now();
+    let supervisor = world.supervisor(&holder);
+    let keeper = world.keeper(&holder);
+    send(keeper, Signal::STOP);
+    send(supervisor, Signal::KILL);
+    send(keeper, Signal::KILL);
+    let next = world.after(&holder, world.times.failover());
+    assert_ne!(next.node, holder.node);
+    let last = killed.until(world.run(&holder).last);
+    world.said(next.node, "its last holder left without a word");
+    world.verdict(
+        &format!("SIGKILL of supervisor and keeper at once ({containment})"),
+        &format!(
+            "the worker died with them (last word {} later); another node took over when the lease was over",
+            milliseconds(last)
+        ),
+    );
+}
+
+/// It is there again long before its lease is over, and does not take the lock for its own.
+#[test]
+fn a_dead_node_that_is_started_again_at_once_waits_like_anybody() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let supervisor = world.supervisor(&holder);
+    send(world.keeper(&holder), Signal::STOP);
+    send(supervisor, Signal::KILL);
+    world.nodes[holder.node].kill_keeper();
+    world.nodes[holder.node].start();
+    let next = world.after(&holder, world.times.failover());
+    assert_ne!(next.node, holder.node);
+    world.said(
+        holder.node,
+        "before it was started again has not run out yet",
+    );
+    world.stands_by(holder.node);
+    world.verdict(
+        "SIGKILL of supervisor and keeper, the daemon started again at once",
+        "another node took over when the lease was over; the first stands by",
+    );
+}
+
+/// A copy of a machine, say.
+#[test]
+fn a_second_node_of_one_name_is_told_so() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.holding(&How::default());
+    let second = world.plan_named(&How::default(), "n0");
+    world.nodes[second].start();
+    world.said(second, "another node has the name n0");
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    world.verdict(
+        "a second node of the holder's name",
+        "refused by name; the first noticed nothing",
+    );
+}
+
+/// What a worker forked is nobody's child then: without systemd only the next daemon on that machine ends it.
+#[test]
+fn what_a_worker_forked_outlives_a_dead_node_where_nothing_contains_it() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How {
+        worker: "-gi",
+        ..How::default()
+    });
+    let supervisor = world.supervisor(&holder);
+    let containment = containment(&world, holder.node);
+    send(world.keeper(&holder), Signal::STOP);
+    send(supervisor, Signal::KILL);
+    world.nodes[holder.node].kill_keeper();
+    let next = world.after(&holder, world.times.failover());
+    let again = clock::now();
+    world.nodes[holder.node].start();
+    let end = until("the next daemon ends it", 10_000, || {
+        let last = world.run(&holder).last;
+        let quiet = last.until(clock::now()) > Span::millis(500);
+        quiet.then_some(last).ok_or_else(|| world.oracle.story())
+    });
+    assert!(!world.oracle.faults().is_empty(), "the judge saw nothing");
+    world.report(
+        &format!("SIGKILL of supervisor and keeper, worker forks into a session of its own ({containment}, no systemd)"),
+        &format!("**until a daemon is started there** (here {})", milliseconds(world.run(&next).first.until(end))),
+        &format!("not covered without a unit: ended {} after the daemon was started again", milliseconds(again.until(end))),
+    );
+}
+
+/// Nobody is left to kill. systemd's watchdog would be; a worker that looks at its page knows.
+#[test]
+fn both_frozen_is_what_a_watchdog_is_for() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How {
+        worker: "-i",
+        ..How::default()
+    });
+    let (supervisor, keeper) = (world.supervisor(&holder), world.keeper(&holder));
+    send(keeper, Signal::STOP);
+    send(supervisor, Signal::STOP);
+    let next = world.after(&holder, world.times.failover());
+    assert_ne!(next.node, holder.node);
+    let thawed = clock::now();
+    send(supervisor, Signal::CONT);
+    send(keeper, Signal::CONT);
+    until_true("whoever wakes up kills", 2_000, || {
+        !crate::rig::lives(holder.leader)
+    });
+    assert!(!world.oracle.faults().is_empty(), "the judge saw nothing");
+    let both = world.run(&next).first.until(thawed);
+    world.report(
+        "SIGSTOP of supervisor and keeper, no systemd",
+        &format!("**as long as both are frozen** (here {})", milliseconds(both)),
+        "not promised: killed at once by whoever woke up; under systemd its watchdog ends the unit before",
+    );
+}
+
+#[test]
+fn a_node_that_stops_hands_over() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    world.nodes[holder.node].drain(5_000);
+    let next = world.after(&holder, Span::secs(2));
+    assert_ne!(next.node, holder.node);
+    let gap = world.run(&holder).last.until(world.run(&next).first);
+    world.said(next.node, "has its lock");
+    world.verdict(
+        "SIGTERM of the daemon",
+        &format!(
+            "handed over, {} from the worker's last word to the next one's first",
+            milliseconds(gap)
+        ),
+    );
+}
+
+#[test]
+fn an_operator_moves_it() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    // Two stand before it: the one that has it, and one that steps back.
+    world.nodes[1].ok(&["singletons", "move", "billing", "--to", "n2"]);
+    let next = world.after(&holder, Span::secs(10));
+    assert_eq!(next.node, 2);
+    let gap = world.run(&holder).last.until(world.run(&next).first);
+    world.verdict(
+        "`leasehold singletons move billing --to n2`, said to n1 while n0 has it",
+        &format!("handed over in {}", milliseconds(gap)),
+    );
+}
+
+/// Whoever is first in the queue and cannot begin must not be in the way.
+#[test]
+fn somebody_whose_lock_file_is_taken_stands_back() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let lock = world.nodes[1].path("lock");
+    let mut stranger = std::process::Command::new("flock")
+        .arg(&lock)
+        .args(["setpriv", "--pdeathsig", "KILL", "sleep", "1000"])
+        .spawn()
+        .expect("util-linux is here");
+    until_true("the file is locked", 5_000, || {
+        let mut tries = std::process::Command::new("flock");
+        let tries = tries.arg("-n").arg(&lock);
+        tries
+            .arg("true")
+            .status()
+            .is_ok_and(|status| !status.success())
+    });
+    world.nodes[holder.node].drain(5_000);
+    let next = world.after(&holder, Span::secs(10));
+    let gap = world.run(&holder).last.until(world.run(&next).first);
+    let _ = stranger.kill();
+    let _ = stranger.wait();
+    assert_eq!(next.node, 2);
+    world.verdict(
+        "whoever is next finds its lock file locked by somebody else, SIGTERM of the holder",
+        &format!(
+            "it stood back, and another began {} later",
+            milliseconds(gap)
+        ),
+    );
+}
+
+/// Round and round.
+#[test]
+fn hand_overs_follow_each_other() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let mut holder = world.three(&How::default());
+    for _ in 0..6 {
+        world.nodes[holder.node].drain(5_000);
+        let next = world.after(&holder, Span::secs(2));
+        assert_ne!(next.node, holder.node);
+        world.nodes[holder.node].start();
+        world.stands_by(holder.node);
+        holder = next;
+        pause(1);
+    }
+    world.verdict(
+        "SIGTERM of six daemons in turn, each started again",
+        "handed over six times",
+    );
+}
