@@ -211,11 +211,12 @@ impl Etcd {
         self.backup = Some(self.store.clone());
     }
 
-    /// All that happened since then is forgotten; whether the cluster keeps its id depends on how it was done.
-    pub(crate) fn restore(&mut self, same_id: bool, now: Moment) {
+    /// All that happened since then is forgotten; whether the cluster keeps its id depends on how it was done. Can that be told?
+    pub(crate) fn restore(&mut self, same_id: bool, now: Moment) -> bool {
         let Some(backup) = self.backup.take() else {
-            return;
+            return false;
         };
+        let forgets = backup.revision < self.store.revision;
         self.store = backup;
         self.cluster += u64::from(!same_id);
         self.watchers.clear();
@@ -233,6 +234,7 @@ impl Etcd {
             term: self.term,
             expires,
         });
+        forgets || !same_id
     }
 
     /// Some lease of the cluster, for an operator who revokes it.

@@ -180,6 +180,8 @@ pub(crate) struct World {
     totals: Totals,
     quiet_from: Moment,
     requests: u64,
+    /// etcd was restored, and is not what it was.
+    is_forgetful: bool,
     /// What was asked for, and where it is to go.
     asked: BTreeMap<RequestId, (&'static str, usize, Moment)>,
     /// Everybody is in touch all the time.
@@ -225,6 +227,7 @@ impl World {
             totals: Totals::default(),
             quiet_from: Moment(0),
             requests: 0,
+            is_forgetful: false,
             asked: BTreeMap::new(),
             is_prompt: faults.troubles == 0,
         }
@@ -270,7 +273,7 @@ impl World {
         }
         self.etcd.has_space = true;
         self.play_until(self.quiet_from.after(SETTLE));
-        match self.faults.restored {
+        match self.is_forgetful {
             true => self.check_nobody(),
             false => self.check_progress(),
         }
@@ -572,7 +575,7 @@ impl World {
             Fault::BackedUp => self.etcd.back_up(),
             Fault::Restored => {
                 let same_id = self.rng.chance(50);
-                self.etcd.restore(same_id, now);
+                self.is_forgetful = self.etcd.restore(same_id, now);
             }
             Fault::Moved(index, to) => self.ask_to_move(index, to),
             Fault::NoSpace => self.etcd.has_space = !self.etcd.has_space,
