@@ -1,6 +1,6 @@
 //! This node's part in a cluster: its session with etcd, the queues of the locks that its workers need, and who of them may have his.
 //!
-//! What it hears are answers of etcd; what it wants are requests; what it tells the gates is [`Said`]. It knows nothing of processes: a gate
+//! What it hears are answers of etcd; what it wants are requests; what it tells the gates is `Said`. It knows nothing of processes: a gate
 //! that it calls won still takes the lock file, has the keeper confirm the deadline, and only then is anybody started.
 
 mod calls;
