@@ -109,9 +109,19 @@ enum Phase {
     /// Nothing hangs on it that counts, and it is not renewed.
     Lapsed {
         lease: LeaseId,
+        /// What hung on it is gone by then, if nobody can be told before.
         until: Moment,
-        revoking: Option<CallId>,
+        revoking: Revoking,
     },
+}
+
+/// The end of a lease before its time. A new leader may have given it its whole time anew, so it is asked for until it is heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Revoking {
+    /// Something still hangs on it.
+    No,
+    Asked(CallId),
+    Later(Moment),
 }
 
 /// A session that is renewed.
@@ -185,7 +195,7 @@ impl Session {
             Phase::Lapsed {
                 lease: row.lease,
                 until: now.after(row.ttl),
-                revoking: None,
+                revoking: Revoking::No,
             }
         } else {
             Phase::Open(Box::new(Open {
@@ -320,7 +330,13 @@ impl Session {
                 };
                 Some(stamp.map_or(renewal, |at| at.min(renewal)))
             }
-            Phase::Lapsed { until, .. } => Some(*until),
+            Phase::Lapsed {
+                until, revoking, ..
+            } => match revoking {
+                Revoking::No => Some(*until),
+                Revoking::Asked(_) => None,
+                Revoking::Later(at) => Some(*at),
+            },
         }
     }
 
@@ -353,7 +369,11 @@ impl Session {
                     open.stamp = Stamp::Asked(call);
                 }
             }
-            Phase::Lapsed { until, .. } if *until <= desk.now => {
+            Phase::Lapsed {
+                until,
+                revoking: Revoking::No,
+                ..
+            } if *until <= desk.now => {
                 self.phase = Phase::Away { until: desk.now };
                 self.tend(stays_away, desk);
             }
@@ -372,7 +392,7 @@ impl Session {
             self.phase = Phase::Lapsed {
                 lease: open.row.lease,
                 until: now.after(open.row.ttl),
-                revoking: None,
+                revoking: Revoking::No,
             };
         }
     }
@@ -380,13 +400,21 @@ impl Session {
     /// Nothing hangs on it any more: it ends before its time.
     pub(super) fn revoke(&mut self, desk: &mut Desk<'_>) {
         let endpoint = self.favourite;
-        if let Phase::Lapsed {
+        let Phase::Lapsed {
             lease, revoking, ..
         } = &mut self.phase
-            && revoking.is_none()
-        {
+        else {
+            return;
+        };
+        let is_due = match revoking {
+            Revoking::No => true,
+            Revoking::Asked(_) => false,
+            Revoking::Later(at) => *at <= desk.now,
+        };
+        if is_due {
             let request = Request::Revoke(*lease);
-            *revoking = Some(desk.ask(endpoint, request, PATIENCE, Purpose::Session));
+            let call = desk.ask(endpoint, request, PATIENCE, Purpose::Session);
+            *revoking = Revoking::Asked(call);
         }
     }
 
@@ -429,11 +457,12 @@ impl Session {
                 let heard = outcomes.into_iter().map(|one| self.renewed(one, desk.now));
                 heard.collect()
             }
-            Phase::Lapsed { revoking, .. } if *revoking == Some(call) => {
+            Phase::Lapsed { revoking, .. } if *revoking == Revoking::Asked(call) => {
                 match result {
                     Ok(_) | Err(Failure::NoLease) => self.phase = Phase::Away { until: desk.now },
                     Err(_) => {
-                        *revoking = None;
+                        *revoking = Revoking::Later(desk.now.after(self.retry));
+                        self.retry = self.retry.plus(self.retry).min(RETRY_MAX);
                         self.next_endpoint();
                     }
                 }
