@@ -37,6 +37,7 @@ const fn lock(name: &'static str, slots: u32, takeover: Takeover) -> Contended {
         name,
         slots,
         takeover,
+        is_disputed: false,
         home: None,
     }
 }
@@ -147,6 +148,27 @@ fn removals_in_trouble() {
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
         flavour: OLD_AND_EARLY,
+    });
+}
+
+/// A node that says two does not run beside one that says one.
+#[test]
+fn disputed() {
+    let disputed = Contended {
+        is_disputed: true,
+        ..lock("billing", 1, AFTER_A_SECOND)
+    };
+    sweep("disputed", &[disputed], |seed| Faults {
+        troubles: seed as u32 % 5,
+        removals: 0,
+        moves: 4,
+        restored: false,
+        slewed: false,
+        stubborn: false,
+        aims: false,
+        endpoints: 3,
+        far: false,
+        flavour: NEW,
     });
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Contended {
     pub(crate) name: &'static str,
     pub(crate) slots: u32,
     pub(crate) takeover: Takeover,
+    /// One of the nodes says one more.
+    pub(crate) is_disputed: bool,
     /// Who is to have it in the end.
     pub(crate) home: Option<&'static str>,
 }
@@ -44,7 +46,7 @@ pub(crate) fn worker(lock: &str) -> WorkerId {
     WorkerId::new(fleet(lock), 0)
 }
 
-fn spec(lock: &Contended) -> FleetSpec {
+fn spec(node: &str, lock: &Contended) -> FleetSpec {
     let mut spec = FleetSpec::unknown(&StopRecord::default());
     spec.workers = 1;
     spec.process.program = "/bin/worker".to_owned();
@@ -59,7 +61,7 @@ fn spec(lock: &Contended) -> FleetSpec {
     spec.restart.burst = 100;
     spec.singleton = Some(SingletonSpec {
         lock: fleet(lock.name),
-        slots: lock.slots,
+        slots: lock.slots + u32::from(lock.is_disputed && node == "node2"),
         takeover: lock.takeover,
         preference: Preference {
             priority: 0,
@@ -82,7 +84,7 @@ fn spec(lock: &Contended) -> FleetSpec {
 fn config(node: &str, locks: &[Contended], endpoints: usize) -> Config {
     let fleets: BTreeMap<FleetName, FleetSpec> = locks
         .iter()
-        .map(|lock| (fleet(lock.name), spec(lock)))
+        .map(|lock| (fleet(lock.name), spec(node, lock)))
         .collect();
     Config {
         revision: Revision::of(format!("{fleets:?}").as_bytes()),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::{
     engine::cluster::{
         keys::{self, Card, Released, Wish},
-        rpc::{Change, KeyValue, LeaseId},
+        rpc::{Change, KeyValue},
     },
     time::{Moment, Span},
 };
@@ -23,7 +23,6 @@ pub(super) struct Place {
     pub(super) key: String,
     /// What he says of himself; none if it cannot be read: he counts all the same.
     pub(super) card: Option<Card>,
-    pub(super) lease: Option<LeaseId>,
 }
 
 impl Place {
@@ -163,7 +162,8 @@ impl Line {
             let Some(fence) = self.fence_of(key) else {
                 continue;
             };
-            let could_have_it = self.rank(fence).is_some_and(|rank| rank < self.slots);
+            let most = self.numbers().max().unwrap_or(self.slots);
+            let could_have_it = self.rank(fence).is_some_and(|rank| rank < most);
             self.places.remove(&fence);
             if could_have_it && released != Some(fence) {
                 self.suspicious = Some(now);
@@ -188,7 +188,7 @@ impl Line {
     /// Does the one with this fence have to go now? Not before whoever is to have it is next, or was given time to be.
     pub(super) fn must_go(&self, fence: i64, now: Moment) -> Option<&Wish> {
         let (wish, since) = self.wish.as_ref()?;
-        let next = self.places().nth(self.slots as usize);
+        let next = self.places().nth(self.slots() as usize);
         let next = next.and_then(|(_, place)| place.card.as_ref());
         let is_ready = wish.to.as_ref().is_none_or(|to| {
             next.is_some_and(|card| card.node == *to) || since.after(STEP_BACK) <= now
@@ -210,7 +210,7 @@ impl Line {
 
     /// How good the best of those is who wait.
     pub(super) fn best_waiting(&self) -> u64 {
-        let waiting = self.places.values().skip(self.slots as usize);
+        let waiting = self.places.values().skip(self.slots() as usize);
         waiting.map(Place::rank).max().unwrap_or(0)
     }
 
@@ -229,7 +229,7 @@ impl Line {
 
     /// Does this one have the lock, as far as the queue goes?
     pub(super) fn has_it(&self, fence: i64) -> bool {
-        self.rank(fence).is_some_and(|rank| rank < self.slots)
+        self.rank(fence).is_some_and(|rank| rank < self.slots())
     }
 
     /// Whoever has it now may begin then; at once, if none.
@@ -251,8 +251,25 @@ impl Line {
         self.places.len()
     }
 
+    /// What everybody who stands here says of how many may have it, and we.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        let said = self.places.values().filter_map(|place| place.card.as_ref());
+        said.map(|card| card.slots).chain([self.slots])
+    }
+
+    /// So many have it. Where they disagree the least counts: whoever says one is promised to be alone.
     pub(super) fn slots(&self) -> u32 {
-        self.slots
+        self.numbers().min().unwrap_or(self.slots)
+    }
+
+    /// Who says another number than we, for people.
+    pub(super) fn disagreement(&self) -> Option<String> {
+        let cards = self.places.values().filter_map(|place| place.card.as_ref());
+        let other = cards.into_iter().find(|card| card.slots != self.slots)?;
+        let (node, theirs, ours) = (&other.node, other.slots, self.slots);
+        Some(format!(
+            "slots = {ours} here, and {theirs} on {node}: the least counts"
+        ))
     }
 
     /// For people: who stands there.
@@ -270,7 +287,7 @@ impl Line {
     /// Who has to go so that a node has it, and his key. An error says why nobody.
     pub(super) fn to_move(&self, to: Option<&str>) -> Result<(i64, String), String> {
         let node = |place: &Place| place.card.as_ref().map(|card| card.node.clone());
-        let slots = self.slots as usize;
+        let slots = self.slots() as usize;
         let waiting = self.places().skip(slots);
         let mut waiting: Vec<String> = waiting.filter_map(|(_, place)| node(place)).collect();
         waiting.dedup();
@@ -310,7 +327,6 @@ fn place(kv: KeyValue) -> (i64, Place) {
     let place = Place {
         card: keys::decode(&kv.value),
         key: kv.key,
-        lease: kv.lease,
     };
     (kv.created, place)
 }

@@ -374,7 +374,7 @@ impl Cluster {
         let heard = self.session.answered(call, sent, result, &own, &mut desk);
         for one in heard {
             match one {
-                Heard::Opened { .. } => {
+                Heard::Opened => {
                     self.waits = None;
                     self.inventory_at = now.after(INVENTORY_EVERY);
                 }
@@ -726,8 +726,7 @@ impl Cluster {
             return first.then(|| Said::Waits("reads the queue".to_owned()));
         };
         if !line.has_it(fence) {
-            let slots = candidate.slots;
-            return Some(Said::Waits(who_has_it(line, slots)));
+            return Some(Said::Waits(who_has_it(line)));
         }
         let verified = self.session.verified();
         // After a departure without a word whoever begins must have looked since.
@@ -759,10 +758,14 @@ impl Cluster {
 }
 
 /// For people.
-fn who_has_it(line: &Line, slots: u32) -> String {
-    let holders = line.places().take(slots as usize);
+fn who_has_it(line: &Line) -> String {
+    let holders = line.places().take(line.slots() as usize);
     let holders: Vec<String> = holders.map(|(fence, _)| line.name_of(fence)).collect();
-    format!("held by {}", holders.join(" and "))
+    let held = format!("held by {}", holders.join(" and "));
+    match line.disagreement() {
+        Some(why) => format!("{held}; {why}"),
+        None => held,
+    }
 }
 
 /// What a transaction read, by whom, and whether its conditions held.

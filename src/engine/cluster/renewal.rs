@@ -77,8 +77,6 @@ pub(super) struct Renewals {
     endpoints: usize,
     /// From a question to its answer, as a rule.
     pub(super) trip: Span,
-    /// Why the last attempt failed, if no later one succeeded.
-    pub(super) trouble: Option<String>,
 }
 
 impl Renewals {
@@ -101,7 +99,6 @@ impl Renewals {
             beaten: 0,
             endpoints,
             trip: Span::ZERO,
-            trouble: None,
         }
     }
 
@@ -181,8 +178,8 @@ impl Renewals {
         };
         match (result, &self.attempts[at].step) {
             (Err(Failure::NoLease), Step::Renews(_)) => vec![self.gone("it does not exist")],
-            (Err(failure), _) => {
-                self.failed(at, failure.to_string(), desk.now);
+            (Err(_), _) => {
+                self.failed(at, desk.now);
                 Vec::new()
             }
             (Ok(reply), _) if reply.from.cluster != self.cluster => {
@@ -215,7 +212,7 @@ impl Renewals {
         desk: &mut Desk<'_>,
     ) -> Option<Outcome> {
         let Body::Alive { ttl } = reply.body else {
-            self.failed(at, "it answered another question".to_owned(), desk.now);
+            self.failed(at, desk.now);
             return None;
         };
         let Some(ttl) = u64::try_from(ttl).ok().filter(|ttl| *ttl > 0) else {
@@ -256,7 +253,7 @@ impl Renewals {
         let shown = match reply.body {
             Body::Txn { read, .. } if read.len() == keys.len() => read,
             _ => {
-                self.failed(at, "it answered another question".to_owned(), now);
+                self.failed(at, now);
                 return Vec::new();
             }
         };
@@ -269,15 +266,11 @@ impl Renewals {
         let (sent, ttl, term, endpoint) = (*sent, *ttl, *term, *endpoint);
         let is_last = waits.is_empty();
         if reply.from.term != term {
-            self.failed(
-                at,
-                "whoever renewed it does not lead any more".to_owned(),
-                now,
-            );
+            // Whoever renewed it does not lead any more.
+            self.failed(at, now);
         } else if is_last {
             self.attempts.clear();
             self.next_at = None;
-            self.trouble = None;
             self.due = sent.boottime.after(self.every).max(now);
             self.compare(endpoint, now);
             outcomes.push(Outcome::Verified { sent, ttl });
@@ -300,9 +293,8 @@ impl Renewals {
     }
 
     /// Somebody else is asked next; after a pause, if it failed at once.
-    fn failed(&mut self, at: usize, why: String, now: Moment) {
+    fn failed(&mut self, at: usize, now: Moment) {
         let attempt = self.attempts.remove(at);
-        self.trouble = Some(why);
         if attempt.endpoint == self.favourite {
             self.favourite = (self.favourite + 1) % self.endpoints;
             self.beaten = 0;

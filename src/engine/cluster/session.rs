@@ -18,7 +18,7 @@ use crate::{
         calls::{Desk, Purpose},
         keys::{self, NodeCard},
         renewal::{Outcome, Renewals},
-        rpc::{Body, CallId, Do, Failure, Health, KeyValue, LeaseId, Reply, Request, Txn, When},
+        rpc::{Body, CallId, Do, Failure, KeyValue, LeaseId, Reply, Request, Txn, When},
     },
     time::{Clocks, Moment, Span},
 };
@@ -79,7 +79,7 @@ pub(super) struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     /// A session has begun.
-    Opened { cluster: u64, health: Health },
+    Opened,
     /// Its lease was renewed, counted from then.
     Renewed,
     /// A key that hung on it is gone.
@@ -96,10 +96,9 @@ enum Phase {
         until: Moment,
     },
     Checking(CallId),
-    Granting(CallId, Health),
+    Granting(CallId),
     Registering {
         call: CallId,
-        health: Health,
         lease: LeaseId,
         ttl: Span,
         granted: Clocks,
@@ -244,7 +243,7 @@ impl Session {
             }),
             Phase::Away { .. }
             | Phase::Checking(_)
-            | Phase::Granting(..)
+            | Phase::Granting(_)
             | Phase::Registering { .. } => None,
         }
     }
@@ -321,7 +320,7 @@ impl Session {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match &self.phase {
             Phase::Away { until } => Some(*until),
-            Phase::Checking(_) | Phase::Granting(..) | Phase::Registering { .. } => None,
+            Phase::Checking(_) | Phase::Granting(_) | Phase::Registering { .. } => None,
             Phase::Open(open) => {
                 let renewal = open.renewals.deadline();
                 let stamp = match open.stamp {
@@ -379,7 +378,7 @@ impl Session {
             }
             Phase::Away { .. }
             | Phase::Checking(_)
-            | Phase::Granting(..)
+            | Phase::Granting(_)
             | Phase::Registering { .. }
             | Phase::Lapsed { .. } => {}
         }
@@ -446,7 +445,7 @@ impl Session {
         }
         match &mut self.phase {
             Phase::Checking(asked) if *asked == call => self.checked(result, desk),
-            Phase::Granting(asked, _) if *asked == call => self.granted(sent, result, desk),
+            Phase::Granting(asked) if *asked == call => self.granted(sent, result, desk),
             Phase::Registering { call: asked, .. } if *asked == call => {
                 self.registered(result, desk)
             }
@@ -503,7 +502,7 @@ impl Session {
         let ttl = i64::try_from(seconds).unwrap_or(i64::MAX);
         let request = Request::Grant { ttl };
         let call = desk.ask(self.favourite, request, PATIENCE, Purpose::Session);
-        self.phase = Phase::Granting(call, health);
+        self.phase = Phase::Granting(call);
         Vec::new()
     }
 
@@ -544,9 +543,6 @@ impl Session {
             Ok(_) => return self.put_off("it granted no lease".to_owned(), desk.now),
             Err(failure) => return self.put_off(failure.to_string(), desk.now),
         };
-        let Phase::Granting(_, health) = &self.phase else {
-            return Vec::new();
-        };
         let key = self.identity.key.clone();
         let txn = Txn {
             when: vec![When::Created(key.clone(), 0)],
@@ -563,7 +559,6 @@ impl Session {
         let request = Request::Txn(txn);
         self.phase = Phase::Registering {
             call: desk.ask(self.favourite, request, PATIENCE, Purpose::Session),
-            health: health.clone(),
             lease,
             ttl,
             granted: sent,
@@ -574,7 +569,6 @@ impl Session {
 
     fn registered(&mut self, result: Result<Reply, Failure>, desk: &mut Desk<'_>) -> Vec<Heard> {
         let Phase::Registering {
-            health,
             lease,
             ttl,
             granted,
@@ -584,8 +578,7 @@ impl Session {
         else {
             return Vec::new();
         };
-        let (lease, ttl, granted, cluster, health) =
-            (*lease, *ttl, *granted, *cluster, health.clone());
+        let (lease, ttl, granted, cluster) = (*lease, *ttl, *granted, *cluster);
         let there = match result.map(|reply| reply.body) {
             Ok(Body::Txn { read, .. }) => read.into_iter().flatten().next(),
             Ok(_) => None,
@@ -640,7 +633,7 @@ impl Session {
             forgot: false,
         });
         self.retry = RETRY_MIN;
-        vec![Heard::Opened { cluster, health }]
+        vec![Heard::Opened]
     }
 
     /// A lease of which nothing came is not left to run out: as good as it goes.
