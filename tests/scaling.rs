@@ -4,6 +4,8 @@
 //! One seed, one story. `SCALING_SEED=7` replays one seed of the named tests with its trace; `SCALING_SEEDS=1000` widens them.
 //! How other controllers do in the same plant is in `docs/scaling.md`, and compared with what is there.
 
+#[path = "sim/agenda.rs"]
+mod agenda;
 #[path = "scaling/baselines.rs"]
 mod baselines;
 #[path = "scaling/comparison.rs"]

@@ -3,6 +3,8 @@
 //!
 //! One seed, one story. `CLUSTER_SEEDS=20000` widens the sweeps, `CLUSTER_SEED=77` replays one with its trace.
 
+#[path = "../sim/agenda.rs"]
+mod agenda;
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod etcd;

@@ -25,7 +25,7 @@ use leasehold::{
 };
 
 use crate::{
-    fleets,
+    agenda, fleets,
     laws::{self, Action},
     plant::{Phase, Plant},
     rng::Rng,
@@ -69,24 +69,7 @@ enum Item {
     Curtain,
 }
 
-struct Due(Moment, u64, Item);
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.0, other.1).cmp(&(self.0, self.1))
-    }
-}
+type Due = agenda::Due<Item>;
 
 /// The kernel that the keeper asks: processes of the plant.
 struct Machine {
@@ -437,7 +420,7 @@ impl Rig {
 
     fn at(&mut self, when: Moment, item: Item) {
         self.order += 1;
-        self.queue.push(Due(when, self.order, item));
+        self.queue.push(agenda::Due(when, self.order, item));
     }
 
     fn soon(&mut self, millis: u64, item: Item) {

@@ -3,6 +3,7 @@
 //! One seed, one story. `SIM_SEEDS=20000` widens the sweep, `SIM_SEED=77` replays one with its trace. A seed that failed once is
 //! kept below as a named test.
 
+mod agenda;
 mod checks;
 mod fleets;
 mod host;

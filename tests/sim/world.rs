@@ -21,7 +21,7 @@ use leasehold::{
 };
 
 use crate::{
-    checks, fleets,
+    agenda, checks, fleets,
     host::{Act, Change, Host, Seat},
     jobs,
     lease::{self, Lease},
@@ -150,25 +150,7 @@ impl Item {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Due(Moment, u64, Item);
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.0, other.1).cmp(&(self.0, self.1))
-    }
-}
+type Due = agenda::Due<Item>;
 
 /// The accepted configuration, as the keeper holds it.
 #[derive(Clone)]
@@ -347,7 +329,7 @@ impl World {
 
     fn at_moment(&mut self, when: Moment, item: Item) {
         self.order += 1;
-        self.queue.push(Due(when, self.order, item));
+        self.queue.push(agenda::Due(when, self.order, item));
     }
 
     fn say(&mut self, line: impl FnOnce() -> String) {
