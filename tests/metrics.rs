@@ -201,6 +201,7 @@ fn status() -> Status {
     Status {
         node: "vps-1".to_owned(),
         stopping: Stopping::No,
+        drained: None,
         revision: Revision(7),
         rejected: Some("error".to_owned()),
         fleets: vec![

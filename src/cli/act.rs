@@ -44,6 +44,14 @@ pub(super) struct SignalArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct ReloadArgs {
     #[command(flatten)]
     reach: Reach,
@@ -133,6 +141,40 @@ pub(super) fn reload(args: &ReloadArgs) -> Outcome {
                 }
             })
             .fold(Step::Done, Step::and)
+    })
+}
+
+/// Whoever asks twice waits as well: that it was asked for does not say that nothing is left.
+pub(super) fn drain(args: &NodeArgs) -> Outcome {
+    set_node(args, "drain", |fleet| {
+        let idle = fleet.kind != "cron" || fleet.state == "held";
+        Step::from(idle && !fleet.workers.iter().any(is_live))
+    })
+}
+
+pub(super) fn undrain(args: &NodeArgs) -> Outcome {
+    set_node(args, "undrain", |fleet| match fleet.state.as_str() {
+        "held" => Step::Done,
+        _ => all_ready(fleet),
+    })
+}
+
+fn set_node(args: &NodeArgs, verb: &str, fleet_done: impl Fn(&FleetView) -> Step) -> Outcome {
+    let client = Client::new(&args.reach)?;
+    let path = format!("/v1/node/{verb}");
+    let reply = client.post(&path, &serde_json::json!({}), Repeat::Harmless)?;
+    if args.reach.json {
+        print_json(&reply)?;
+    } else if reply == Reply::AlreadySo {
+        eprintln!("already so");
+    }
+    if args.wait.no_wait {
+        return Ok(ExitCode::Ok);
+    }
+    let all = |_: &FleetView| true;
+    wait(&args.wait, &client, all, |view| {
+        let fleets = view.fleets.iter();
+        fleets.map(&fleet_done).fold(Step::Done, Step::and)
     })
 }
 

@@ -60,6 +60,10 @@ enum Verb {
     Stop(act::NamesArgs),
     /// Replace workers: a fleet a few at a time, a single worker at once
     Restart(act::NamesArgs),
+    /// Stop everything on this node and keep it empty, over restarts and reboots; what it has of the cluster goes to other nodes
+    Drain(act::NodeArgs),
+    /// Have this node take work again
+    Undrain(act::NodeArgs),
     /// Give a fleet another number of workers, or its configured one (`auto`); explain the one it has
     Scale(scale::ScaleArgs),
     /// Send a signal to workers' leaders
@@ -148,6 +152,8 @@ pub fn main() -> u8 {
         Verb::Start(args) => act::start(&args),
         Verb::Stop(args) => act::stop(&args),
         Verb::Restart(args) => act::restart(&args),
+        Verb::Drain(args) => act::drain(&args),
+        Verb::Undrain(args) => act::undrain(&args),
         Verb::Scale(args) => scale::scale(&args),
         Verb::Signal(args) => act::signal(&args),
         Verb::Singletons(args) => singletons::singletons(&args),

@@ -85,6 +85,12 @@ fn render(view: &StatusView, verbose: bool) -> String {
     if view.supervisor.draining {
         text.push_str("the daemon is draining everything\n\n");
     }
+    if let Some(drained) = &view.drained {
+        text.push_str(&format!(
+            "the node takes no work: drained by {} at {}; `leasehold undrain` ends that\n\n",
+            drained.who, drained.since
+        ));
+    }
     if let Some(why) = &view.config.rejected {
         let first = why.lines().next().unwrap_or_default();
         text.push_str(&format!(

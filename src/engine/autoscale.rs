@@ -308,7 +308,7 @@ impl Fleet {
         if floor == 0 {
             return;
         }
-        let held = room.intent.fleets.contains_key(&self.name);
+        let held = room.intent.holds_fleet(&self.name);
         let (Some(spec), Some(mut scaling)) = (self.spec.scale.clone(), self.body.scale.take())
         else {
             return;
@@ -351,7 +351,7 @@ impl Fleet {
             scaling.count_block("stuck");
         }
         let mut decision = roster.decision(scaling, views.host, now);
-        let kept = views.stance == Stance::Keep && !room.intent.fleets.contains_key(&self.name);
+        let kept = views.stance == Stance::Keep && !room.intent.holds_fleet(&self.name);
         let step = if kept {
             self.next_step(scaling, spec, &roster, (least, manual), &mut decision, room)
         } else {
@@ -551,8 +551,8 @@ impl Fleet {
         let rescued = scaling
             .rescued_at
             .is_some_and(|at| at.after(RESCUE_SPACING) > now);
-        let held = room.intent.fleets.contains_key(&self.name)
-            || room.intent.pauses.contains_key(&self.name);
+        let held =
+            room.intent.holds_fleet(&self.name) || room.intent.pauses.contains_key(&self.name);
         if rescued || held || views.stance != Stance::Keep {
             return None;
         }
@@ -731,7 +731,7 @@ impl Fleet {
             return;
         };
         scaling.watching = false;
-        let held = room.intent.fleets.contains_key(&self.name);
+        let held = room.intent.holds_fleet(&self.name);
         if kept && !held && self.occupied(&scaling, room.intent) == 0 {
             self.leave_places(&mut scaling, 0);
             let by = spec.wake.min(spec.max);
@@ -741,7 +741,7 @@ impl Fleet {
     }
 
     fn tend_knock(&mut self, kept: bool, room: &mut Room<'_>) {
-        let held = room.intent.fleets.contains_key(&self.name);
+        let held = room.intent.holds_fleet(&self.name);
         let alone = self.slots.values().all(|slot| !slot.is_live());
         let nobody = |scaling| self.occupied(scaling, room.intent) == 0;
         let sleeps = self.spec.scale.as_ref().is_some_and(|spec| spec.min == 0)

@@ -74,6 +74,16 @@ pub enum Command {
         /// Who asks.
         by: By,
     },
+    /// Stop everything on this node, and keep it empty.
+    Drain {
+        /// Who asks and when.
+        by: By,
+    },
+    /// Have this node take work again.
+    Undrain {
+        /// Who asks.
+        by: By,
+    },
     /// Read the configuration again and apply it.
     Reload,
     /// Read it and only say what would change.

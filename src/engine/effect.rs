@@ -562,6 +562,16 @@ pub enum What {
         /// Who.
         who: String,
     },
+    /// An operator keeps the node empty.
+    Drained {
+        /// Who.
+        who: String,
+    },
+    /// The node takes work again.
+    Undrained {
+        /// Who.
+        who: String,
+    },
     /// An operator's word on how many.
     Scaled {
         /// So many; none: as configured.

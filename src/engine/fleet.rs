@@ -111,7 +111,7 @@ impl Fleet {
     /// The slots that it should fill, holds of single ones aside.
     pub(super) fn places(&self, intent: &Intent) -> Places {
         match &self.body.scale {
-            Some(_) if self.removed || intent.fleets.contains_key(&self.name) => Places::First(0),
+            Some(_) if self.removed || intent.holds_fleet(&self.name) => Places::First(0),
             Some(scaling) => Places::These(scaling.members.clone()),
             None => Places::First(self.size(intent)),
         }
@@ -119,7 +119,7 @@ impl Fleet {
 
     /// How many it should have, holds of single slots aside.
     pub(super) fn size(&self, intent: &Intent) -> u32 {
-        if self.removed || intent.fleets.contains_key(&self.name) {
+        if self.removed || intent.holds_fleet(&self.name) {
             return 0;
         }
         if let Some(scaling) = &self.body.scale {
@@ -289,10 +289,12 @@ impl Fleet {
         } else {
             Vec::new()
         };
-        let all_held = room.intent.fleets.contains_key(&self.name);
-        let held = room.intent.slots.get(&self.name);
-        let is_held =
-            |index: &SlotIndex| all_held || held.is_some_and(|slots| slots.contains_key(&index.0));
+        let is_held = |index: &SlotIndex| room.intent.holds(&self.name, *index);
+        // Whoever depends on it ends first.
+        let waits = stance == Stance::Closing && room.intent.node.is_some();
+        if waits && !self.removed && !room.intent.fleets.contains_key(&self.name) {
+            return;
+        }
         let unwanted = |index: &SlotIndex| match stance {
             Stance::Drain | Stance::Kill => Some(Ending::Shutdown),
             Stance::Keep | Stance::Wait | Stance::Closing if self.removed => Some(Ending::Removed),

@@ -1,4 +1,4 @@
-//! What operators decided and what must outlive everything: holds and sizes. It is on disk before a command is acknowledged.
+//! What operators decided and what must outlive everything: holds, drains and sizes. It is on disk before a command is acknowledged.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Intent {
+    /// The whole node stays empty, until it is undrained.
+    pub node: Option<Hold>,
     /// Fleets that stay stopped.
     pub fleets: BTreeMap<FleetName, Hold>,
     /// Slots that stay stopped.
@@ -56,7 +58,17 @@ impl Intent {
     /// What keeps this slot stopped, if something does.
     pub(super) fn hold(&self, fleet: &FleetName, slot: SlotIndex) -> Option<&Hold> {
         let of_slot = || self.slots.get(fleet)?.get(&slot.0);
-        self.fleets.get(fleet).or_else(of_slot)
+        self.fleet_hold(fleet).or_else(of_slot)
+    }
+
+    /// What keeps the whole fleet stopped: its own hold, or the node's drain.
+    pub(super) fn fleet_hold(&self, fleet: &FleetName) -> Option<&Hold> {
+        self.fleets.get(fleet).or(self.node.as_ref())
+    }
+
+    /// Is the whole fleet to stay stopped?
+    pub fn holds_fleet(&self, fleet: &FleetName) -> bool {
+        self.fleet_hold(fleet).is_some()
     }
 
     /// Holds one slot.

@@ -193,6 +193,7 @@ impl Supervisor {
         out: &mut Effects,
     ) -> Result<Option<Reply>, Denial> {
         self.not_stopping()?;
+        self.not_drained()?;
         let selected = self.selected(&[name.to_owned()])?;
         let [Selected::Fleet(name)] = selected.as_slice() else {
             return Err(Denial::new(ExitCode::Usage, "name one job"));

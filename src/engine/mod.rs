@@ -24,6 +24,7 @@ mod bookkeeping;
 pub mod cluster;
 pub mod command;
 mod cron;
+mod drain;
 pub mod effect;
 mod ending;
 pub mod event;

@@ -29,11 +29,11 @@ pub(super) struct Saving {
 
 /// What an operator's command makes of the intent.
 #[derive(Clone, Debug)]
-struct Change {
-    intent: Intent,
-    records: Vec<(Subject, What)>,
+pub(super) struct Change {
+    pub(super) intent: Intent,
+    pub(super) records: Vec<(Subject, What)>,
     /// Who is started is forgiven its crashes; who is told to stop is not.
-    forgive: bool,
+    pub(super) forgive: bool,
 }
 
 impl Supervisor {
@@ -45,12 +45,18 @@ impl Supervisor {
         out: &mut Effects,
     ) {
         let result = match command {
-            Command::Start { .. } | Command::Stop { .. } | Command::Scale { .. }
+            Command::Start { .. }
+            | Command::Stop { .. }
+            | Command::Scale { .. }
+            | Command::Drain { .. }
+            | Command::Undrain { .. }
                 if self.saving.is_some() =>
             {
                 self.waiting.push_back((request, command));
                 return;
             }
+            Command::Drain { by } => self.drain_node(request, by, out),
+            Command::Undrain { by } => self.undrain_node(request, by, out),
             Command::Start { names, by } => self.start(request, &names, by, out),
             Command::Stop { names, by } => self.stop(request, &names, by, out),
             Command::Scale {
@@ -151,6 +157,7 @@ impl Supervisor {
         out: &mut Effects,
     ) -> Result<Option<Reply>, Denial> {
         self.not_stopping()?;
+        self.not_drained()?;
         let selected = self.selected(names)?;
         let mut intent = self.intent.clone();
         let mut records = Vec::new();
@@ -362,7 +369,7 @@ impl Supervisor {
     }
 
     /// Has an intent written to disk; it takes effect, and is answered, when that is done.
-    fn save(
+    pub(super) fn save(
         &mut self,
         request: Option<RequestId>,
         selected: Vec<Selected>,
@@ -456,6 +463,7 @@ impl Supervisor {
         out: &mut Effects,
     ) -> Result<Reply, Denial> {
         self.not_stopping()?;
+        self.not_drained()?;
         let selected = self.selected(names)?;
         let selected = self.without_jobs(names, selected)?;
         for one in &selected {

@@ -24,6 +24,7 @@ impl Supervisor {
         Status {
             node: self.facts.node.clone(),
             stopping: self.asked.stopping,
+            drained: self.intent.node.clone(),
             revision: self.config.revision,
             rejected: self.rejected.clone(),
             fleets: self
@@ -38,7 +39,7 @@ impl Supervisor {
         let (desired, ready) = (fleet.desired(&self.intent), fleet.ready());
         let done = fleet.done();
         let standby = fleet.standby();
-        let held = self.intent.fleets.get(&fleet.name);
+        let held = self.intent.fleet_hold(&fleet.name);
         let is_held = self.intent.holds(&fleet.name, SlotIndex(0));
         let cron = fleet.cron_status(is_held);
         let waits = self.stance(&fleet.name) == Stance::Wait && fleet.live() == 0;

@@ -285,7 +285,7 @@ impl Fleet {
     /// What is to be published now; none if nothing ever is.
     fn listing(&self, config: Revision, stopping: Stopping, intent: &Intent) -> Option<Listing> {
         let spec = self.spec.publish.as_ref()?;
-        let open = stopping == Stopping::No && !self.removed;
+        let open = stopping == Stopping::No && !self.removed && intent.node.is_none();
         let state = |slot: &Slot| match () {
             () if slot.is_ready() && open => Some(Presence::Ready),
             // Its turn to drain has not come, and nobody may rely on it any more.

@@ -24,6 +24,8 @@ pub struct Status {
     pub node: String,
     /// Does it stop?
     pub stopping: Stopping,
+    /// Who keeps it empty, if somebody does.
+    pub drained: Option<Hold>,
     /// The accepted configuration.
     pub revision: Revision,
     /// Why the newest reload was rejected, if it was.

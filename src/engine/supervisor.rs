@@ -364,22 +364,21 @@ impl Supervisor {
         };
         match self.asked.stopping {
             Stopping::Kill => Stance::Kill,
-            Stopping::Drain => {
-                let turn = self
-                    .fleets
-                    .values()
-                    .filter(|fleet| fleet.live() > 0)
-                    .map(|fleet| fleet.spec.rank)
-                    .max();
-                if turn.is_none_or(|turn| fleet.spec.rank >= turn) {
-                    Stance::Drain
-                } else {
-                    Stance::Closing
-                }
+            Stopping::Drain if self.is_its_turn(fleet) => Stance::Drain,
+            Stopping::Drain => Stance::Closing,
+            Stopping::No if self.intent.node.is_some() && !self.is_its_turn(fleet) => {
+                Stance::Closing
             }
             Stopping::No if self.dependencies_met(fleet) => Stance::Keep,
             Stopping::No => Stance::Wait,
         }
+    }
+
+    /// Where everything stops: has everybody who depends on this fleet ended?
+    fn is_its_turn(&self, fleet: &Fleet) -> bool {
+        let live = self.fleets.values().filter(|fleet| fleet.live() > 0);
+        let turn = live.map(|fleet| fleet.spec.rank).max();
+        turn.is_none_or(|turn| fleet.spec.rank >= turn)
     }
 
     pub(super) fn dependencies_met(&self, fleet: &Fleet) -> bool {

@@ -96,6 +96,8 @@ impl fmt::Display for What {
             ),
             Self::HeldBy { who } => write!(f, "held by {who}"),
             Self::Released { who } => write!(f, "released by {who}"),
+            Self::Drained { who } => write!(f, "drained by {who}"),
+            Self::Undrained { who } => write!(f, "takes work again, by {who}"),
             Self::Scaled {
                 workers: Some(n),
                 who,

@@ -254,7 +254,8 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             body.names = vec![(*name).to_owned()];
             "move"
         }
-        ["v1", "run" | "release" | "move"] => {
+        ["v1", "node", verb @ ("drain" | "undrain")] => *verb,
+        ["v1", "run" | "release" | "move" | "drain" | "undrain"] => {
             return Err(Refusal::new(404, format!("there is no {}", asked.path)));
         }
         ["v1", verb] => *verb,
@@ -278,6 +279,8 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             to: body.to,
             by,
         },
+        "drain" => Command::Drain { by },
+        "undrain" => Command::Undrain { by },
         "start" => Command::Start { names, by },
         "stop" => Command::Stop { names, by },
         "restart" => Command::Restart { names },

@@ -28,6 +28,9 @@ pub struct StatusView {
     pub node: String,
     /// The newest event this picture includes.
     pub seq: u64,
+    /// Who keeps the node empty, if somebody does.
+    #[serde(default)]
+    pub drained: Option<DrainedView>,
     /// The supervisor.
     pub supervisor: SupervisorView,
     /// The keeper.
@@ -40,6 +43,15 @@ pub struct StatusView {
     pub http: Vec<String>,
     /// Fleets by name.
     pub fleets: Vec<FleetView>,
+}
+
+/// An operator keeps the node empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainedView {
+    /// Who.
+    pub who: String,
+    /// Since when, RFC 3339.
+    pub since: String,
 }
 
 /// The supervisor process.
@@ -228,6 +240,10 @@ pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
     StatusView {
         node: status.node.clone(),
         seq: here.seq,
+        drained: status.drained.as_ref().map(|hold| DrainedView {
+            who: hold.who.clone(),
+            since: hold.when.clone(),
+        }),
         supervisor: SupervisorView {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -367,14 +383,18 @@ pub struct Check {
     pub detail: String,
 }
 
-/// What readiness of the node is made of: it does not drain, and every fleet has what it should.
+/// What readiness of the node is made of: it takes work, and every fleet has what it should.
 pub fn checks(status: &Status) -> Vec<Check> {
-    let draining = status.stopping != Stopping::No;
+    let serving = match (status.stopping, &status.drained) {
+        (Stopping::Drain | Stopping::Kill, _) => Err("the daemon drains".to_owned()),
+        (Stopping::No, Some(hold)) => Err(format!("drained by {}", hold.who)),
+        (Stopping::No, None) => Ok(()),
+    };
     let mut all = vec![Check {
         name: "serving".to_owned(),
-        pass: !draining,
+        pass: serving.is_ok(),
         warn: false,
-        detail: if draining { "the daemon drains" } else { "ok" }.to_owned(),
+        detail: serving.err().unwrap_or_else(|| "ok".to_owned()),
     }];
     all.extend(status.fleets.iter().map(|fleet| Check {
         name: format!("fleet:{}", fleet.name),

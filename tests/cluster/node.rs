@@ -131,6 +131,7 @@ pub(crate) struct Node {
     pub(crate) engine: Option<Supervisor>,
     pub(crate) incarnation: u64,
     pub(crate) pin: Option<Pin>,
+    pub(crate) intent: Intent,
     pub(crate) locks: BTreeMap<WorkerId, u64>,
     /// Somebody else on this machine has the lock files, until then.
     pub(crate) lock_busy_until: Moment,
@@ -177,6 +178,7 @@ impl Node {
             engine: None,
             incarnation: 0,
             pin: None,
+            intent: Intent::default(),
             locks: BTreeMap::new(),
             lock_busy_until: Moment(0),
             sought: BTreeMap::new(),
@@ -260,7 +262,7 @@ impl Node {
         Origin {
             config: self.config.clone(),
             previous: BTreeMap::new(),
-            intent: Intent::default(),
+            intent: self.intent.clone(),
             facts: Facts {
                 node: self.name.clone(),
                 notify_socket: "/run/notify".to_owned(),
@@ -275,6 +277,11 @@ impl Node {
             recover: false,
             seed,
         }
+    }
+
+    /// An operator keeps it empty.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.intent.node.is_some()
     }
 
     /// The machine loses its power, and its clocks begin anew.

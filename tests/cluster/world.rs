@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use leasehold::{
     config::spec::Takeover,
     engine::{
-        Command, Effect, Effects, Event, Supervisor,
+        Command, Effect, Effects, Event, Intent, Supervisor,
         cluster::rpc::{
             Body, Call, CallId, Do, Failure, KeyValue, News as EtcdNews, Order, Reply, Request, Txn,
         },
@@ -38,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) removals: u32,
     /// An operator moves locks, every ten seconds.
     pub(crate) moves: u32,
+    /// Nodes are drained, and take work again or not.
+    pub(crate) drains: u32,
     /// In the end etcd is as it was long before.
     pub(crate) restored: bool,
     /// Clocks are slewed, of nodes and of members.
@@ -66,6 +68,7 @@ pub(crate) struct Totals {
     pub(crate) stale_renewals: u64,
     pub(crate) removals: u64,
     pub(crate) moves: u64,
+    pub(crate) drains: u64,
 }
 
 impl Totals {
@@ -80,6 +83,7 @@ impl Totals {
         self.stale_renewals += other.stale_renewals;
         self.removals += other.removals;
         self.moves += other.moves;
+        self.drains += other.drains;
     }
 }
 
@@ -102,6 +106,7 @@ enum Item {
     EtcdTicks,
     KeeperStarts(usize),
     SupervisorStarts(usize, u64),
+    Saved(usize, u64, Box<Intent>),
     Fault(Fault),
 }
 
@@ -123,6 +128,7 @@ enum Fault {
     Lags(usize, Span),
     StreamBreaks,
     Moved(usize, usize),
+    Drained(usize, bool),
     BackedUp,
     Restored,
     NoSpace,
@@ -241,6 +247,12 @@ impl World {
             let to = self.rng.below(NODES as u64) as usize;
             let when = Span::secs(10 + 10 * u64::from(turn));
             self.at(when, Item::Fault(Fault::Moved(node, to)));
+        }
+        for _ in 0..self.faults.drains {
+            let node = self.rng.below(NODES as u64) as usize;
+            let when = self.rng.span(5_000, STORY.as_millis());
+            let fault = Fault::Drained(node, self.rng.chance(60));
+            self.at(when, Item::Fault(fault));
         }
         for _ in 0..self.faults.removals {
             let when = self.rng.span(10_000, STORY.as_millis());
@@ -480,6 +492,13 @@ impl World {
                     self.start_supervisor(index);
                 }
             }
+            Item::Saved(index, incarnation, intent) => {
+                self.totals.drains += u64::from(intent.node.is_some());
+                self.nodes[index].intent = *intent;
+                if self.is_there(index, incarnation) {
+                    self.step(index, Event::IntentSaved { result: Ok(()) });
+                }
+            }
             Item::Fault(fault) => self.fault(fault),
         }
     }
@@ -561,6 +580,7 @@ impl World {
                 self.is_forgetful = self.etcd.restore(same_id, now);
             }
             Fault::Moved(index, to) => self.ask_to_move(index, to),
+            Fault::Drained(index, empty) => self.drain(index, empty),
             Fault::NoSpace => self.etcd.has_space = !self.etcd.has_space,
             Fault::LeaseRevoked => {
                 if let Some(lease) = self.etcd.some_lease(&mut self.rng) {
@@ -594,6 +614,18 @@ impl World {
             by: By::default(),
         };
         let request = RequestId(self.requests);
+        if self.nodes[index].supervisor_until <= self.now {
+            self.step(index, Event::Command { request, command });
+        }
+    }
+
+    fn drain(&mut self, index: usize, empty: bool) {
+        self.requests += 1;
+        let (request, by) = (RequestId(self.requests), By::default());
+        let command = match empty {
+            true => Command::Drain { by },
+            false => Command::Undrain { by },
+        };
         if self.nodes[index].supervisor_until <= self.now {
             self.step(index, Event::Command { request, command });
         }
@@ -700,6 +732,11 @@ impl World {
                 Effect::Keeper(op) => ops.push(op),
                 Effect::Etcd(order) => self.obey(index, order),
                 Effect::Pin(pin) => self.nodes[index].pin = Some(pin),
+                Effect::SaveIntent(intent) => {
+                    let after = self.rng.span(0, 20);
+                    let item = Item::Saved(index, incarnation, Box::new(intent));
+                    self.at(after, item);
+                }
                 Effect::SeekGate { worker, fence, .. } => {
                     let fence = fence.expect("a cluster's locks have fences");
                     let node = &mut self.nodes[index];
@@ -1263,8 +1300,10 @@ impl World {
                 .iter()
                 .filter(|node| node.host.process(&id).is_some());
             let running = running.count();
-            let should = (lock.slots as usize).min(NODES);
-            if let Some(home) = lock.home {
+            let open = self.nodes.iter().filter(|node| !node.is_drained());
+            let open: Vec<&str> = open.map(|node| node.name.as_str()).collect();
+            let should = (lock.slots as usize).min(open.len());
+            if let Some(home) = lock.home.filter(|home| open.contains(home)) {
                 let mut nodes = self.nodes.iter();
                 let there = nodes.find(|node| node.locks.contains_key(&id));
                 let there = there.map(|node| node.name.as_str());
@@ -1283,7 +1322,7 @@ impl World {
             let prefix = format!("/leasehold/v1/sim/s/{}/", lock.name);
             assert_eq!(
                 self.etcd.places(&prefix),
-                NODES,
+                open.len(),
                 "the queue of {}",
                 lock.name
             );

@@ -393,6 +393,33 @@ fn an_operator_moves_it() {
     );
 }
 
+/// Nobody who has it comes back to it, and nobody who is drained takes part.
+#[test]
+fn a_node_is_drained() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let first = &world.nodes[holder.node];
+    first.ok(&["drain"]);
+    let next = world.after(&holder, Span::secs(10));
+    let gap = world.run(&holder).last.until(world.run(&next).first);
+    let first = &world.nodes[holder.node];
+    assert!(first.status().workers().iter().all(|one| one.pid == 0));
+    // It stands nowhere: the lock goes to the third, though the first one left the queue before.
+    let second = &world.nodes[next.node];
+    second.ok(&["drain"]);
+    let third = world.after(&next, Span::secs(10));
+    let all = [holder.node, next.node, third.node];
+    assert!((0..3).all(|node| all.contains(&node)), "{all:?}");
+    world.nodes[holder.node].ok(&["undrain"]);
+    world.stands_by(holder.node);
+    world.verdict(
+        "`leasehold drain` on the node that has it",
+        &format!("handed over in {}", milliseconds(gap)),
+    );
+}
+
 /// Whoever is first in the queue and cannot begin must not be in the way.
 #[test]
 fn somebody_whose_lock_file_is_taken_stands_back() {

@@ -18,7 +18,8 @@ both_ways!(
     readiness_outlives_the_supervisor,
     readiness_said_to_nobody_is_heard_by_the_next,
     a_rollout_outlives_the_supervisor,
-    a_hold_that_cannot_be_kept_is_refused
+    a_hold_that_cannot_be_kept_is_refused,
+    a_drained_node_stays_empty
 );
 
 fn holds_and_sizes_outlive_everything(mut rig: Rig) {
@@ -195,4 +196,79 @@ fn a_hold_that_cannot_be_kept_is_refused(mut rig: Rig) {
             .unwrap()
             .contains("web")
     );
+}
+
+/// Against the dependencies, over everything; and what was held before is held afterwards.
+fn a_drained_node_stays_empty(mut rig: Rig) {
+    rig.configure(
+        r#"
+        [fleet.db]
+        command = [{worker}, "order", "{notes}"]
+        ready = "notify"
+        [fleet.web]
+        command = [{worker}, "order", "{notes}"]
+        ready = "notify"
+        after = { db = "ready" }
+        [fleet.idle]
+        command = [{worker}, "sleep"]
+        [cron.job]
+        command = ["/bin/true"]
+        schedule = "@yearly"
+    "#,
+    );
+    rig.start_settled();
+    rig.ok(&["stop", "idle"]);
+    assert_eq!(rig.request("GET", "/readyz", "").unwrap().0, 200);
+    rig.ok(&["drain"]);
+    let is_empty = |status: &crate::rig::Status| {
+        let fleets = ["db", "web", "idle"];
+        let held = |name: &&str| status.fleet(name)["state"] == "held";
+        fleets.iter().all(held) && status.workers().iter().all(|worker| worker.pid == 0)
+    };
+    assert!(is_empty(&rig.status()), "drain waits until nobody is left");
+    let order = ["web told", "web gone", "db told", "db gone"];
+    assert!(
+        rig.notes("order").ends_with(&order.map(str::to_owned)),
+        "{:?}",
+        rig.notes("order")
+    );
+    let (code, body) = rig.request("GET", "/readyz?verbose", "").unwrap();
+    assert!(
+        code == 503 && body.contains("[-]serving drained by root"),
+        "{code} {body}"
+    );
+    assert_eq!(rig.cli(&["drain"]).code, 0);
+    for refused in [["start", "web"], ["restart", "web"]] {
+        let said = rig.cli(&refused);
+        assert!(
+            said.code == 9 && said.err.contains("leasehold undrain"),
+            "{}",
+            said.err
+        );
+    }
+    assert_eq!(rig.cli(&["cron", "run", "job"]).code, 9);
+    replace_supervisor(&rig);
+    rig.wait("it is empty", 2_000, is_empty);
+    rig.kill_keeper();
+    rig.start();
+    let status = rig.wait("it is empty", 5_000, is_empty);
+    assert!(
+        status.0["drained"]["who"]
+            .as_str()
+            .unwrap()
+            .starts_with("root"),
+        "{:?}",
+        status.0["drained"]
+    );
+    assert!(
+        rig.ok(&["status"])
+            .starts_with("the node takes no work: drained by root")
+    );
+    rig.ok(&["undrain"]);
+    let status = rig.status();
+    assert!(status.worker("web/0").unwrap().ready && status.worker("db/0").unwrap().ready);
+    assert_eq!(status.fleet("idle")["state"], "held");
+    assert!(status.0["drained"].is_null());
+    assert_eq!(rig.request("GET", "/readyz", "").unwrap().0, 200);
+    rig.drain(5_000);
 }

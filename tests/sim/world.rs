@@ -294,7 +294,9 @@ impl World {
             .as_ref()
             .expect("a supervisor after the faults")
             .status(self.now);
-        let held: Vec<String> = self.disk.fleets.keys().map(ToString::to_string).collect();
+        let fleets = status.fleets.iter().map(|fleet| &fleet.name);
+        let held = fleets.filter(|name| self.disk.holds_fleet(name));
+        let held: Vec<String> = held.map(ToString::to_string).collect();
         if self.trace {
             eprintln!("held {held:?}");
         }
@@ -1434,7 +1436,7 @@ impl World {
         ]))
         .to_owned();
         let (names, by) = (vec![fleet.clone()], By::default());
-        let command = match self.rng.below(11) {
+        let command = match self.rng.below(12) {
             9 | 10 => Command::Release {
                 name: (*self
                     .rng
@@ -1450,6 +1452,8 @@ impl World {
                 .to_owned(),
                 by,
             },
+            11 if self.rng.chance(30) => Command::Drain { by },
+            11 => Command::Undrain { by },
             0 => Command::Stop { names, by },
             1 | 2 => Command::Start { names, by },
             3 => Command::Restart { names },
