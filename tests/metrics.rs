@@ -26,11 +26,16 @@ use leasehold::{
     engine::{
         Command, Denial, Reply, Status, Transition,
         book::{Miss, Outcome, RunRecord, Skip},
+        cluster::{
+            figures::{EndpointFigures, Figures},
+            rpc::LeaseId,
+        },
         effect::{Cause, Ending, ProbeAim, Subject, What},
         gate::Pass,
         scale::{Block, Reason},
         status::{
-            CronStatus, FleetStatus, GateStatus, HostStatus, LockStatus, ScaleStatus, WorkerStatus,
+            ClusterStatus, CronStatus, FleetStatus, GateStatus, HostStatus, LockStatus,
+            ScaleStatus, WorkerStatus,
         },
         tally::Tally,
     },
@@ -132,7 +137,7 @@ fn lock() -> LockStatus {
         fence: 1_795_000_000_007,
     };
     LockStatus {
-        scope: "node",
+        scope: "cluster",
         name: name("ledger"),
         flock: None,
         slots: 2,
@@ -178,6 +183,44 @@ fn job() -> CronStatus {
     }
 }
 
+/// One endpoint answers, and one does not.
+fn cluster() -> ClusterStatus {
+    let mut figures = Figures::default();
+    let renewals = figures.ops.entry("keepalive").or_default();
+    for ms in [2, 3, 700] {
+        renewals.took.add(Span::millis(ms));
+    }
+    renewals.failures = 2;
+    figures.endpoints = vec![
+        EndpointFigures {
+            heard: Some(Moment(0)),
+            ..EndpointFigures::default()
+        },
+        EndpointFigures {
+            fails: Some((Moment(0), "connection refused".to_owned())),
+            ..EndpointFigures::default()
+        },
+    ];
+    ClusterStatus {
+        name: "prod".to_owned(),
+        state: "joined",
+        why: None,
+        lease: Some(LeaseId(7)),
+        ttl: Some(Span::secs(10)),
+        expires_in: Some(Span::millis(8_500)),
+        margin: Some(Span::millis(7_900)),
+        id: Some(7),
+        epoch: 0,
+        nodes: Some((2, 1)),
+        figures,
+        endpoints: vec![
+            "https://10.0.0.1:2379".to_owned(),
+            "https://10.0.0.2:2379".to_owned(),
+        ],
+        concerns: Vec::new(),
+    }
+}
+
 fn status() -> Status {
     let mut ledger = fleet("ledger", vec![worker("ledger", 0, "running", Some(30))]);
     ledger.lock = Some(lock());
@@ -202,6 +245,7 @@ fn status() -> Status {
         node: "vps-1".to_owned(),
         stopping: Stopping::No,
         drained: None,
+        cluster: Some(cluster()),
         revision: Revision(7),
         rejected: Some("error".to_owned()),
         fleets: vec![
@@ -269,6 +313,7 @@ fn tally() -> Tally {
         fence: 1_795_000_000_007,
         waited,
         from: None,
+        gap: Some(Span::millis(1_250)),
     };
     tell(7_000, of("ledger"), opened);
     let shut = What::GateShut {
@@ -403,7 +448,7 @@ fn both_formats_are_well_formed_and_say_the_same() {
     assert_eq!(
         open.value(
             "leasehold_lock_held",
-            &[("lock", "ledger"), ("scope", "node")]
+            &[("lock", "ledger"), ("scope", "cluster")]
         ),
         Some(1.0)
     );

@@ -98,9 +98,11 @@ pub(super) fn signal(args: &SignalArgs) -> Outcome {
     match client.post("/v1/signal", &body, Repeat::Never)? {
         Reply::Begun { names } if args.reach.json => print_json(&names),
         Reply::Begun { names } => print(&format!("{} sent to {}\n", args.signal, names.join(", "))),
-        Reply::AlreadySo | Reply::Plan { .. } | Reply::Run { .. } | Reply::Released { .. } => {
-            Ok(ExitCode::Ok)
-        }
+        Reply::AlreadySo
+        | Reply::Plan { .. }
+        | Reply::Run { .. }
+        | Reply::Released { .. }
+        | Reply::Cluster(_) => Ok(ExitCode::Ok),
     }
 }
 

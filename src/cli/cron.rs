@@ -234,12 +234,14 @@ fn ask(client: &Client, name: &str) -> Result<(Reply, String, bool), Failure> {
         Reply::Run {
             scheduled, queued, ..
         } => Ok((reply.clone(), scheduled.clone(), *queued)),
-        Reply::Begun { .. } | Reply::AlreadySo | Reply::Released { .. } | Reply::Plan { .. } => {
-            Err(Failure::new(
-                ExitCode::Failed,
-                "the daemon did not say which run it began",
-            ))
-        }
+        Reply::Begun { .. }
+        | Reply::AlreadySo
+        | Reply::Released { .. }
+        | Reply::Plan { .. }
+        | Reply::Cluster(_) => Err(Failure::new(
+            ExitCode::Failed,
+            "the daemon did not say which run it began",
+        )),
     }
 }
 

@@ -3,6 +3,7 @@
 mod act;
 mod check;
 mod client;
+mod cluster;
 mod config;
 mod cron;
 mod directories;
@@ -72,6 +73,8 @@ enum Verb {
     Cron(cron::CronArgs),
     /// Show who has the locks of singletons, why and since when; give one to whoever waits
     Singletons(singletons::SingletonsArgs),
+    /// Show all nodes and locks of the cluster as of one revision, and how etcd is
+    Cluster(cluster::ClusterArgs),
     /// Show what is published where, how far behind it is, and why
     Endpoints(endpoints::EndpointsArgs),
     /// Print workers' output
@@ -157,6 +160,7 @@ pub fn main() -> u8 {
         Verb::Scale(args) => scale::scale(&args),
         Verb::Signal(args) => act::signal(&args),
         Verb::Singletons(args) => singletons::singletons(&args),
+        Verb::Cluster(args) => cluster::cluster(&args),
         Verb::Endpoints(args) => endpoints::endpoints(&args),
         Verb::Logs(args) => logs::logs(&args),
         Verb::Events(args) => events::events(&args),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{diff::Change, fault::nearest},
+    engine::cluster::ClusterPicture,
     exit::ExitCode,
     id::{FleetName, WorkerId},
     time::Span,
@@ -84,6 +85,13 @@ pub enum Command {
         /// Who asks.
         by: By,
     },
+    /// Show all of the cluster, as it is now.
+    Survey,
+    /// Forget a node of the cluster that will not come back.
+    Forget {
+        /// Its name.
+        node: String,
+    },
     /// Read the configuration again and apply it.
     Reload,
     /// Read it and only say what would change.
@@ -135,6 +143,8 @@ pub enum Reply {
         /// Which.
         gates: Vec<ReleasedGate>,
     },
+    /// All of the cluster.
+    Cluster(Box<ClusterPicture>),
     /// What changes.
     Plan {
         /// Fleet by fleet.

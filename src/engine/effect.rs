@@ -572,6 +572,28 @@ pub enum What {
         /// Who.
         who: String,
     },
+    /// The node has a lease in its cluster.
+    Joined {
+        /// Which.
+        cluster: String,
+        /// For so long, if it is not renewed.
+        ttl: Span,
+    },
+    /// It has none any more.
+    Parted {
+        /// Why.
+        why: String,
+    },
+    /// Something is not well with etcd.
+    Concern {
+        /// What.
+        why: String,
+    },
+    /// That is over.
+    Relief {
+        /// What.
+        why: String,
+    },
     /// An operator's word on how many.
     Scaled {
         /// So many; none: as configured.
@@ -650,6 +672,13 @@ pub enum What {
         waited: Span,
         /// Who had it last, if that is known.
         from: Option<Holder>,
+        /// Of a cluster's lock: how long nobody had it, if that was seen.
+        gap: Option<Span>,
+    },
+    /// It ran on when its lease was over: somebody else may have run beside it.
+    Outlived {
+        /// For so long.
+        by: Span,
     },
     /// Its lock cannot be had yet.
     GateWaits {

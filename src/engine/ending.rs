@@ -179,6 +179,9 @@ impl Slot {
     pub(super) fn gone(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
         self.meter = Meter::default();
         let uptime = record.at.since(record.since);
+        if let Some(by) = self.outlived(record.at) {
+            desk.record(self.generation, What::Outlived { by });
+        }
         self.last_exit = Some(LastExit {
             status: record.status,
             at: record.at,

@@ -113,6 +113,9 @@ pub(super) struct Gate {
     pass: Option<Pass>,
     #[serde(skip)]
     is_lost: bool,
+    /// Nobody has had a cluster's lock since, as far as was seen.
+    #[serde(skip)]
+    vacated: Option<Moment>,
     /// Why it is not open yet.
     #[serde(skip)]
     waits: Option<String>,
@@ -243,9 +246,10 @@ impl Slot {
         }
         match (said, &self.gate.ticket) {
             // Taken over without its row: what it holds ends by its own deadline.
-            (Said::Won(_), None) if self.gate.pass.is_some() => {}
-            (Said::Won(ticket), None) => {
+            (Said::Won { .. }, None) if self.gate.pass.is_some() => {}
+            (Said::Won { ticket, vacated }, None) => {
                 self.gate.ticket = Some(ticket);
+                self.gate.vacated = vacated;
                 self.gate.waits = None;
                 self.seek_gate(desk);
             }
@@ -266,7 +270,7 @@ impl Slot {
                 let fence = ticket.fence.unsigned_abs();
                 self.lease_changed(fence, LeaseNews::Renewed { sent, ttl }, desk);
             }
-            (Said::Won(_) | Said::Waits(_), Some(_))
+            (Said::Won { .. } | Said::Waits(_), Some(_))
             | (Said::Lost(_) | Said::Passed | Said::Asked(_) | Said::Renewed { .. }, None) => {}
         }
     }
@@ -300,10 +304,12 @@ impl Slot {
         // What is no leasehold leaves no record: that it was waited for is all that is known of it.
         let stranger = self.gate.holder.take().filter(|who| who.record.is_none());
         let since = self.gate.since.replace(desk.now).unwrap_or(desk.now);
+        let gap = self.gate.vacated.take().map(|since| desk.now.since(since));
         let what = What::GateOpened {
             fence: pass.fence,
             waited: desk.now.since(since),
             from: stranger.or(from),
+            gap,
         };
         desk.record(self.generation, what);
         self.gate.pass = Some(pass);

@@ -104,6 +104,13 @@ impl Slot {
         self.gate.lease.stands.map(|stands| stands.boottime)
     }
 
+    /// For how long a leader that ended then ran on when its lease was over, if it did.
+    pub(super) fn outlived(&self, ended: Moment) -> Option<Span> {
+        let margin = self.gate.lease_spec()?.kill_margin;
+        let over = self.gate.lease.stands?.boottime.after(margin);
+        (ended > over).then(|| ended.since(over))
+    }
+
     /// Something is heard of its lease.
     pub(super) fn lease_changed(&mut self, fence: u64, news: LeaseNews, desk: &mut Desk<'_>) {
         let Some(spec) = self.gate.lease_spec().cloned() else {

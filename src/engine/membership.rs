@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     engine::{
         cluster::{Cluster, Membership, Want, rpc::News},
-        command::{By, Denial, Reply},
+        command::{By, Denial},
         effect::{Effect, Effects},
         spawn::Facts,
         supervisor::Supervisor,
@@ -63,6 +63,8 @@ impl Supervisor {
     pub(super) fn etcd_said(&mut self, news: News, now: Moment, out: &mut Effects) {
         let mut orders = Vec::new();
         if let Some(cluster) = &mut self.cluster {
+            let drained = self.intent.node.as_ref().map(|hold| hold.who.as_str());
+            cluster.see(self.clock.at(now), drained);
             cluster.heard(news, now, &mut orders);
         }
         out.list.extend(orders.into_iter().map(Effect::Etcd));
@@ -104,6 +106,39 @@ impl Supervisor {
         })
     }
 
+    /// Somebody wants to see all of the cluster.
+    pub(super) fn survey(
+        &mut self,
+        request: RequestId,
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<(), Denial> {
+        let mut orders = Vec::new();
+        self.its_cluster()?.survey(request, now, &mut orders);
+        out.list.extend(orders.into_iter().map(Effect::Etcd));
+        Ok(())
+    }
+
+    /// A node will not come back.
+    pub(super) fn forget_node(
+        &mut self,
+        request: RequestId,
+        node: &str,
+        now: Moment,
+        out: &mut Effects,
+    ) -> Result<(), Denial> {
+        let mut orders = Vec::new();
+        self.its_cluster()?.forget(request, node, now, &mut orders);
+        out.list.extend(orders.into_iter().map(Effect::Etcd));
+        Ok(())
+    }
+
+    fn its_cluster(&mut self) -> Result<&mut Cluster, Denial> {
+        let why = "this node belongs to no cluster: there is no [etcd] in its configuration";
+        let none = || Denial::new(ExitCode::NotReady, why);
+        self.cluster.as_mut().ok_or_else(none)
+    }
+
     /// What the gates want goes to the cluster, and what it says goes to them.
     pub(super) fn follow_cluster(&mut self, now: Moment, out: &mut Effects) {
         // What is said to a gate may change what it wants.
@@ -119,15 +154,14 @@ impl Supervisor {
                 }
                 continue;
             };
+            let drained = self.intent.node.as_ref().map(|hold| hold.who.as_str());
+            cluster.see(self.clock.at(now), drained);
             let moves = !cluster.fits(wanted.as_ref());
             if over || (moves && wants.is_empty()) {
                 cluster.leave(now);
             }
             for (request, reply) in cluster.replies() {
-                let reply = match reply {
-                    Ok(name) => Ok(Reply::Begun { names: vec![name] }),
-                    Err(why) => Err(Denial::new(ExitCode::Failed, why)),
-                };
+                let reply = reply.map_err(|why| Denial::new(ExitCode::Failed, why));
                 out.list.push(Effect::Reply { request, reply });
             }
             let mut orders = Vec::new();

@@ -56,6 +56,7 @@ pub mod status;
 pub mod supervisor;
 pub mod tally;
 mod ticks;
+mod vigil;
 mod vitals;
 pub mod weights;
 mod words;

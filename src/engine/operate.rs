@@ -78,6 +78,11 @@ impl Supervisor {
                 let asked = self.move_lock(request, (&name, to.as_deref()), &by, now, out);
                 asked.map(|()| None)
             }
+            Command::Survey => self.survey(request, now, out).map(|()| None),
+            Command::Forget { node } => {
+                let asked = self.forget_node(request, &node, now, out);
+                asked.map(|()| None)
+            }
             Command::Reload => self.reload(request, out),
             Command::Plan => {
                 out.list.push(Effect::ReadConfig(Purpose::Plan(request)));

@@ -27,6 +27,7 @@ impl Supervisor {
             drained: self.intent.node.clone(),
             revision: self.config.revision,
             rejected: self.rejected.clone(),
+            cluster: self.cluster_status(now),
             fleets: self
                 .fleets
                 .values()

@@ -6,6 +6,7 @@ use crate::{
     config::spec::{CronSpec, ScaleSpec},
     engine::{
         book::{Run, RunRecord},
+        cluster::{figures::Figures, rpc::LeaseId},
         effect::{Cause, Ending},
         gate::{Holder, Pass},
         intent::{Hold, Size},
@@ -30,8 +31,41 @@ pub struct Status {
     pub revision: Revision,
     /// Why the newest reload was rejected, if it was.
     pub rejected: Option<String>,
+    /// Its part in a cluster, if it has one.
+    pub cluster: Option<ClusterStatus>,
     /// The fleets, by name.
     pub fleets: Vec<FleetStatus>,
+}
+
+/// A node's part in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub name: String,
+    /// `joined`, `joining` or `lapsed`.
+    pub state: &'static str,
+    /// Why it is not joined, if that is known.
+    pub why: Option<String>,
+    /// What its keys hang on.
+    pub lease: Option<LeaseId>,
+    /// How long that is, as granted.
+    pub ttl: Option<Span>,
+    /// It is over then, if it is not renewed.
+    pub expires_in: Option<Span>,
+    /// So much was left of it when it was renewed last.
+    pub margin: Option<Span>,
+    /// Names the etcd cluster that it belongs to.
+    pub id: Option<u64>,
+    /// Stands before its fences.
+    pub epoch: u64,
+    /// Nodes that are there, and that are missed.
+    pub nodes: Option<(u64, u64)>,
+    /// How requests went.
+    pub figures: Figures,
+    /// Of etcd, as configured.
+    pub endpoints: Vec<String>,
+    /// What is not well with etcd, in sentences.
+    pub concerns: Vec<String>,
 }
 
 /// One fleet.

@@ -23,6 +23,7 @@ use crate::{
         restart::Bucket,
         slot::Slot,
         spawn::Facts,
+        vigil::Vigil,
     },
     exit::ExitCode,
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
@@ -78,6 +79,7 @@ pub struct Supervisor {
     pub(super) facts: Facts,
     /// This node's part in its cluster.
     pub(super) cluster: Option<Cluster>,
+    pub(super) vigil: Vigil,
     pub(super) clock: Clock,
     /// When it asked to hear of the wall clock.
     wake: Option<Stamp>,
@@ -142,6 +144,7 @@ impl Supervisor {
             node,
             asked,
             cluster: membership(&config, &facts).map(|one| Cluster::new(one, now)),
+            vigil: Vigil::new(now),
             config,
             intent,
             facts,
@@ -311,6 +314,7 @@ impl Supervisor {
             self.settle(now, out);
         }
         self.follow_cluster(now, out);
+        self.watch_etcd(now, out);
         self.send_rows(out);
         self.ask_to_be_woken(now, out);
         self.say_goodbye(now, out);

@@ -24,6 +24,10 @@ const DRAIN_MS: &[u64] = &[
 ];
 /// Of probes.
 const PROBE_MS: &[u64] = &[1, 5, 10, 50, 100, 500, 1_000, 2_000, 5_000];
+/// Of gaps between the holders of a cluster's lock.
+const GAP_MS: &[u64] = &[
+    5, 10, 50, 100, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000,
+];
 /// Of runs of jobs.
 const RUN_MS: &[u64] = &[
     1_000, 5_000, 30_000, 60_000, 300_000, 900_000, 1_800_000, 3_600_000, 10_800_000, 43_200_000,
@@ -41,7 +45,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    fn new(bounds_ms: &'static [u64]) -> Self {
+    pub(super) fn new(bounds_ms: &'static [u64]) -> Self {
         Self {
             bounds_ms,
             counts: vec![0; bounds_ms.len() + 1],
@@ -49,7 +53,8 @@ impl Histogram {
         }
     }
 
-    fn add(&mut self, value: Span) {
+    /// One more.
+    pub fn add(&mut self, value: Span) {
         let fits = |bound: &u64| value <= Span::millis(*bound);
         let at = self.bounds_ms.iter().position(fits);
         self.counts[at.unwrap_or(self.bounds_ms.len())] += 1;
@@ -107,6 +112,10 @@ pub struct FleetTally {
     pub scaled: BTreeMap<(&'static str, Reason), u64>,
     /// Locks taken and given back.
     pub locks: u64,
+    /// How long nobody had a cluster's lock before it was taken here.
+    pub gaps: Histogram,
+    /// For how long leaders ran on when their leases were over.
+    pub outlived: Span,
     /// Runs that are over, by outcome: how long their attempts ran together.
     pub runs: BTreeMap<&'static str, Histogram>,
     /// How long the workers of its slots ran that ended since its last run was over.
@@ -135,6 +144,8 @@ impl Default for FleetTally {
             unpublished: BTreeMap::new(),
             scaled: BTreeMap::new(),
             locks: 0,
+            gaps: Histogram::new(GAP_MS),
+            outlived: Span::ZERO,
             runs: BTreeMap::new(),
             ran: Span::ZERO,
             skipped: 0,
@@ -250,7 +261,14 @@ impl Tally {
                     fleet.drains.add(transition.at.since(since));
                 }
             }
-            What::GateOpened { .. } | What::GateShut { .. } => fleet.locks += 1,
+            What::GateOpened { gap, .. } => {
+                fleet.locks += 1;
+                if let Some(gap) = gap {
+                    fleet.gaps.add(*gap);
+                }
+            }
+            What::GateShut { .. } => fleet.locks += 1,
+            What::Outlived { by } => fleet.outlived = fleet.outlived.plus(*by),
             // What is neither a beginning nor an end is told in words alone.
             _ => {}
         }

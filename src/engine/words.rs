@@ -96,6 +96,12 @@ impl fmt::Display for What {
             ),
             Self::HeldBy { who } => write!(f, "held by {who}"),
             Self::Released { who } => write!(f, "released by {who}"),
+            Self::Joined { cluster, ttl } => {
+                write!(f, "has a lease of {} in cluster {cluster}", Rough(*ttl))
+            }
+            Self::Parted { why } => write!(f, "has no lease any more: {why}"),
+            Self::Concern { why } => write!(f, "etcd: {why}"),
+            Self::Relief { why } => write!(f, "etcd is well again: it was said that {why}"),
             Self::Drained { who } => write!(f, "drained by {who}"),
             Self::Undrained { who } => write!(f, "takes work again, by {who}"),
             Self::Scaled {
@@ -153,14 +159,23 @@ impl fmt::Display for What {
                 fence,
                 waited,
                 from,
+                gap,
             } => {
                 write!(f, "has its lock, fence {fence}")?;
                 if *waited >= WAIT_TOLD {
                     write!(f, ", after a wait of {}", Rough(*waited))?;
                 }
+                if let Some(gap) = gap {
+                    write!(f, ", {} after the last holder left", Rough(*gap))?;
+                }
                 from.as_ref()
                     .map_or(Ok(()), |from| write!(f, ", last held by {from}"))
             }
+            Self::Outlived { by } => write!(
+                f,
+                "ran on for {} when its lease was over: another node may have run it meanwhile",
+                Rough(*by)
+            ),
             Self::GateWaits { why, .. } => write!(f, "waits for its lock: {why}"),
             Self::GateReleased { who, .. } => {
                 write!(f, "its lock is released by {who}, to whoever waits for it")

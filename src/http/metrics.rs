@@ -14,7 +14,7 @@ use crate::{
         effect::ProbeAim,
         publish::Presence,
         scale::BLOCK_WORDS,
-        status::{FleetStatus, GateStatus, HostStatus, ScaleStatus, WorkerStatus},
+        status::{ClusterStatus, FleetStatus, GateStatus, HostStatus, ScaleStatus, WorkerStatus},
         tally::{FleetTally, Histogram},
     },
     http::{Measures, view},
@@ -98,6 +98,7 @@ pub fn render(scene: &Scene<'_>, format: Format) -> String {
     lives(&mut page, scene);
     probes(&mut page, scene);
     locks(&mut page, scene);
+    etcd(&mut page, scene);
     jobs(&mut page, scene);
     scaling(&mut page, scene);
     publishing(&mut page, scene);
@@ -422,29 +423,39 @@ fn probes(page: &mut Page, scene: &Scene<'_>) {
 
 /// What is shown of one lock, whichever fleets need it.
 #[derive(Default)]
-struct Lock {
+struct Lock<'a> {
     held: u64,
     transitions: u64,
     waits: Span,
     fence: Option<u64>,
+    gaps: Vec<&'a Histogram>,
+    /// Workers ran on for so long when their leases were over.
+    outlived: Span,
 }
 
 fn locks(page: &mut Page, scene: &Scene<'_>) {
-    let mut locks: BTreeMap<&str, Lock> = BTreeMap::new();
+    let mut locks: BTreeMap<(&str, &str), Lock> = BTreeMap::new();
     for fleet in &scene.measures.status.fleets {
         let Some(status) = &fleet.lock else { continue };
-        let lock = locks.entry(status.name.as_str()).or_default();
+        let lock = locks
+            .entry((status.name.as_str(), status.scope))
+            .or_default();
         let tally = scene.measures.tally.fleets.get(&fleet.name);
         lock.transitions += tally.map_or(0, |tally| tally.locks);
+        if let Some(tally) = tally {
+            lock.outlived = lock.outlived.plus(tally.outlived);
+            lock.gaps
+                .extend((status.scope == "cluster").then_some(&tally.gaps));
+        }
         for gate in status.gates.iter().map(|(_, gate)| gate) {
             lock.see(gate, scene.now);
         }
     }
-    // What of a lock is on this machine alone; a cluster's has another word here.
     let mut family = |name, kind, help, of: &dyn Fn(&Lock) -> Option<Number>| {
         page.family(name, kind, help, |f| {
-            for (lock, value) in locks.iter().filter_map(|(name, l)| Some((*name, of(l)?))) {
-                f.one(&[("lock", lock), ("scope", "node")], value);
+            for ((lock, scope), value) in locks.iter().filter_map(|(name, l)| Some((*name, of(l)?)))
+            {
+                f.one(&[("lock", lock), ("scope", scope)], value);
             }
         });
     };
@@ -462,9 +473,84 @@ fn locks(page: &mut Page, scene: &Scene<'_>) {
     family("fencing_token", Kind::Gauge, help, &|l| {
         l.fence.map(Into::into)
     });
+    lock_gaps(page, &locks);
 }
 
-impl Lock {
+fn lock_gaps<'a>(page: &mut Page, locks: &BTreeMap<(&'a str, &'a str), Lock<'a>>) {
+    let help = "How long nobody had a lock of the cluster before it was taken here, as far as that was seen here.";
+    page.family("lock_gap_seconds", Kind::Histogram, help, |f| {
+        for ((lock, _), one) in locks {
+            for gaps in &one.gaps {
+                f.all(&[("lock", *lock)], gaps);
+            }
+        }
+    });
+    let help = "For how long workers ran on here when their leases were over, so that others may have run beside them.";
+    page.family("lock_overlap_seconds", Kind::Counter, help, |f| {
+        for ((lock, _), one) in locks.iter().filter(|((_, scope), _)| *scope == "cluster") {
+            f.one(&[("lock", *lock)], one.outlived);
+        }
+    });
+}
+
+/// This node's part in its cluster, and the way to etcd.
+fn etcd(page: &mut Page, scene: &Scene<'_>) {
+    let cluster = scene.measures.status.cluster.as_ref();
+    let mut gauge = |name, help, of: &dyn Fn(&ClusterStatus) -> Option<Number>| {
+        page.family(name, Kind::Gauge, help, |f| {
+            if let Some(value) = cluster.and_then(of) {
+                f.one(&[], value);
+            }
+        });
+    };
+    let help = "Has this node a lease in its cluster?";
+    gauge("cluster_joined", help, &|one| {
+        Some(u64::from(one.state == "joined").into())
+    });
+    let help = "What was left of the lease when it was renewed last.";
+    gauge("lease_renewal_margin_seconds", help, &|one| {
+        one.margin.map(Into::into)
+    });
+    let help = "What is left of the lease: it falls while renewals stay away.";
+    gauge("lease_remaining_seconds", help, &|one| {
+        one.expires_in.map(Into::into)
+    });
+    let help = "Nodes of the cluster, there or missed, as this node saw it last.";
+    page.family("cluster_nodes", Kind::Gauge, help, |f| {
+        if let Some((present, absent)) = cluster.and_then(|one| one.nodes) {
+            f.one(&[("state", "absent")], absent);
+            f.one(&[("state", "present")], present);
+        }
+    });
+    let help = "Did this endpoint of etcd answer last?";
+    page.family("etcd_up", Kind::Gauge, help, |f| {
+        let Some(cluster) = cluster else { return };
+        for (url, one) in cluster.endpoints.iter().zip(&cluster.figures.endpoints) {
+            let up = one.heard.is_some() && one.fails.is_none();
+            f.one(&[("endpoint", url)], u64::from(up));
+        }
+    });
+    let ops = || cluster.iter().flat_map(|one| &one.figures.ops);
+    let help = "From requests to etcd to their answers, by kind.";
+    page.family(
+        "etcd_request_duration_seconds",
+        Kind::Histogram,
+        help,
+        |f| {
+            for (op, one) in ops() {
+                f.all(&[("op", *op)], &one.took);
+            }
+        },
+    );
+    let help = "Requests to etcd that were answered with an error, or not at all.";
+    page.family("etcd_request_failures", Kind::Counter, help, |f| {
+        for (op, one) in ops() {
+            f.one(&[("op", *op)], one.failures);
+        }
+    });
+}
+
+impl Lock<'_> {
     fn see(&mut self, gate: &GateStatus, now: Moment) {
         match (gate.state, &gate.pass) {
             ("open" | "releasing", Some(pass)) => {

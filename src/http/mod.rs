@@ -14,6 +14,7 @@
 //! | `scaling` | how fleets follow the load becomes JSON; pure |
 //! | `server` | connections |
 
+pub mod cluster;
 pub mod crons;
 pub mod endpoints;
 mod meter;

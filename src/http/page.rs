@@ -1,6 +1,9 @@
 //! The page at `/`: a table of fleets and workers that refreshes itself. No script, no outside resource.
 
-use crate::http::view::{FleetView, GateView, StatusView, WorkerView};
+use crate::http::{
+    cluster::MembershipView,
+    view::{FleetView, GateView, StatusView, WorkerView},
+};
 
 const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222;background:#fff}\
 table{border-collapse:collapse;width:100%;margin:.5em 0 2em}th,td{text-align:left;padding:.25em .75em;border-bottom:1px solid #ddd}\
@@ -10,11 +13,12 @@ th{font-weight:600}.ok{color:#17753a}.bad{color:#b3261e}.dim{color:#777}h2{margi
 /// The whole page.
 pub(super) fn page(status: &StatusView) -> String {
     let fleets: String = status.fleets.iter().map(fleet).collect();
-    let draining = if status.supervisor.draining {
-        " <span class=bad>draining</span>"
-    } else {
-        ""
+    let draining = match (status.supervisor.draining, &status.drained) {
+        (true, _) => " <span class=bad>draining</span>",
+        (false, Some(_)) => " <span class=bad>drained</span>",
+        (false, None) => "",
     };
+    let cluster = status.cluster.as_ref().map_or_else(String::new, cluster);
     let rejected = status
         .config
         .rejected
@@ -29,7 +33,7 @@ pub(super) fn page(status: &StatusView) -> String {
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2>\
          <meta name=viewport content=\"width=device-width\"><title>{node} - leasehold</title><style>{STYLE}</style>\
          <h1>{node}{draining}</h1><p class=dim>leasehold {version}, keeper {keeper}, supervisor {supervisor}, configuration {revision}</p>\
-         {rejected}{fleets}<p class=dim><a href=\"/v1/status\">status</a> <a href=\"/health\">health</a> <a href=\"/readyz?verbose\">readyz</a> \
+         {cluster}{rejected}{fleets}<p class=dim><a href=\"/v1/status\">status</a> <a href=\"/health\">health</a> <a href=\"/readyz?verbose\">readyz</a> \
          <a href=\"/v1/events\">events</a></p></html>",
         node = escape(&status.node),
         version = escape(&status.supervisor.version),
@@ -37,6 +41,22 @@ pub(super) fn page(status: &StatusView) -> String {
         supervisor = status.supervisor.pid,
         revision = escape(&status.config.revision),
     )
+}
+
+fn cluster(part: &MembershipView) -> String {
+    let words = match (part.state.as_str(), &part.why) {
+        ("joined", _) => "<span class=ok>joined</span>".to_owned(),
+        (state, why) => format!(
+            "<span class=bad>{}</span> {}",
+            escape(state),
+            escape(why.as_deref().unwrap_or_default())
+        ),
+    };
+    let concerns = part.concerns.iter();
+    let concerns: String = concerns
+        .map(|why| format!("<br><span class=bad>{}</span>", escape(why)))
+        .collect();
+    format!("<p>cluster {}: {words}{concerns}</p>", escape(&part.name))
 }
 
 fn fleet(fleet: &FleetView) -> String {

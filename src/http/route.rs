@@ -70,6 +70,8 @@ pub enum Route {
     Singleton(String),
     /// `/v1/endpoints`
     Endpoints,
+    /// `/v1/cluster`
+    Cluster,
     /// `/v1/sd/prometheus`
     Prometheus,
     /// `/v1/config`
@@ -211,6 +213,7 @@ fn read(asked: &Asked<'_>) -> Result<Route, Refusal> {
         ["v1", "fleets", name, "decisions"] if !name.is_empty() => {
             Ok(Route::Decisions((*name).to_owned()))
         }
+        ["v1", "cluster"] => Ok(Route::Cluster),
         ["v1", "endpoints"] => Ok(Route::Endpoints),
         ["v1", "sd", "prometheus"] => Ok(Route::Prometheus),
         ["v1", "config"] => Ok(Route::Config),
@@ -254,8 +257,12 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             body.names = vec![(*name).to_owned()];
             "move"
         }
+        ["v1", "cluster", "forget"] => "forget",
         ["v1", "node", verb @ ("drain" | "undrain")] => *verb,
-        ["v1", "run" | "release" | "move" | "drain" | "undrain"] => {
+        [
+            "v1",
+            "run" | "release" | "move" | "drain" | "undrain" | "forget",
+        ] => {
             return Err(Refusal::new(404, format!("there is no {}", asked.path)));
         }
         ["v1", verb] => *verb,
@@ -279,6 +286,12 @@ fn write(asked: &Asked<'_>) -> Result<Route, Refusal> {
             to: body.to,
             by,
         },
+        "forget" => {
+            let mut names = names.into_iter();
+            let node = names.next();
+            let node = node.ok_or_else(|| Refusal::new(400, "names is missing: which node?"))?;
+            Command::Forget { node }
+        }
         "drain" => Command::Drain { by },
         "undrain" => Command::Undrain { by },
         "start" => Command::Start { names, by },

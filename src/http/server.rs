@@ -19,12 +19,12 @@ use tokio::{
 use crate::{
     engine::{
         Command,
-        command::By,
+        command::{By, Denial, Reply},
         status::{Status, WorkerStatus},
     },
     exit::ExitCode,
     http::{
-        EngineError, EventRow, Surface, crons, endpoints,
+        EngineError, EventRow, Surface, cluster, crons, endpoints,
         meter::{Meter, Readings},
         metrics::Format,
         page,
@@ -294,6 +294,7 @@ async fn carry_out(hall: &Hall, route: Route, last_event: Option<String>) -> Res
             })
             .await
         }
+        Route::Cluster => survey(hall).await,
         Route::Prometheus => {
             with_status(hall, |status, _| json(200, &endpoints::prometheus(status))).await
         }
@@ -465,26 +466,47 @@ async fn metrics(hall: &Hall, format: Format) -> Response<Body> {
     response
 }
 
+/// All of the cluster: etcd is asked, so it may take a while, and fail.
+async fn survey(hall: &Hall) -> Response<Body> {
+    let picture = match asked_in_time(hall.surface.engine.command(Command::Survey)).await {
+        Ok(Ok(Reply::Cluster(picture))) => *picture,
+        Ok(Ok(_)) => return problem(500, "the engine answered another question", None),
+        Ok(Err(denial)) => return denied(&denial),
+        Err(response) => return response,
+    };
+    let wall = clock::wall().into();
+    with_status(hall, |status, here| match &status.cluster {
+        Some(part) => {
+            let part = cluster::membership(part, here.now);
+            json(200, &cluster::cluster(&status.node, part, picture, wall))
+        }
+        None => problem(409, "this node has just left its cluster", None),
+    })
+    .await
+}
+
 async fn command_answer(hall: &Hall, command: Command) -> Response<Body> {
     match asked_in_time(hall.surface.engine.command(command)).await {
         Ok(Ok(reply)) => json(200, &reply),
-        Ok(Err(denial)) => {
-            let status = match denial.code {
-                ExitCode::UnknownName => 404,
-                ExitCode::Usage | ExitCode::Config => 400,
-                ExitCode::Conflict | ExitCode::NotReady => 409,
-                ExitCode::Permission => 403,
-                ExitCode::Ok
-                | ExitCode::Failed
-                | ExitCode::ChangesPending
-                | ExitCode::WaitTimedOut
-                | ExitCode::Unreachable
-                | ExitCode::Interrupted => 500,
-            };
-            problem(status, &denial.why, Some(denial.code))
-        }
+        Ok(Err(denial)) => denied(&denial),
         Err(response) => response,
     }
+}
+
+fn denied(denial: &Denial) -> Response<Body> {
+    let status = match denial.code {
+        ExitCode::UnknownName => 404,
+        ExitCode::Usage | ExitCode::Config => 400,
+        ExitCode::Conflict | ExitCode::NotReady => 409,
+        ExitCode::Permission => 403,
+        ExitCode::Ok
+        | ExitCode::Failed
+        | ExitCode::ChangesPending
+        | ExitCode::WaitTimedOut
+        | ExitCode::Unreachable
+        | ExitCode::Interrupted => 500,
+    };
+    problem(status, &denial.why, Some(denial.code))
 }
 
 async fn wait_for_event(hall: &Hall, after: Option<u64>) {

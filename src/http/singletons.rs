@@ -10,6 +10,7 @@ use crate::{
     },
     http::{EventRow, view::Here},
     id::{SlotIndex, WorkerId},
+    time::Span,
 };
 
 /// So many events are told of one singleton.
@@ -106,6 +107,10 @@ pub struct GateEvent {
     pub by: Option<String>,
     /// Of one that was had: so long after it was asked for, in ms.
     pub waited_ms: Option<u64>,
+    /// Of one of a cluster that was had: nobody had had it for so long, in ms, if that was seen.
+    pub gap_ms: Option<u64>,
+    /// Of a worker that ran on when its lease was over: for so long, in ms.
+    pub outlived_ms: Option<u64>,
     /// Of one that was given back: it was ours for so long, in ms.
     pub held_ms: Option<u64>,
     /// Who has it, or of a lock that was had: who had it last.
@@ -234,9 +239,11 @@ pub fn gate_event(what: &What, our_keeper: i32) -> Option<GateEvent> {
             fence,
             waited,
             from,
+            gap,
         } => GateEvent {
             fence: Some(*fence),
             waited_ms: Some(waited.as_millis()),
+            gap_ms: gap.map(Span::as_millis),
             holder: view(from),
             ..GateEvent::default()
         },
@@ -254,6 +261,10 @@ pub fn gate_event(what: &What, our_keeper: i32) -> Option<GateEvent> {
             cause: Some(cause.word().to_owned()),
             by: cause.who().map(str::to_owned),
             held_ms: Some(held.as_millis()),
+            ..GateEvent::default()
+        },
+        What::Outlived { by } => GateEvent {
+            outlived_ms: Some(by.as_millis()),
             ..GateEvent::default()
         },
         What::GateLost { .. } | What::LeaseLapsed | What::DeadlineCame { .. } => {

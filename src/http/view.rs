@@ -13,6 +13,7 @@ use crate::{
     },
     http::{
         Directories, Surface,
+        cluster::{self, MembershipView},
         crons::{self, RunView},
         endpoints::{self, FleetPublishView},
         scaling::{self, ScaleView},
@@ -41,6 +42,9 @@ pub struct StatusView {
     pub directories: Directories,
     /// Where TCP is answered.
     pub http: Vec<String>,
+    /// This node's part in its cluster, if it has one.
+    #[serde(default)]
+    pub cluster: Option<MembershipView>,
     /// Fleets by name.
     pub fleets: Vec<FleetView>,
 }
@@ -262,6 +266,10 @@ pub fn status(status: &Status, here: &Here<'_>) -> StatusView {
         },
         directories: surface.directories.clone(),
         http: surface.http.iter().map(ToString::to_string).collect(),
+        cluster: status
+            .cluster
+            .as_ref()
+            .map(|part| cluster::membership(part, here.now)),
         fleets: status
             .fleets
             .iter()
@@ -407,6 +415,20 @@ pub fn checks(status: &Status) -> Vec<Check> {
                 fleet.ready, fleet.desired, fleet.state
             ),
         },
+    }));
+    // Ordinary workers serve whatever becomes of etcd.
+    all.extend(status.cluster.as_ref().map(|part| {
+        let detail = match (part.state, part.concerns.as_slice()) {
+            ("joined", []) => None,
+            ("joined", concerns) => Some(concerns.join("; ")),
+            _ => Some(part.why.clone().unwrap_or_else(|| part.state.to_owned())),
+        };
+        Check {
+            name: "etcd".to_owned(),
+            pass: true,
+            warn: detail.is_some(),
+            detail: detail.unwrap_or_else(|| "ok".to_owned()),
+        }
     }));
     // Whoever does not hear of a worker is no reason to take all of them away.
     all.extend(status.fleets.iter().filter_map(|fleet| {

@@ -256,6 +256,10 @@ impl Etcd {
         }
     }
 
+    pub(crate) fn value(&self, key: &str) -> Option<String> {
+        self.store.keys.get(key).map(|kv| kv.value.clone())
+    }
+
     pub(crate) fn places(&self, lock: &str) -> usize {
         let prefix = format!("{lock}q/");
         self.store

@@ -1291,8 +1291,33 @@ impl World {
         }
     }
 
+    /// Whoever is there is known to be, by everybody.
+    fn check_census(&self) {
+        for node in &self.nodes {
+            let now = node.clocks(self.now).boottime;
+            let status = node.engine.as_ref().map(|engine| engine.status(now));
+            let part = status.and_then(|status| status.cluster);
+            let nodes = part.and_then(|part| part.nodes);
+            assert_eq!(
+                nodes,
+                Some((NODES as u64, 0)),
+                "nodes as {} sees them",
+                node.name
+            );
+        }
+        for name in self.nodes.iter().map(|node| &node.name) {
+            let card = self.etcd.value(&format!("/leasehold/v1/sim/k/{name}"));
+            let card: serde_json::Value = serde_json::from_str(&card.unwrap()).unwrap();
+            assert!(
+                card["gone"].is_null(),
+                "{name} is there, and missed: {card}"
+            );
+        }
+    }
+
     /// With everything well again, everything runs.
     fn check_progress(&self) {
+        self.check_census();
         for lock in &self.locks {
             let id = worker(lock.name);
             let running = self

@@ -2,9 +2,10 @@
 
 use leasehold::{sys::clock, time::Span};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::{
-    rig::{Mode, pause, send, until, until_true},
+    rig::{Mode, Rig, pause, send, until, until_true},
     world::{How, Times, WORKER, World, all_rows, milliseconds},
 };
 
@@ -417,6 +418,77 @@ fn a_node_is_drained() {
     world.verdict(
         "`leasehold drain` on the node that has it",
         &format!("handed over in {}", milliseconds(gap)),
+    );
+}
+
+/// From any node, as of a revision.
+#[test]
+fn all_of_it_is_seen_from_any_node() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let names = ["n0", "n1", "n2"];
+    let seen =
+        |rig: &Rig| -> Value { serde_json::from_str(&rig.ok(&["cluster", "--json"])).unwrap() };
+    for (rig, name) in world.nodes.iter().zip(names) {
+        // Cards are written when the lease is had, and read by the way.
+        let view = until("all nodes are known", 5_000, || {
+            let view = seen(rig);
+            let nodes = view["nodes"].as_array().unwrap();
+            let there = nodes
+                .iter()
+                .all(|one| one["present"] == true && !one["since"].is_null());
+            (there && nodes.len() == 3)
+                .then_some(view.clone())
+                .ok_or(view.to_string())
+        });
+        assert_eq!(view["node"], name);
+        assert_eq!(view["membership"]["state"], "joined");
+        let lock = &view["locks"][0];
+        assert_eq!(lock["holders"][0]["node"], names[holder.node]);
+        assert_eq!(lock["holders"][0]["fence"], holder.fence);
+        assert_eq!(lock["waiting"].as_array().unwrap().len(), 2);
+        assert!(view["revision"].as_i64() >= Some(holder.fence as i64));
+        assert!(rig.ok(&["cluster"]).contains("HELD BY"));
+    }
+    // Who leaves in order says so; who dies is missed.
+    world.nodes[1].drain(5_000);
+    let view = seen(&world.nodes[2]);
+    let left = &view["nodes"][1];
+    assert!(
+        left["present"] == false && left["unseen_ms"].is_u64(),
+        "{left}"
+    );
+    let metrics = world.nodes[holder.node]
+        .request("GET", "/metrics", "")
+        .unwrap()
+        .1;
+    for line in [
+        "leasehold_cluster_joined 1",
+        "leasehold_lock_held{lock=\"billing\",scope=\"cluster\"} 1",
+        "leasehold_lock_overlap_seconds_total{lock=\"billing\"} 0",
+        "leasehold_etcd_request_failures_total{op=\"keepalive\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing:\n{metrics}");
+    }
+    assert!(
+        world.nodes[2]
+            .cli(&["cluster", "forget", "n0"])
+            .err
+            .contains("has a lease")
+    );
+    world.nodes[2].ok(&["cluster", "forget", "n1"]);
+    assert_eq!(seen(&world.nodes[2])["nodes"].as_array().unwrap().len(), 2);
+    for member in 0..world.etcd.len() {
+        world.etcd.kill(member);
+    }
+    let said = world.nodes[2].cli(&["cluster"]);
+    assert!(
+        said.code == 1 && said.out.contains("ETCD") && said.err.contains("etcd was asked"),
+        "{} {}",
+        said.out,
+        said.err
     );
 }
 

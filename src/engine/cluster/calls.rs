@@ -25,13 +25,30 @@ pub(super) enum Purpose {
     Sweep,
     /// Somebody wants a lock moved.
     Wish(RequestId, String),
+    /// Who belongs to the cluster.
+    Census,
+    /// How an endpoint is.
+    Health,
+    /// Somebody wants a node forgotten.
+    Forget(RequestId, String),
+    /// Somebody wants to see all of the cluster; so many endpoints are left to be asked.
+    Survey(RequestId, usize),
+}
+
+/// A request that is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Under {
+    pub(super) purpose: Purpose,
+    /// Its kind.
+    pub(super) op: &'static str,
+    pub(super) endpoint: usize,
 }
 
 /// What is under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Calls {
     last: u64,
-    open: BTreeMap<CallId, Purpose>,
+    open: BTreeMap<CallId, Under>,
 }
 
 impl Calls {
@@ -41,7 +58,7 @@ impl Calls {
     }
 
     /// An answer has come: what for? None if nobody waits for it any more.
-    pub(super) fn take(&mut self, id: CallId) -> Option<Purpose> {
+    pub(super) fn take(&mut self, id: CallId) -> Option<Under> {
         self.open.remove(&id)
     }
 
@@ -67,7 +84,12 @@ impl Desk<'_> {
         purpose: Purpose,
     ) -> CallId {
         let id = self.calls.id();
-        self.calls.open.insert(id, purpose);
+        let under = Under {
+            purpose,
+            op: request.word(),
+            endpoint,
+        };
+        self.calls.open.insert(id, under);
         self.out.push(Order::Call(Call {
             id,
             endpoint,

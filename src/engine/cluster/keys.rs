@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
+//! /leasehold/v1/CLUSTER/k/NODE                   that there is such a node, and since when it is there or was missed
 //! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
 //! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
 //! /leasehold/v1/CLUSTER/s/LOCK/rel               the last holder who gave it back after the end of his worker
@@ -11,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::cluster::rpc::LeaseId, id::WorkerId};
+use crate::{engine::cluster::rpc::LeaseId, id::WorkerId, time::Stamp};
 
 /// The part of etcd that is one cluster's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,37 @@ impl Prefix {
 
     pub(super) fn node(&self, name: &str) -> String {
         format!("{}n/{name}", self.0)
+    }
+
+    /// All nodes that are there.
+    pub(super) fn nodes(&self) -> String {
+        format!("{}n/", self.0)
+    }
+
+    pub(super) fn card(&self, name: &str) -> String {
+        format!("{}k/{name}", self.0)
+    }
+
+    /// The cards of all nodes, there or not.
+    pub(super) fn cards(&self) -> String {
+        format!("{}k/", self.0)
+    }
+
+    /// Whose name is this?
+    pub(super) fn node_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.0)?.strip_prefix("n/")
+    }
+
+    /// Whose card is this?
+    pub(super) fn card_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.0)?.strip_prefix("k/")
+    }
+
+    /// Which lock is this of, and what of it?
+    pub(super) fn lock_of<'a>(&self, key: &'a str) -> Option<(&'a str, &'a str)> {
+        key.strip_prefix(&self.0)?
+            .strip_prefix("s/")?
+            .split_once('/')
     }
 
     /// All that concerns one lock.
@@ -72,6 +104,23 @@ pub(super) struct NodeCard {
     pub(super) run: String,
     /// Of leasehold.
     pub(super) version: String,
+}
+
+/// That a node belongs to the cluster, there or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownCard {
+    /// The revision that created the key with its name, when it was there last.
+    pub(super) session: i64,
+    /// Of leasehold.
+    pub(super) version: String,
+    /// There since, by its own clock.
+    pub(super) since: Stamp,
+    /// Who keeps it empty.
+    #[serde(default)]
+    pub(super) drained: Option<String>,
+    /// Missed since, by the clock of whoever missed it first; or when it left.
+    #[serde(default)]
+    pub(super) gone: Option<Stamp>,
 }
 
 /// What somebody in a queue says of himself.

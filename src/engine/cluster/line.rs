@@ -57,6 +57,8 @@ pub(super) struct Line {
     places: BTreeMap<i64, Place>,
     /// Somebody was gone without a word, then.
     suspicious: Option<Moment>,
+    /// Somebody who had it was gone, then.
+    vacated: Option<Moment>,
     /// What an operator wants, since when it is known.
     wish: Option<(Wish, Moment)>,
 }
@@ -70,6 +72,7 @@ impl Line {
             revision: listing.revision,
             places: BTreeMap::new(),
             suspicious: None,
+            vacated: None,
             wish: None,
         };
         line.wish(listing.wish.as_ref(), now);
@@ -129,6 +132,13 @@ impl Line {
         // What happened meanwhile, and in which order, is not known; that the last of those who are gone released it is enough where only
         // one can have it, since he began after everybody before him had ended.
         let released = listing.released.as_ref().and_then(fence_released);
+        if before
+            .keys()
+            .take(self.slots as usize)
+            .any(|fence| gone.contains(fence))
+        {
+            self.vacated = Some(now);
+        }
         let in_order = self.slots == 1 && gone.last().is_none_or(|last| released == Some(*last));
         if !gone.is_empty() && !in_order {
             self.suspicious = Some(now);
@@ -164,6 +174,9 @@ impl Line {
             };
             let most = self.numbers().max().unwrap_or(self.slots);
             let could_have_it = self.rank(fence).is_some_and(|rank| rank < most);
+            if self.has_it(fence) {
+                self.vacated = Some(now);
+            }
             self.places.remove(&fence);
             if could_have_it && released != Some(fence) {
                 self.suspicious = Some(now);
@@ -235,6 +248,11 @@ impl Line {
     /// Whoever has it now may begin then; at once, if none.
     pub(super) fn clear_at(&self) -> Option<Moment> {
         self.suspicious.map(|since| since.after(self.delay))
+    }
+
+    /// Since when whoever had it last is gone, as far as that was seen.
+    pub(super) fn vacated(&self) -> Option<Moment> {
+        self.vacated
     }
 
     /// When [`Line::must_go`] may say something else.

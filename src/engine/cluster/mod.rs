@@ -3,14 +3,19 @@
 //! What it hears are answers of etcd; what it wants are requests; what it tells the gates is `Said`. It knows nothing of processes: a gate
 //! that it calls won still takes the lock file, has the keeper confirm the deadline, and only then is anybody started.
 
+mod asked;
 mod calls;
 mod candidate;
+mod census;
+pub mod figures;
 mod keys;
 mod line;
 mod queue;
 mod renewal;
 pub mod rpc;
 mod session;
+mod standing;
+mod survey;
 
 use std::collections::BTreeMap;
 
@@ -19,13 +24,17 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::spec::SingletonSpec,
     engine::cluster::{
+        asked::Told,
         calls::{Calls, Desk, Purpose},
         candidate::Candidate,
+        census::Census,
+        figures::Figures,
         keys::{NodeCard, Prefix},
         line::Line,
         queue::Queue,
         rpc::{Body, CallId, Change, Do, Failure, Header, News, Order, Reply, Request, Txn, When},
         session::{Heard, Identity, PATIENCE, Session},
+        standing::{Scene, own},
     },
     id::{RequestId, WorkerId},
     time::{Clocks, Moment, Span},
@@ -33,6 +42,7 @@ use crate::{
 
 pub use session::Pin;
 pub(in crate::engine) use session::SessionRow;
+pub use survey::{ClusterPicture, LockPicture, NodePicture, PlacePicture, ReleasedPicture};
 
 /// What hangs on our lease is looked through this often, for what nobody knows.
 const INVENTORY_EVERY: Span = Span::secs(30);
@@ -71,7 +81,11 @@ pub(in crate::engine) struct Ticket {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Said {
     /// It is its turn.
-    Won(Ticket),
+    Won {
+        ticket: Ticket,
+        /// Since when whoever had it last is gone, if that was seen.
+        vacated: Option<Moment>,
+    },
     /// It is not; for people.
     Waits(String),
     /// Whatever it won is certainly gone.
@@ -114,7 +128,11 @@ pub(in crate::engine) struct Cluster {
     candidates: BTreeMap<WorkerId, Candidate>,
     said: Vec<(WorkerId, Said)>,
     /// Answers to those who wanted something.
-    replies: Vec<(RequestId, Result<String, String>)>,
+    replies: Vec<(RequestId, Told)>,
+    census: Census,
+    figures: Figures,
+    /// What is said of us, and what the wall clock shows.
+    scene: Scene,
     /// Why there is no session.
     waits: Option<String>,
     inventory_at: Moment,
@@ -142,13 +160,16 @@ impl Cluster {
         };
         Self {
             node: membership.node.clone(),
-            prefix,
+            prefix: prefix.clone(),
             session: Session::new(identity, membership.pin, now),
             calls: Calls::default(),
             queues: BTreeMap::new(),
             candidates: BTreeMap::new(),
             said: Vec::new(),
             replies: Vec::new(),
+            census: Census::new(prefix, membership.node.clone(), now),
+            figures: Figures::new(membership.endpoints),
+            scene: Scene::default(),
             waits: None,
             inventory_at: now,
             leaves_until: None,
@@ -171,6 +192,7 @@ impl Cluster {
         if (wanted.endpoints, wanted.ttl) != (ours.endpoints, ours.ttl) {
             self.membership = wanted.clone();
             self.session.reconfigure(wanted.endpoints, wanted.ttl);
+            self.figures.reconfigure(wanted.endpoints);
         }
         true
     }
@@ -183,6 +205,7 @@ impl Cluster {
         now: Moment,
     ) {
         self.session.adopt(row, now);
+        self.census.begin(now);
         for (worker, spec, ticket) in tickets {
             let lock = self.prefix.lock(spec.lock.as_str());
             let ours = (ticket, self.session.lease());
@@ -211,7 +234,8 @@ impl Cluster {
         let inventory = self.session.stamp().map(|_| self.inventory_at);
         let farewell = self.leaves_until.filter(|at| *at > self.looked);
         let all = session.into_iter().chain(queues).chain(candidates);
-        all.chain(inventory).chain(farewell).min()
+        let census = self.census.deadline().filter(|_| self.session.is_open());
+        all.chain(inventory).chain(farewell).chain(census).min()
     }
 
     /// Is there nothing left to say to etcd?
@@ -286,16 +310,26 @@ impl Cluster {
         now: Moment,
         out: &mut Vec<Order>,
     ) {
-        match self.calls.take(call) {
-            None => {}
-            Some(Purpose::Sweep) => {
+        let Some(under) = self.calls.take(call) else {
+            return;
+        };
+        let took = sent.boottime.until(now);
+        self.figures.answered(&under, took, &result, now);
+        match under.purpose {
+            Purpose::Health => {}
+            Purpose::Census => self.counted(call, result, now, out),
+            Purpose::Forget(request, node) => self.forgotten((request, node), result),
+            Purpose::Survey(request, left) => {
+                self.surveyed((request, left), under.endpoint, result, now, out);
+            }
+            Purpose::Sweep => {
                 if matches!(read_of(result), Ok((_, false, _))) {
                     self.restamp(now);
                 }
             }
-            Some(Purpose::Session) => self.session_answered(call, sent, result, now, out),
-            Some(Purpose::Join(worker)) => self.joined(&worker, call, result, now),
-            Some(Purpose::Leave(worker)) => {
+            Purpose::Session => self.session_answered(call, sent, result, now, out),
+            Purpose::Join(worker) => self.joined(&worker, call, result, now),
+            Purpose::Leave(worker) => {
                 let refused = matches!(
                     &result,
                     Ok(Reply {
@@ -312,7 +346,7 @@ impl Cluster {
                     self.restamp(now);
                 }
             }
-            Some(Purpose::List(lock)) => {
+            Purpose::List(lock) => {
                 if let Some(queue) = self.queues.get_mut(&lock) {
                     match read_of(result) {
                         Ok((from, true, read)) => {
@@ -323,15 +357,8 @@ impl Cluster {
                     self.look_at_ours(&lock);
                 }
             }
-            Some(Purpose::Inventory) => self.sweep(result, now, out),
-            Some(Purpose::Wish(request, of)) => {
-                let reply = match read_of(result) {
-                    Ok((_, true, _)) => Ok(of),
-                    Ok((_, false, _)) => Err(format!("{of} has just left: look again")),
-                    Err(why) => Err(format!("etcd was asked, and {why}")),
-                };
-                self.replies.push((request, reply));
-            }
+            Purpose::Inventory => self.sweep(result, now, out),
+            Purpose::Wish(request, of) => self.wished((request, of), result),
         }
     }
 
@@ -376,6 +403,7 @@ impl Cluster {
             match one {
                 Heard::Opened => {
                     self.waits = None;
+                    self.census.begin(now);
                     self.inventory_at = now.after(INVENTORY_EVERY);
                 }
                 Heard::Renewed => {}
@@ -384,47 +412,6 @@ impl Cluster {
                 Heard::Waits(why) => self.waits = Some(why),
             }
         }
-    }
-
-    /// An operator wants a lock elsewhere. An error is for people; otherwise the answer comes by [`Cluster::replies`].
-    pub(in crate::engine) fn wish(
-        &mut self,
-        request: RequestId,
-        (lock, to): (&str, Option<&str>),
-        who: &str,
-        now: Moment,
-        out: &mut Vec<Order>,
-    ) -> Result<(), String> {
-        let lock = self.prefix.lock(lock);
-        let line = self.queues.get(&lock).and_then(Queue::line);
-        let line =
-            line.ok_or_else(|| format!("its queue is not known here: {}", self.why_out()))?;
-        let (fence, key) = line.to_move(to)?;
-        let of = line.name_of(fence);
-        let wish = keys::Wish {
-            fence,
-            to: to.map(str::to_owned),
-            who: who.to_owned(),
-        };
-        let txn = Txn {
-            when: vec![When::Created(key, fence)],
-            then: vec![Do::Put {
-                key: keys::wish(&lock),
-                value: keys::encode(&wish),
-                lease: None,
-            }],
-            otherwise: Vec::new(),
-        };
-        let endpoint = self.session.favourite();
-        let calls = &mut self.calls;
-        let mut desk = Desk { now, calls, out };
-        let purpose = Purpose::Wish(request, of);
-        desk.ask(endpoint, Request::Txn(txn), PATIENCE, purpose);
-        Ok(())
-    }
-
-    pub(in crate::engine) fn replies(&mut self) -> Vec<(RequestId, Result<String, String>)> {
-        std::mem::take(&mut self.replies)
     }
 
     /// The session is over, and everything that hung on it.
@@ -523,6 +510,7 @@ impl Cluster {
         out: &mut Vec<Order>,
     ) -> Vec<(WorkerId, Said)> {
         self.looked = now;
+        self.take_leave(now, out);
         self.give_up(wants, now);
         self.forget_strangers();
         self.match_wants(wants, now);
@@ -553,7 +541,14 @@ impl Cluster {
         let nobody = wants.iter().all(|want| want.ticket.is_none());
         if all_lapse || (nobody && silent) || self.leaves_until.is_some() {
             self.session.lapse(now);
-            self.waits = Some("its lease could not be renewed".to_owned());
+            let why = match self.leaves_until {
+                Some(_) => "this node leaves the cluster".to_owned(),
+                None => match self.figures.failure(self.session.favourite()) {
+                    Some(failure) => format!("its lease could not be renewed: {failure}"),
+                    None => "its lease could not be renewed".to_owned(),
+                },
+            };
+            self.waits = Some(why);
         }
     }
 
@@ -675,6 +670,13 @@ impl Cluster {
             self.inventory_at = now.after(INVENTORY_EVERY);
             let request = Request::LeaseKeys(lease);
             desk.ask(endpoint, request, PATIENCE, Purpose::Inventory);
+            for endpoint in 0..self.membership.endpoints {
+                desk.ask(endpoint, Request::Status, PATIENCE, Purpose::Health);
+            }
+        }
+        if let Some(created) = self.session.created().filter(|_| !stays_away) {
+            let own = own(&self.session, &self.scene, created);
+            self.census.tend(&own, self.scene.wall, endpoint, &mut desk);
         }
         if self.candidates.is_empty() && self.session.is_lapsed() {
             self.session.revoke(&mut desk);
@@ -746,7 +748,8 @@ impl Cluster {
             fence,
         };
         candidate.won(now);
-        Some(Said::Won(ticket))
+        let vacated = line.vacated();
+        Some(Said::Won { ticket, vacated })
     }
 
     fn why_out(&self) -> String {

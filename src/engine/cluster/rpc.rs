@@ -81,6 +81,21 @@ pub enum Request {
     Txn(Txn),
 }
 
+impl Request {
+    /// Its kind, for figures.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Grant { .. } => "grant",
+            Self::KeepAlive(_) => "keepalive",
+            Self::Revoke(_) => "revoke",
+            Self::LeaseKeys(_) => "lease_keys",
+            Self::Txn(txn) if txn.writes() => "write",
+            Self::Txn(_) => "read",
+        }
+    }
+}
+
 /// If everything in `when` holds then `then`, else `otherwise`. Without writes it is a linearizable read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
@@ -96,6 +111,13 @@ pub struct Txn {
 pub const TXN_MAX: usize = 128;
 
 impl Txn {
+    /// May it change anything?
+    pub fn writes(&self) -> bool {
+        let all = self.then.iter().chain(&self.otherwise);
+        all.into_iter()
+            .any(|one| matches!(one, Do::Put { .. } | Do::Delete(_)))
+    }
+
     /// A linearizable read of these.
     pub fn read(what: Vec<Do>) -> Self {
         Self {

@@ -132,6 +132,8 @@ struct Open {
     since: Moment,
     /// Counted from then it holds; none: this supervisor has not renewed it yet.
     verified: Option<Clocks>,
+    /// So much was left of it at its last renewal.
+    margin: Option<Span>,
     stamp: Stamp,
 }
 
@@ -202,6 +204,7 @@ impl Session {
                 since: now,
                 renewals: self.renewals(&row, now),
                 verified: None,
+                margin: None,
                 stamp: Stamp::Missing { retry: now },
             }))
         };
@@ -280,6 +283,33 @@ impl Session {
     pub(super) fn verified(&self) -> Option<(Clocks, Span)> {
         let open = self.open()?;
         Some((open.verified?, open.row.ttl))
+    }
+
+    /// So much was left of the lease when it was renewed last.
+    pub(super) fn margin(&self) -> Option<Span> {
+        self.open()?.margin
+    }
+
+    /// What a key of ours that hangs on the lease must find: the key with our name, and when it was created.
+    pub(super) fn created(&self) -> Option<i64> {
+        Some(self.open()?.row.created())
+    }
+
+    /// Of which length the lease is, as granted.
+    pub(super) fn ttl(&self) -> Option<Span> {
+        Some(self.open()?.row.ttl)
+    }
+
+    /// In one word.
+    pub(super) fn word(&self) -> &'static str {
+        match self.phase {
+            Phase::Open(_) => "joined",
+            Phase::Lapsed { .. } => "lapsed",
+            Phase::Away { .. }
+            | Phase::Checking(_)
+            | Phase::Granting(_)
+            | Phase::Registering { .. } => "joining",
+        }
     }
 
     /// Was nothing heard for so long that the lease may be over?
@@ -623,6 +653,7 @@ impl Session {
             since: desk.now,
             renewals: self.renewals(&row, due),
             verified: Some(granted),
+            margin: None,
             stamp: Stamp::Known(ours.modified),
         }));
         self.newest = ours.created;
@@ -684,6 +715,8 @@ impl Session {
                 open.row.ttl = ttl;
                 let later = open.verified.is_none_or(|before| sent.is_after(before));
                 if later {
+                    let left = |before: Clocks| now.until(before.boottime.after(ttl));
+                    open.margin = open.verified.map(left);
                     open.verified = Some(sent);
                 }
                 Heard::Renewed

@@ -1,0 +1,101 @@
+//! How this node stands in its cluster: what is said of it there, and what is told of that here.
+
+use crate::{
+    engine::{
+        cluster::{
+            Cluster,
+            calls::Desk,
+            census::Own,
+            read_of,
+            rpc::{CallId, Failure, LeaseId, Order, Reply},
+            session::Session,
+        },
+        status::ClusterStatus,
+    },
+    time::{Moment, Stamp},
+};
+
+/// What the cluster knows of the node and the day.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scene {
+    pub(super) wall: Stamp,
+    /// Who keeps the node empty.
+    pub(super) drained: Option<String>,
+}
+
+impl Cluster {
+    /// Who belongs to the cluster is known, or was written down.
+    pub(super) fn counted(
+        &mut self,
+        call: CallId,
+        result: Result<Reply, Failure>,
+        now: Moment,
+        out: &mut Vec<Order>,
+    ) {
+        let read = read_of(result).ok().filter(|(_, held, _)| *held);
+        let read = read.map(|(_, _, read)| read);
+        let endpoint = self.session.favourite();
+        let calls = &mut self.calls;
+        let mut desk = Desk { now, calls, out };
+        self.census
+            .answered(call, read, self.scene.wall, endpoint, &mut desk);
+    }
+
+    /// Whoever leaves in order says so.
+    pub(super) fn take_leave(&mut self, now: Moment, out: &mut Vec<Order>) {
+        let created = self.session.created();
+        let Some(created) = created.filter(|_| self.leaves_until.is_some()) else {
+            return;
+        };
+        let endpoint = self.session.favourite();
+        let own = own(&self.session, &self.scene, created);
+        let calls = &mut self.calls;
+        let mut desk = Desk { now, calls, out };
+        self.census
+            .take_leave(&own, self.scene.wall, endpoint, &mut desk);
+    }
+
+    /// What is said of us, and what the wall clock shows, from now on.
+    pub(in crate::engine) fn see(&mut self, wall: Stamp, drained: Option<&str>) {
+        self.scene = Scene {
+            wall,
+            drained: drained.map(str::to_owned),
+        };
+    }
+
+    /// What our keys hang on, while it is renewed.
+    pub(in crate::engine) fn lease_in_force(&self) -> Option<LeaseId> {
+        self.session.lease().filter(|_| self.session.is_open())
+    }
+
+    /// For people and programs.
+    pub(in crate::engine) fn status(&self, now: Moment) -> ClusterStatus {
+        let verified = self.session.verified();
+        let expires = verified.map(|(sent, ttl)| sent.boottime.after(ttl));
+        ClusterStatus {
+            name: self.membership.cluster.clone(),
+            state: self.session.word(),
+            why: self.waits.clone().filter(|_| !self.session.is_open()),
+            lease: self.session.lease(),
+            ttl: self.session.ttl(),
+            expires_in: expires.map(|at| now.until(at)),
+            margin: self.session.margin(),
+            id: self.session.pin.map(|pin| pin.cluster),
+            epoch: self.membership.epoch,
+            nodes: self.census.counts(),
+            figures: self.figures.clone(),
+            endpoints: Vec::new(),
+            concerns: Vec::new(),
+        }
+    }
+}
+
+/// What is to be said of this node.
+pub(super) fn own<'a>(session: &'a Session, scene: &'a Scene, created: i64) -> Own<'a> {
+    Own {
+        key: &session.identity.key,
+        created,
+        version: &session.identity.card.version,
+        drained: scene.drained.as_deref(),
+    }
+}
