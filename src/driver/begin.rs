@@ -130,9 +130,17 @@ impl Begin {
         let facts = Facts {
             node: accepted.config.node.name.clone(),
             notify_socket: listeners.notify_path.display().to_string(),
-            identity: cluster::identity(&settings.directories.state).unwrap_or_default(),
+            // One command under a lock has no state, and one that cannot be kept is this run's alone.
+            identity: match settings.errand {
+                Some(_) => welcome.cookie.clone(),
+                None => cluster::identity(&settings.directories.state)
+                    .unwrap_or_else(|_| welcome.cookie.clone()),
+            },
             run: welcome.cookie.clone(),
-            pin: cluster::pinned(&settings.directories.state),
+            pin: match settings.errand {
+                Some(_) => None,
+                None => cluster::pinned(&settings.directories.state),
+            },
         };
         let surface = || Surface {
             engine: Arc::new(Door {

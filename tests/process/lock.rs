@@ -23,6 +23,7 @@ use crate::{
 };
 
 both_ways!(
+    it_leaves_nothing_where_it_was_called,
     it_ends_as_the_command_does,
     the_command_sees_what_we_were_given,
     what_it_leaves_running_ends_with_it,
@@ -224,6 +225,16 @@ fn it_ends_as_the_command_does(rig: Rig) {
     assert_eq!(refused.status.code(), Some(2));
     assert!(said.contains("a-b would do"), "{said}");
     lock.assert_nothing_left();
+}
+
+fn it_leaves_nothing_where_it_was_called(rig: Rig) {
+    let lock = Lock::new(rig);
+    let here = lock.rig.path("here");
+    std::fs::create_dir(&here).unwrap();
+    let output = lock.command(&["--", "true"]).current_dir(&here).output();
+    assert!(output.unwrap().status.success());
+    let left: Vec<_> = std::fs::read_dir(&here).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn the_command_sees_what_we_were_given(rig: Rig) {
