@@ -335,10 +335,12 @@ impl Shown {
         let Preference {
             priority,
             node,
+            spread,
             failback,
         } = preference;
         self.put("singleton.priority", priority);
         self.maybe("singleton.prefer", node);
+        self.maybe("singleton.spread", spread);
         self.maybe("singleton.failback", failback);
         match takeover {
             Takeover::After(delay) => self.put("singleton.takeover_delay", delay),

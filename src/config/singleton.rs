@@ -154,18 +154,20 @@ fn preference(table: &Section<'_, '_>) -> Preference {
     Preference {
         priority: table.integer("priority", 0, PRIORITY_MAX).unwrap_or(0) as u32,
         node: table.string("prefer"),
+        spread: table.string("spread"),
         failback,
     }
 }
 
 /// What only a cluster's locks have.
-const CLUSTER_KEYS: [&str; 7] = [
+const CLUSTER_KEYS: [&str; 8] = [
     "per_node",
     "grace",
     "kill_margin",
     "takeover_delay",
     "priority",
     "prefer",
+    "spread",
     "failback",
 ];
 

@@ -382,15 +382,19 @@ pub struct Preference {
     pub priority: u32,
     /// This node is next, before all others.
     pub node: Option<String>,
+    /// A node that has locks of this group is next after those that have fewer.
+    pub spread: Option<String>,
     /// Whoever has the lock gives it to a better one who has waited so long; none: never.
     pub failback: Option<Span>,
 }
 
 impl Preference {
-    /// How good a node of this name is: more is better.
-    pub fn rank(&self, node: &str) -> u64 {
+    /// How good a node of this name is that has so many locks of the group: more is better. To be named counts most, then to have few, then
+    /// the priority.
+    pub fn rank(&self, node: &str, has: usize) -> u64 {
         let is_named = self.node.as_deref() == Some(node);
-        u64::from(self.priority) + (u64::from(is_named) << 32)
+        let free = u8::MAX - u8::try_from(has).unwrap_or(u8::MAX);
+        u64::from(self.priority) + (u64::from(free) << 32) + (u64::from(is_named) << 40)
     }
 }
 

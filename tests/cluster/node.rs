@@ -36,6 +36,8 @@ pub(crate) struct Contended {
     pub(crate) is_disputed: bool,
     /// Who is to have it in the end.
     pub(crate) home: Option<&'static str>,
+    /// It is not to be together with others of this group.
+    pub(crate) group: Option<&'static str>,
 }
 
 pub(crate) fn fleet(text: &str) -> FleetName {
@@ -66,7 +68,8 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
         preference: Preference {
             priority: 0,
             node: lock.home.map(str::to_owned),
-            failback: lock.home.map(|_| Span::secs(3)),
+            spread: lock.group.map(str::to_owned),
+            failback: lock.home.or(lock.group).map(|_| Span::secs(3)),
         },
         lease: Some(LeaseSpec {
             epoch: 0,

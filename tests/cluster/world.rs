@@ -1315,9 +1315,26 @@ impl World {
         }
     }
 
+    /// Locks of one group are on as many nodes as there are.
+    fn check_spread(&self) {
+        let grouped = self.locks.iter().filter(|lock| lock.group.is_some());
+        let ids: Vec<WorkerId> = grouped.map(|lock| worker(lock.name)).collect();
+        let open = self.nodes.iter().filter(|node| !node.is_drained());
+        let counts = open.map(|node| {
+            let has = ids.iter().filter(|id| node.locks.contains_key(id));
+            (node.name.as_str(), has.count())
+        });
+        let counts: Vec<(&str, usize)> = counts.collect();
+        let all = counts.iter().map(|(_, count)| *count);
+        let (least, most) = (all.clone().min(), all.max());
+        let even = most.unwrap_or(0) <= least.unwrap_or(0) + 1;
+        assert!(even, "they are not spread: {counts:?}");
+    }
+
     /// With everything well again, everything runs.
     fn check_progress(&self) {
         self.check_census();
+        self.check_spread();
         for lock in &self.locks {
             let id = worker(lock.name);
             let running = self

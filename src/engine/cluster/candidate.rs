@@ -6,11 +6,12 @@
 //! ```
 
 use crate::{
-    config::spec::SingletonSpec,
+    config::spec::{LeaseSpec, Preference, SingletonSpec, Takeover},
     engine::cluster::{
         Ticket,
         calls::{Desk, Purpose},
         keys::{self, Card, Released},
+        line::Delay,
         queue::Queue,
         rpc::{Body, CallId, Do, Failure, LeaseId, Reply, Request, Txn, When},
         session::PATIENCE,
@@ -50,14 +51,13 @@ pub(super) struct Candidate {
     /// Its key hangs on this one; none: there is no key yet.
     pub(super) lease: Option<LeaseId>,
     pub(super) slots: u32,
-    /// How good it is: who has more is next.
+    preference: Preference,
+    /// How good it is, by its card: who has more is next.
     rank: u64,
-    /// Whoever is better than it and waits so long gets what it has.
-    failback: Option<Span>,
     /// Since when somebody better waits.
     better_since: Option<Moment>,
     /// What may be left of somebody who is gone without a word is given so long.
-    pub(super) delay: Span,
+    pub(super) delay: Delay,
     stage: Stage,
     /// It was told that it is its turn, and has not begun since, as far as we saw.
     won: Option<Moment>,
@@ -65,6 +65,15 @@ pub(super) struct Candidate {
     told: Option<Clocks>,
     /// A request to join was not answered: it may still arrive.
     is_doubtful: bool,
+    /// etcd takes no word of how it leaves.
+    is_wordless: bool,
+}
+
+/// The lease that a key is to hang on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    pub(super) id: LeaseId,
+    pub(super) ttl: Span,
 }
 
 impl Candidate {
@@ -74,14 +83,18 @@ impl Candidate {
             key: String::new(),
             lease: None,
             slots: spec.slots,
-            rank: spec.preference.rank(node),
-            failback: spec.preference.failback,
+            preference: spec.preference.clone(),
+            rank: spec.preference.rank(node, 0),
             better_since: None,
-            delay: spec.takeover_delay(),
+            delay: Delay {
+                span: spec.takeover_delay(),
+                strict: spec.takeover == Takeover::Strict,
+            },
             stage: Stage::Waits { until: now },
             won: None,
             told: None,
             is_doubtful: false,
+            is_wordless: false,
         }
     }
 
@@ -181,18 +194,19 @@ impl Candidate {
     }
 
     /// Does somebody better wait for what it has, and has he waited long enough?
-    pub(super) fn gives_way(&mut self, best_waiting: u64, now: Moment) -> bool {
-        if best_waiting <= self.rank {
+    pub(super) fn gives_way(&mut self, better_waits: bool, now: Moment) -> bool {
+        if !better_waits {
             self.better_since = None;
             return false;
         }
         let since = *self.better_since.get_or_insert(now);
-        self.failback.is_some_and(|delay| since.after(delay) <= now)
+        let failback = self.preference.failback;
+        failback.is_some_and(|delay| since.after(delay) <= now)
     }
 
     /// When [`Candidate::gives_way`] may say so.
     fn gives_way_at(&self) -> Option<Moment> {
-        Some(self.better_since?.after(self.failback?))
+        Some(self.better_since?.after(self.preference.failback?))
     }
 
     /// Is it news to it that its lease holds, counted from then?
@@ -202,12 +216,22 @@ impl Candidate {
         news
     }
 
-    /// Joins, if it is to.
+    /// Which locks it is not to be together with on one node, if others can have it.
+    pub(super) fn spread(&self) -> Option<&str> {
+        self.preference.spread.as_deref()
+    }
+
+    /// Is it another one than its card says, now that its node has so many of the group?
+    pub(super) fn has_changed(&self, node: &str, has: usize) -> bool {
+        self.rank != self.preference.rank(node, has)
+    }
+
+    /// Joins, if it is to, from a node that has so many locks of its group.
     pub(super) fn join(
         &mut self,
         worker: &WorkerId,
-        node: &str,
-        (stamp, lease, number): (&When, LeaseId, u64),
+        (node, has): (&str, usize),
+        (stamp, lease, number): (&When, Granted, u64),
         queue: &Queue,
         endpoint: usize,
         desk: &mut Desk<'_>,
@@ -217,20 +241,22 @@ impl Candidate {
         }
         if self.key.is_empty() {
             let (When::Modified(_, at) | When::Created(_, at)) = stamp;
-            self.key = keys::candidate(&self.lock, lease, *at, number);
-            self.lease = Some(lease);
+            self.key = keys::candidate(&self.lock, lease.id, *at, number);
+            self.lease = Some(lease.id);
+            self.rank = self.preference.rank(node, has);
         }
         let card = Card {
             node: node.to_owned(),
             worker: worker.clone(),
             slots: self.slots,
             rank: self.rank,
+            dead_ms: LeaseSpec::dead_after(lease.ttl).as_millis(),
         };
         let key = self.key.clone();
         let put = Do::Put {
             key: key.clone(),
             value: keys::encode(&card),
-            lease: Some(lease),
+            lease: Some(lease.id),
         };
         // No lease: it must stay when everybody is gone.
         let last = Do::Put {
@@ -313,12 +339,18 @@ impl Candidate {
                     fence: *fence,
                     node: node.to_owned(),
                 };
-                // Whoever had no turn proves nothing about those before him.
-                then.extend(self.won.map(|_| Do::Put {
-                    key: keys::released(&self.lock),
-                    value: keys::encode(&released),
-                    lease: None,
-                }));
+                // Whoever had no turn proves nothing about those before him, and leaves nothing himself.
+                let word = match self.won {
+                    Some(_) => keys::released(&self.lock),
+                    None => keys::passed(&self.lock),
+                };
+                if !self.is_wordless {
+                    then.push(Do::Put {
+                        key: word,
+                        value: keys::encode(&released),
+                        lease: None,
+                    });
+                }
                 vec![When::Created(key, *fence)]
             }
             None => stamped(stamp),
@@ -354,7 +386,7 @@ impl Candidate {
             }) => held || fence.is_some(),
             // Its disk is full: the key goes, the word that nothing was left does not.
             Err(Failure::NoSpace) => {
-                self.won = None;
+                self.is_wordless = true;
                 false
             }
             Ok(_) | Err(_) => false,

@@ -7,6 +7,7 @@
 //! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
 //! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
 //! /leasehold/v1/CLUSTER/s/LOCK/rel               the last holder who gave it back after the end of his worker
+//! /leasehold/v1/CLUSTER/s/LOCK/pass              somebody who left the queue without ever having had his turn
 //! /leasehold/v1/CLUSTER/s/LOCK/move              that an operator wants it moved: from whom, and to whom
 //! ```
 
@@ -90,6 +91,11 @@ pub(super) fn released(lock: &str) -> String {
     format!("{lock}rel")
 }
 
+/// Below a lock: who left without having had his turn.
+pub(super) fn passed(lock: &str) -> String {
+    format!("{lock}pass")
+}
+
 /// Below a lock: where an operator wants it.
 pub(super) fn wish(lock: &str) -> String {
     format!("{lock}move")
@@ -135,6 +141,9 @@ pub(super) struct Card {
     /// How good he is: who has more is next.
     #[serde(default)]
     pub(super) rank: u64,
+    /// After so long without a renewal nothing of him is left, whatever he hears: in ms.
+    #[serde(default)]
+    pub(super) dead_ms: u64,
 }
 
 /// Who gave a lock back when nothing of his worker was left.

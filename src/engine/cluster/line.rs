@@ -17,6 +17,14 @@ use crate::{
 /// Those who stand before whoever is to have it have so long to step back.
 const STEP_BACK: Span = Span::secs(2);
 
+/// How long whoever is gone without a word is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delay {
+    pub(super) span: Span,
+    /// Or until he must be dead by his own lease, if that is longer.
+    pub(super) strict: bool,
+}
+
 /// Somebody in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -32,6 +40,12 @@ impl Place {
 
     fn rank(&self) -> u64 {
         self.card.as_ref().map_or(0, |card| card.rank)
+    }
+
+    /// Nothing of him is left after so long.
+    fn dead(&self) -> Span {
+        let ms = self.card.as_ref().map_or(0, |card| card.dead_ms);
+        Span::millis(ms)
     }
 }
 
@@ -51,7 +65,9 @@ pub(super) struct Line {
     /// So many have the lock.
     slots: u32,
     /// How long whoever is gone without a word may have left something behind.
-    delay: Span,
+    delay: Delay,
+    /// Of those who were gone without a word the longest-lived is dead after so long.
+    dead: Span,
     /// As of then.
     revision: i64,
     places: BTreeMap<i64, Place>,
@@ -65,10 +81,11 @@ pub(super) struct Line {
 
 impl Line {
     /// A queue of which nothing was known before.
-    pub(super) fn new(slots: u32, delay: Span, listing: Listing, now: Moment) -> Self {
+    pub(super) fn new(slots: u32, delay: Delay, listing: Listing, now: Moment) -> Self {
         let mut line = Self {
             slots,
             delay,
+            dead: Span::ZERO,
             revision: listing.revision,
             places: BTreeMap::new(),
             suspicious: None,
@@ -141,7 +158,11 @@ impl Line {
         }
         let in_order = self.slots == 1 && gone.last().is_none_or(|last| released == Some(*last));
         if !gone.is_empty() && !in_order {
-            self.suspicious = Some(now);
+            let dead = gone
+                .iter()
+                .filter_map(|fence| before.get(fence))
+                .map(Place::dead);
+            self.suspect(dead.max().unwrap_or_default(), now);
         }
     }
 
@@ -153,10 +174,13 @@ impl Line {
         self.revision = revision;
         let (queue, marker) = (keys::queue(lock), keys::released(lock));
         let wish = keys::wish(lock);
-        let mut released = None;
+        let (mut released, mut passed) = (None, None);
+        let pass = keys::passed(lock);
         for change in changes {
             match change {
                 Change::Put(kv) if kv.key == marker => released = fence_released(kv),
+                // Only who saw how all those before him left may take his word.
+                Change::Put(kv) if kv.key == pass => passed = fence_released(kv),
                 Change::Put(kv) if kv.key == wish => self.wish(Some(kv), now),
                 Change::Put(kv) if kv.key.starts_with(&queue) => {
                     let (fence, place) = place(kv.clone());
@@ -174,14 +198,23 @@ impl Line {
             };
             let most = self.numbers().max().unwrap_or(self.slots);
             let could_have_it = self.rank(fence).is_some_and(|rank| rank < most);
+            let dead = self.places.get(&fence).map_or(Span::ZERO, Place::dead);
             if self.has_it(fence) {
                 self.vacated = Some(now);
             }
             self.places.remove(&fence);
-            if could_have_it && released != Some(fence) {
-                self.suspicious = Some(now);
+            if could_have_it && ![released, passed].contains(&Some(fence)) {
+                self.suspect(dead, now);
             }
         }
+    }
+
+    fn suspect(&mut self, dead: Span, now: Moment) {
+        if self.clear_at().is_none_or(|at| at <= now) {
+            self.dead = Span::ZERO;
+        }
+        self.suspicious = Some(now);
+        self.dead = self.dead.max(dead);
     }
 
     fn wish(&mut self, kv: Option<&KeyValue>, now: Moment) {
@@ -221,10 +254,11 @@ impl Line {
         }
     }
 
-    /// How good the best of those is who wait.
-    pub(super) fn best_waiting(&self) -> u64 {
-        let waiting = self.places.values().skip(self.slots() as usize);
-        waiting.map(Place::rank).max().unwrap_or(0)
+    /// Does somebody better than this one wait?
+    pub(super) fn has_better(&self, fence: i64) -> bool {
+        let own = self.places.get(&fence).map_or(0, Place::rank);
+        let mut waiting = self.places.values().skip(self.slots() as usize);
+        waiting.any(|place| place.rank() > own)
     }
 
     fn fence_of(&self, key: &str) -> Option<i64> {
@@ -247,7 +281,12 @@ impl Line {
 
     /// Whoever has it now may begin then; at once, if none.
     pub(super) fn clear_at(&self) -> Option<Moment> {
-        self.suspicious.map(|since| since.after(self.delay))
+        let own = self.delay.span;
+        let delay = match self.delay.strict {
+            true => own.max(self.dead),
+            false => own,
+        };
+        self.suspicious.map(|since| since.after(delay))
     }
 
     /// Since when whoever had it last is gone, as far as that was seen.
@@ -336,7 +375,7 @@ impl Line {
     }
 
     /// Another number of holders, another delay.
-    pub(super) fn reconfigure(&mut self, slots: u32, delay: Span) {
+    pub(super) fn reconfigure(&mut self, slots: u32, delay: Delay) {
         (self.slots, self.delay) = (slots, delay);
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     engine::cluster::{
         asked::Told,
         calls::{Calls, Desk, Purpose},
-        candidate::Candidate,
+        candidate::{Candidate, Granted},
         census::Census,
         figures::Figures,
         keys::{NodeCard, Prefix},
@@ -574,12 +574,14 @@ impl Cluster {
         let wanted: BTreeMap<&WorkerId, &Want> =
             wants.iter().map(|want| (&want.worker, want)).collect();
         let mut doubts = false;
+        let has = Has::count(self.candidates.values());
         for (worker, candidate) in &mut self.candidates {
             let lock = |want: &Want| self.prefix.lock(want.spec.lock.as_str());
             let line = self.queues.get(&candidate.lock).and_then(Queue::line);
             let standing = candidate.place().filter(|_| !candidate.has_won());
             let steps_back = line.zip(standing).is_some_and(|(line, (_, fence))| {
-                line.steps_back(fence, &self.node) && !line.has_it(fence)
+                (line.steps_back(fence, &self.node) && !line.has_it(fence))
+                    || candidate.has_changed(&self.node, has.of(candidate))
             });
             let stays = !steps_back
                 && wanted.get(worker).is_some_and(|want| {
@@ -640,6 +642,7 @@ impl Cluster {
         self.session.tend(stays_away, &mut desk);
         let endpoint = self.session.favourite();
         let stamp = self.session.stamp();
+        let has = Has::count(self.candidates.values());
         for (worker, candidate) in &mut self.candidates {
             let queue = self.queues.get(&candidate.lock);
             let may_join = queue.is_some_and(Queue::is_open);
@@ -647,10 +650,13 @@ impl Cluster {
                 (queue.filter(|_| may_join), &stamp, self.session.lease())
             {
                 self.names += u64::from(candidate.joins_now(now));
+                let has = has.of(candidate);
+                let ttl = self.session.ttl().unwrap_or(self.membership.ttl);
+                let granted = Granted { id: lease, ttl };
                 candidate.join(
                     worker,
-                    &self.node,
-                    (stamp, lease, self.names),
+                    (&self.node, has),
+                    (stamp, granted, self.names),
                     queue,
                     endpoint,
                     &mut desk,
@@ -685,6 +691,7 @@ impl Cluster {
 
     /// What this gate is to hear now.
     fn tell(&mut self, want: &Want, now: Moment) -> Option<Said> {
+        let has = Has::count(self.candidates.values());
         let Some(candidate) = self.candidates.get_mut(&want.worker) else {
             return match &want.ticket {
                 Some(_) => Some(Said::Lost("nothing is known of its place".to_owned())),
@@ -705,8 +712,10 @@ impl Cluster {
             if let Some(wish) = wish.filter(|_| want.is_open && !want.is_released) {
                 return Some(Said::Asked(wish.who.clone()));
             }
-            let best = line.map_or(0, Line::best_waiting);
-            if candidate.gives_way(best, now) && want.is_open && !want.is_released {
+            let better = line
+                .zip(candidate.place())
+                .is_some_and(|(line, (_, fence))| line.has_better(fence));
+            if candidate.gives_way(better, now) && want.is_open && !want.is_released {
                 let why = "a node that is preferred (failback)".to_owned();
                 return Some(Said::Asked(why));
             }
@@ -718,6 +727,7 @@ impl Cluster {
             let news = want.is_open && candidate.hears(sent);
             return news.then_some(Said::Renewed { sent, ttl });
         }
+        let has = has.of(candidate);
         let Some((key, fence)) = candidate.place() else {
             return Some(Said::Waits("joins the queue".to_owned()));
         };
@@ -743,6 +753,13 @@ impl Cluster {
             return Some(Said::Waits(why.to_owned()));
         }
         verified?;
+        // Its place is from before this node had another lock of the group.
+        if candidate.has_changed(&self.node, has) {
+            let group = candidate.spread().unwrap_or_default();
+            let why =
+                format!("others come first: this node has a lock of the group {group} already");
+            return Some(Said::Waits(why));
+        }
         let ticket = Ticket {
             key: key.to_owned(),
             fence,
@@ -757,6 +774,27 @@ impl Cluster {
             Some(why) => format!("has no lease: {why}"),
             None => "has no lease yet".to_owned(),
         }
+    }
+}
+
+/// How many locks of each group this node has.
+struct Has(BTreeMap<String, usize>);
+
+impl Has {
+    fn count<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> Self {
+        let mut all = BTreeMap::new();
+        for one in candidates.filter(|one| one.has_won() && !one.leaves()) {
+            if let Some(group) = one.spread() {
+                *all.entry(group.to_owned()).or_default() += 1;
+            }
+        }
+        Self(all)
+    }
+
+    /// Of the group of this one, if it has one.
+    fn of(&self, candidate: &Candidate) -> usize {
+        let group = candidate.spread().and_then(|group| self.0.get(group));
+        group.copied().unwrap_or(0)
     }
 }
 

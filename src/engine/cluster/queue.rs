@@ -8,7 +8,7 @@ use crate::{
     engine::cluster::{
         calls::{Desk, Purpose},
         keys,
-        line::{Line, Listing},
+        line::{Delay, Line, Listing},
         rpc::{CallId, Change, Do, KeyValue, Request, Txn},
         session::PATIENCE,
     },
@@ -36,7 +36,7 @@ pub(super) struct Queue {
     /// Everything below here is the lock's.
     pub(super) lock: String,
     slots: u32,
-    delay: Span,
+    delay: Delay,
     watch: Watch,
     pause: Span,
     line: Option<Line>,
@@ -53,7 +53,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(lock: String, slots: u32, delay: Span, now: Moment) -> Self {
+    pub(super) fn new(lock: String, slots: u32, delay: Delay, now: Moment) -> Self {
         Self {
             lock,
             slots,
@@ -79,7 +79,7 @@ impl Queue {
         matches!(self.watch, Watch::Open { .. })
     }
 
-    pub(super) fn reconfigure(&mut self, slots: u32, delay: Span) {
+    pub(super) fn reconfigure(&mut self, slots: u32, delay: Delay) {
         (self.slots, self.delay) = (slots, delay);
         if let Some(line) = &mut self.line {
             line.reconfigure(slots, delay);
