@@ -49,6 +49,8 @@ need openssl openssl
 need protoc protobuf-compiler
 need /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 need python3 python3-minimal
+# Debian's smallest Python has no sqlite3; the examples of a cluster want it.
+python3 -c 'import ctypes, http.client, sqlite3' 2>/dev/null || need "python3's sqlite3" libpython3-stdlib
 need setpriv util-linux
 need strace strace
 
@@ -57,6 +59,7 @@ section build cargo build --all-targets --locked
 section tests cargo test --locked --lib --bins --test house --test calendar --test config --test wire --test metrics --test publish --test process
 # They wait more than they work.
 section etcd cargo test --locked --test etcd -- --test-threads=4
+section examples cargo test --locked --test examples -- --test-threads=1
 if [ "${1:-}" = quick ]; then
   exit 0
 fi
