@@ -15,5 +15,7 @@ mod rig;
 #[path = "examples/shop.rs"]
 mod shop;
 
+#[path = "examples/demo.rs"]
+mod demo;
 #[path = "examples/fencing.rs"]
 mod fencing;
