@@ -8,18 +8,19 @@
     stop = { timeout = "5s" }           # the payment in hand is made first
 
 The queue and the bank are two stores, as they are in life, so no transaction covers both: a worker that dies in between leaves a payment
-that was made and is still waiting. The next one makes it again, and the bank knows its key. Try it on one machine:
+that was made and is still waiting. The next one asks for it again, and the bank knows its key. Try it on one machine, in this directory:
 
-    payments.py queue.db bank.db --open
-    leasehold lock payments -- payments.py queue.db bank.db &       the worker
-    payments.py queue.db bank.db --pay alice 12.50 --key invoice-17
-    payments.py queue.db bank.db --report
+    python3 payments.py queue.db bank.db --open
+    leasehold lock payments -- python3 payments.py queue.db bank.db &       the worker
+    python3 payments.py queue.db bank.db --pay alice 12.50 --key invoice-17
+    python3 payments.py queue.db bank.db --report
 """
 
 import argparse
 import decimal
 import json
 import os
+import sqlite3
 import sys
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the sources
@@ -155,4 +156,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except sqlite3.Error as error:
+        sys.exit(f"payments.py: {error}")

@@ -8,12 +8,12 @@
     stop = { timeout = "5s" }           # the orders in hand are decided first
 
 Buyers put orders into a table; the worker decides. Two workers that count in memory would sell the same units twice, so there is one, and
-the store takes its word only while nobody newer has come (fenced_store.py). Try it on one machine:
+the store takes its word only while nobody newer has come (fenced_store.py). Try it on one machine, in this directory:
 
-    sale.py shop.db --open 500                      so many units
-    leasehold lock sale -- sale.py shop.db &        the worker
-    sale.py shop.db --buy 300                       so many orders
-    sale.py shop.db --report
+    python3 sale.py shop.db --open 500                      so many units
+    leasehold lock sale -- python3 sale.py shop.db &        the worker
+    python3 sale.py shop.db --buy 300                       so many orders
+    python3 sale.py shop.db --report
 """
 
 import argparse
@@ -23,6 +23,7 @@ import random
 import select
 import signal
 import socket
+import sqlite3
 import sys
 import time
 
@@ -181,4 +182,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except sqlite3.Error as error:
+        sys.exit(f"sale.py: {error}")
