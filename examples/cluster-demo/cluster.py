@@ -141,7 +141,7 @@ class Node:
         self.keeper = world.spawn([self.leasehold, "run", "-c", str(self.configuration), *places], self.log)
         world.wait_until(lambda: self.status() is not None or self.has_ended(), 20, f"{self.name} answers", 0.02)
         if self.keeper is None:
-            raise ClusterError(f"{self.name} does not start:\n{self.log.read_text()[-2000:]}")
+            raise ClusterError(f"{self.name} does not start")
 
     def has_ended(self) -> bool:
         if os.waitpid(self.keeper, os.WNOHANG)[0]:

@@ -543,11 +543,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was started is ended", file=sys.stderr)
         return 130
-    except (ClusterError, world.BenchError, subprocess.TimeoutExpired) as error:
+    except (ClusterError, world.BenchError, OSError, sqlite3.Error, subprocess.TimeoutExpired) as error:
         print(f"demo: {error}", file=sys.stderr)
-        for node in demo.nodes:
-            if node.log.exists():
-                print(f"--- {node.name} said last ---\n{node.log.read_text()[-1500:]}", file=sys.stderr)
+        logs = [node.log for node in demo.nodes] or sorted(demo.directory.glob("m?.log"))
+        for log in logs:
+            if log.exists() and log.stat().st_size:
+                print(f"--- {log.relative_to(demo.directory)} ends so ---\n{log.read_text()[-1500:]}", file=sys.stderr)
         return 1
     finally:
         demo.end()
