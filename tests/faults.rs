@@ -24,11 +24,15 @@ mod load;
 mod oracle;
 #[path = "faults/proxy.rs"]
 mod proxy;
+#[path = "process/wall.rs"]
+mod wall;
 #[path = "faults/world.rs"]
 mod world;
 
 #[path = "faults/chaos.rs"]
 mod chaos;
+#[path = "faults/jobs.rs"]
+mod jobs;
 #[path = "faults/members.rs"]
 mod members;
 #[path = "faults/network.rs"]

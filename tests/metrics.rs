@@ -172,6 +172,7 @@ fn job() -> CronStatus {
             },
             jitter: Span::ZERO,
             history: 20,
+            cluster: false,
         },
         next: None,
         waiting: 0,

@@ -65,3 +65,5 @@ mod survival;
 mod terminal;
 #[path = "process/traffic.rs"]
 mod traffic;
+#[path = "process/wall.rs"]
+mod wall;

@@ -14,11 +14,15 @@ use crate::{
     },
     config::fault::nearest,
     engine::{
+        cluster::RunPicture,
         command::{Reply, matches},
         effect::Rough,
     },
     exit::ExitCode,
-    http::crons::{CronView, RunView},
+    http::{
+        cluster::ClusterView,
+        crons::{CronView, RunView},
+    },
     time::Span,
 };
 
@@ -200,8 +204,42 @@ fn local(tick: &str, zone: &str) -> String {
     })
 }
 
+/// Of a job of the cluster, what all nodes did.
+fn cluster_history(client: &Client, name: &str, reach: &Reach) -> Outcome {
+    let view: ClusterView = client.get("/v1/cluster")?;
+    let runs = view.runs.into_iter().filter(|run| run.job == name);
+    let mut runs: Vec<RunPicture> = runs.collect();
+    runs.reverse();
+    if reach.json {
+        return print_json(&runs);
+    }
+    let row = |run: &RunPicture| {
+        let took = run
+            .ended
+            .map(|ended| Rough(ended.since(run.started)).to_string());
+        let what = run.reason.clone().unwrap_or_else(|| run.outcome.clone());
+        vec![
+            run.scheduled.to_string(),
+            run.node.clone(),
+            took.unwrap_or_else(|| "-".to_owned()),
+            what,
+        ]
+    };
+    let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
+    let width = table::width_of(std::io::stdout());
+    let text = table::render(&["TICK", "NODE", "TOOK", "WHAT"], &rows, width);
+    print(&format!("{text}\nas of revision {}\n", view.revision))
+}
+
 fn history(name: &str, reach: &Reach) -> Outcome {
-    let job = find(jobs(&Client::new(reach)?, 1)?, name)?;
+    let client = Client::new(reach)?;
+    let job = find(jobs(&client, 1)?, name)?;
+    if job.cluster {
+        match cluster_history(&client, name, reach) {
+            Ok(code) => return Ok(code),
+            Err(failure) => eprintln!("leasehold: {}; what this node did:", failure.why),
+        }
+    }
     if reach.json {
         return print_json(&job.history);
     }

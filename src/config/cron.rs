@@ -64,7 +64,8 @@ pub(super) fn job(
     etcd: Option<&EtcdSpec>,
 ) -> Fleet {
     not_for_jobs(section);
-    let cron = CronSpec {
+    let mut cron = CronSpec {
+        cluster: false,
         schedule: schedule(section),
         timezone: timezone(section),
         overlap: section.word("overlap", &OVERLAPS).unwrap_or(Overlap::Skip),
@@ -82,10 +83,10 @@ pub(super) fn job(
         workers: 1,
         stop: fleet::stop(section, Span::ZERO),
         log: fleet::log(section),
-        singleton: lock(section, name, cron.overlap, etcd),
         after,
         ..FleetSpec::unknown(&StopRecord::default())
     };
+    spec.singleton = lock(section, name, &mut cron, etcd);
     if let Some(success) = fleet::success(section) {
         spec.restart.success = success;
     }
@@ -227,25 +228,20 @@ fn jitter(section: &Section<'_, '_>) -> Span {
     jitter
 }
 
-/// The lock of `overlap = "forbid"`: the job's name, unless `singleton` says another.
+/// The lock of `overlap = "forbid"`: the job's name, unless `singleton` says another. In a cluster each tick is one node's, and a run has a
+/// lock only where it may not be beside another one: with `forbid`, and where it is tried again.
 fn lock(
     section: &Section<'_, '_>,
     name: &FleetName,
-    overlap: Overlap,
+    cron: &mut CronSpec,
     etcd: Option<&EtcdSpec>,
 ) -> Option<SingletonSpec> {
     let said = singleton::singleton(section, name, etcd);
-    if said.as_ref().is_some_and(SingletonSpec::is_of_cluster) {
-        let message = format!(
-            "{} is not available for jobs in this version",
-            section.name("singleton.scope = \"cluster\"")
-        );
-        let help =
-            "a job runs on the node whose file names it: name it in one; scope = \"node\" works";
-        section.fault("E102", "singleton", message, help);
-    }
+    let overlap = cron.overlap;
+    cron.cluster = said.as_ref().is_some_and(SingletonSpec::is_of_cluster);
+    let locked = overlap == Overlap::Forbid || (cron.cluster && cron.retry.attempts > 1);
     if let Some(spec) = &said
-        && (overlap != Overlap::Forbid || spec.slots != 1)
+        && ((!locked && !cron.cluster) || spec.slots != 1)
     {
         let (message, help) = if spec.slots == 1 {
             (
@@ -263,9 +259,8 @@ fn lock(
         };
         section.fault("E224", "singleton", message, help);
     }
-    let forbids = overlap == Overlap::Forbid;
-    said.or_else(|| {
-        forbids.then(|| SingletonSpec {
+    said.filter(|_| locked || !cron.cluster).or_else(|| {
+        locked.then(|| SingletonSpec {
             lock: name.clone(),
             ..SingletonSpec::default()
         })

@@ -444,6 +444,7 @@ impl Shown {
 
     fn cron(&mut self, cron: &CronSpec) {
         let CronSpec {
+            cluster,
             schedule,
             timezone,
             overlap,
@@ -463,6 +464,10 @@ impl Shown {
         self.put("retry.backoff", backoff);
         self.put("jitter", jitter);
         self.put("history", history);
+        // Whose ticks they are; its lock, if it needs one, is shown apart.
+        if *cluster {
+            self.put("ticks", "cluster");
+        }
     }
 
     fn log(&mut self, log: &LogSpec) {

@@ -327,6 +327,8 @@ pub struct CronSpec {
     pub jitter: Span,
     /// So many ended runs are remembered.
     pub history: u32,
+    /// Each tick is run by one node of the cluster.
+    pub cluster: bool,
 }
 
 /// What happens to a tick that comes while a run is there.

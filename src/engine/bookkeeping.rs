@@ -127,7 +127,9 @@ impl Cron {
     fn for_disk(&self) -> Book {
         let mut book = self.book.clone();
         let sought = match &self.phase {
-            Phase::Seeking { run, .. } if !run.manual => Some(run.scheduled),
+            Phase::Disputing { run, .. } | Phase::Seeking { run, .. } if !run.manual => {
+                Some(run.scheduled)
+            }
             _ => None,
         };
         let waiting = self.pending.iter().filter(|one| !one.manual);

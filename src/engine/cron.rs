@@ -22,6 +22,7 @@ use crate::{
     engine::{
         book::{Book, Miss, Outcome, Run, RunRecord, Skip},
         bookkeeping::{DISK_PATIENCE, Disk},
+        cluster::docket::{Fate, Verdict},
         effect::{Effect, Effects, Ending, Subject, What},
         fleet::Stance,
         jitter::Jitter,
@@ -35,6 +36,12 @@ use crate::{
 
 /// Whoever had the lock a moment ago, our own last run included, may be letting it go.
 const LOCK_PATIENCE: Span = Span::millis(1_500);
+/// In a cluster what a dead node may have left has to end first.
+const FAR_LOCK_PATIENCE: Span = Span::secs(5);
+/// So long it is asked whose a run is: an election of etcd's takes less.
+const CLUSTER_PATIENCE: Span = Span::secs(10);
+/// So many ends are remembered for etcd.
+const FATES_MAX: usize = 64;
 
 /// The wall clock as it was shown last: what it shows now follows from the time that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +101,12 @@ pub(super) enum Phase {
         /// How it failed.
         failed: Outcome,
     },
+    /// It is to be this node's, of all of the cluster.
+    Disputing {
+        run: Run,
+        /// No longer than this.
+        until: Moment,
+    },
 }
 
 /// A run that is to start.
@@ -125,6 +138,12 @@ pub(super) struct Cron {
     pub(super) early: Vec<(RequestId, String)>,
     #[serde(skip)]
     pub(super) disk: Disk,
+    /// What the cluster says of the run that is disputed.
+    #[serde(skip)]
+    pub(super) verdict: Option<Verdict>,
+    /// What became of runs that this node claimed, newest last.
+    #[serde(skip)]
+    pub(super) fates: VecDeque<(Stamp, Outcome, Stamp)>,
 }
 
 /// What the machine sees of its slot.
@@ -208,7 +227,8 @@ impl Cron {
             Phase::Seeking { run, .. }
             | Phase::Claiming { run, .. }
             | Phase::Running { run, .. }
-            | Phase::Pausing { run, .. } => Some(run),
+            | Phase::Pausing { run, .. }
+            | Phase::Disputing { run, .. } => Some(run),
         }
     }
 
@@ -224,13 +244,61 @@ impl Cron {
 
     /// So many wait to start.
     pub(super) fn waiting(&self) -> usize {
-        let begins = matches!(self.phase, Phase::Seeking { .. } | Phase::Claiming { .. });
+        let begins = matches!(
+            self.phase,
+            Phase::Disputing { .. } | Phase::Seeking { .. } | Phase::Claiming { .. }
+        );
         self.pending.len() + usize::from(begins)
     }
 
     /// Does it need its lock?
     pub(super) fn needs_gate(&self) -> bool {
-        self.run().is_some()
+        self.run().is_some() && !matches!(self.phase, Phase::Disputing { .. })
+    }
+
+    /// The run that is to be this node's.
+    pub(super) fn disputed(&self) -> Option<&Run> {
+        match &self.phase {
+            Phase::Disputing { run, .. } if self.verdict.is_none() => Some(run),
+            _ => None,
+        }
+    }
+
+    /// The cluster has spoken.
+    pub(super) fn judged(&mut self, scheduled: Stamp, verdict: Verdict) {
+        if self
+            .disputed()
+            .is_some_and(|run| run.scheduled == scheduled)
+        {
+            self.verdict = Some(verdict);
+        }
+    }
+
+    /// What became of a run that this node claimed, as far as it knows.
+    pub(super) fn fate(&self, scheduled: Stamp) -> Fate {
+        let is_open = matches!(self.phase, Phase::Opening)
+            || self.run().is_some_and(|run| run.scheduled == scheduled)
+            || self.pending.iter().any(|one| one.scheduled == scheduled)
+            || self.book.cursor.is_none_or(|cursor| cursor < scheduled);
+        if is_open {
+            return Fate::Open;
+        }
+        let fate = self.fates.iter().rev().find(|fate| fate.0 == scheduled);
+        let told = fate.map(|(_, outcome, ended)| Fate::Ended(*outcome, *ended));
+        let mut history = self.book.history.iter().rev();
+        let kept = history.find(|one| one.scheduled == scheduled);
+        let kept = kept.map(|one| Fate::Ended(one.outcome, one.ended));
+        let lost = Fate::Ended(Outcome::Lost, self.book.cursor.unwrap_or(scheduled));
+        told.or(kept).unwrap_or(lost)
+    }
+
+    fn remember(&mut self, scheduled: Stamp, outcome: Outcome, desk: &JobDesk<'_>) {
+        if desk.spec.cluster {
+            self.fates.push_back((scheduled, outcome, desk.shown()));
+            while self.fates.len() > FATES_MAX {
+                self.fates.pop_front();
+            }
+        }
     }
 
     /// The first tick that will be decided upon; none while it is held.
@@ -252,6 +320,7 @@ impl Cron {
             Phase::Idle => self.pending.front().map(|front| front.not_before),
             Phase::Seeking { until, .. }
             | Phase::Claiming { until, .. }
+            | Phase::Disputing { until, .. }
             | Phase::Pausing { until, .. } => Some(*until),
             Phase::Running { .. } => since
                 .filter(|_| !spec.timeout.is_forever())
@@ -291,10 +360,12 @@ impl Cron {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Opening => Move::Rest,
             Phase::Idle => self.begin(seen, desk),
-            Phase::Seeking { run, .. } if desk.held || desk.removed => {
+            Phase::Disputing { run, .. } | Phase::Seeking { run, .. }
+                if desk.held || desk.removed =>
+            {
                 self.skip(run, Skip::Held, desk)
             }
-            Phase::Seeking { run, .. } if !desk.is_open() => {
+            Phase::Disputing { run, .. } | Phase::Seeking { run, .. } if !desk.is_open() => {
                 // At a shutdown nothing was decided: it waits again.
                 self.pending.push_front(Pending {
                     scheduled: run.scheduled,
@@ -303,6 +374,7 @@ impl Cron {
                 });
                 Move::Again
             }
+            Phase::Disputing { run, until } => self.dispute(run, until, desk),
             Phase::Seeking { run, .. } if seen.open => self.claim(run, desk),
             Phase::Seeking { run, until } if until > desk.now => {
                 self.phase = Phase::Seeking { run, until };
@@ -377,12 +449,53 @@ impl Cron {
             attempt: 1,
             started: desk.shown(),
         };
+        if desk.spec.cluster {
+            self.verdict = None;
+            let until = desk.now.after(CLUSTER_PATIENCE);
+            self.phase = Phase::Disputing { run, until };
+            return Move::Rest;
+        }
+        self.seek(run, desk)
+    }
+
+    fn seek(&mut self, run: Run, desk: &JobDesk<'_>) -> Move {
         if !desk.gated {
             return self.claim(run, desk);
         }
-        let until = desk.now.after(LOCK_PATIENCE);
+        let patience = match desk.spec.cluster {
+            true => FAR_LOCK_PATIENCE,
+            false => LOCK_PATIENCE,
+        };
+        let until = desk.now.after(patience);
         self.phase = Phase::Seeking { run, until };
         Move::Seek
+    }
+
+    /// Is it this node's?
+    fn dispute(&mut self, run: Run, until: Moment, desk: &mut JobDesk<'_>) -> Move {
+        match self.verdict.take() {
+            Some(Verdict::Ours) => self.seek(run, desk),
+            Some(Verdict::Busy(_)) => self.skip(run, Skip::Overlap, desk),
+            Some(Verdict::Theirs(node)) => {
+                self.refuse(
+                    run.scheduled,
+                    ExitCode::Conflict,
+                    || format!("node {node} has this run"),
+                    desk,
+                );
+                let scheduled = run.scheduled;
+                desk.record(What::RunElsewhere { scheduled, node });
+                Move::Again
+            }
+            None if until <= desk.now => {
+                let why = format!("etcd did not say whose it is in {CLUSTER_PATIENCE}");
+                self.miss_claim(run, why, desk)
+            }
+            None => {
+                self.phase = Phase::Disputing { run, until };
+                Move::Rest
+            }
+        }
     }
 
     fn claim(&mut self, run: Run, desk: &JobDesk<'_>) -> Move {
@@ -515,6 +628,7 @@ impl Cron {
         });
         self.book.open = None;
         self.phase = Phase::Idle;
+        self.remember(run.scheduled, outcome, desk);
         let record = RunRecord {
             scheduled: run.scheduled,
             manual: run.manual,
@@ -545,6 +659,7 @@ impl Cron {
 
     /// A run that never was.
     pub(super) fn note(&mut self, run: &Run, outcome: Outcome, desk: &JobDesk<'_>) {
+        self.remember(run.scheduled, outcome, desk);
         let record = RunRecord {
             scheduled: run.scheduled,
             manual: run.manual,

@@ -755,6 +755,13 @@ pub enum What {
         /// So many wait.
         waiting: usize,
     },
+    /// Another node of the cluster has the run of a tick.
+    RunElsewhere {
+        /// Which.
+        scheduled: Stamp,
+        /// Where.
+        node: String,
+    },
     /// A tick was skipped.
     RunSkipped {
         /// Which.

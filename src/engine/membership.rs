@@ -1,16 +1,20 @@
 //! The supervisor and its cluster: what the gates want is told to it, and what it says is told to the gates.
 
 use crate::{
-    config::Config,
+    config::{Config, spec::Overlap},
     engine::{
-        cluster::{Cluster, Membership, Want, rpc::News},
+        cluster::{
+            Cluster, Membership, Want,
+            docket::{Dispute, Jobs},
+            rpc::News,
+        },
         command::{By, Denial},
         effect::{Effect, Effects},
         spawn::Facts,
         supervisor::Supervisor,
     },
     exit::ExitCode,
-    id::{RequestId, WorkerId},
+    id::{FleetName, RequestId, WorkerId},
     time::Moment,
 };
 
@@ -144,6 +148,7 @@ impl Supervisor {
         // What is said to a gate may change what it wants.
         for _ in 0..4 {
             let wants = self.wants();
+            let jobs = self.jobs();
             let wanted = membership(&self.config, &self.facts);
             let over = self.is_over(now);
             let Some(cluster) = &mut self.cluster else {
@@ -165,7 +170,8 @@ impl Supervisor {
                 out.list.push(Effect::Reply { request, reply });
             }
             let mut orders = Vec::new();
-            let said = cluster.follow(&wants, now, &mut orders);
+            let said = cluster.follow(&wants, &jobs, now, &mut orders);
+            let verdicts = cluster.verdicts();
             self.node.session = cluster.row();
             out.list.extend(orders.into_iter().map(Effect::Etcd));
             let pin = cluster.pin();
@@ -177,13 +183,50 @@ impl Supervisor {
                 self.cluster = None;
                 continue;
             }
-            if said.is_empty() {
+            if said.is_empty() && verdicts.is_empty() {
                 return;
+            }
+            for ((job, scheduled), verdict) in verdicts {
+                self.with_fleet(&job, now, out, |fleet, _| {
+                    if let Some(cron) = fleet.body.cron.as_mut() {
+                        cron.judged(scheduled, verdict);
+                    }
+                });
             }
             for (worker, one) in said {
                 self.with_slot(&worker, now, out, |slot, desk| slot.cluster_said(one, desk));
             }
             self.settle(now, out);
+        }
+    }
+
+    /// Runs that are to be this node's, and what became of those that were.
+    fn jobs(&self) -> Jobs {
+        let Some(cluster) = &self.cluster else {
+            return Jobs::default();
+        };
+        let of = |name: &FleetName| {
+            let fleet = self.fleets.get(name)?;
+            Some((fleet.spec.cron.as_ref()?, fleet.body.cron.as_deref()?))
+        };
+        let disputes = self.fleets.keys().filter_map(|name| {
+            let (spec, cron) = of(name).filter(|(spec, _)| spec.cluster)?;
+            let run = cron.disputed()?;
+            Some(Dispute {
+                tick: (name.clone(), run.scheduled),
+                started: run.started,
+                skips: matches!(spec.overlap, Overlap::Skip | Overlap::Forbid),
+                history: spec.history,
+            })
+        });
+        // Of a job that is not configured any more nobody knows anything.
+        let fates = cluster.open_runs().into_iter().filter_map(|tick| {
+            let (_, cron) = of(&tick.0)?;
+            Some((tick.clone(), cron.fate(tick.1)))
+        });
+        Jobs {
+            disputes: disputes.collect(),
+            fates: fates.collect(),
         }
     }
 

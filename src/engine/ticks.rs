@@ -318,6 +318,7 @@ mod tests {
             },
             jitter: Span::ZERO,
             history: 20,
+            cluster: false,
         };
         let (name, now) = ("job".parse().unwrap(), Moment(1));
         let shown = Stamp(1_000_000_000_000);

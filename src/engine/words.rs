@@ -223,6 +223,9 @@ impl fmt::Display for What {
             Self::RunQueued { scheduled, waiting } => {
                 write!(f, "run of {scheduled} waits; {waiting} in the queue")
             }
+            Self::RunElsewhere { scheduled, node } => {
+                write!(f, "run of {scheduled} is node {node}'s")
+            }
             Self::RunSkipped { scheduled, why } => {
                 write!(f, "run of {scheduled} skipped: {}", why.reason())
             }

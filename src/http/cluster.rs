@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        cluster::{ClusterPicture, LockPicture, NodePicture, figures::EndpointFigures},
+        cluster::{ClusterPicture, LockPicture, NodePicture, RunPicture, figures::EndpointFigures},
         status::ClusterStatus,
     },
     time::{Moment, Span, Stamp},
@@ -67,6 +67,9 @@ pub struct ClusterView {
     pub nodes: Vec<NodeView>,
     /// By name.
     pub locks: Vec<LockPicture>,
+    /// Of the cluster's jobs, by name and tick.
+    #[serde(default)]
+    pub runs: Vec<RunPicture>,
 }
 
 /// A node, there or not.
@@ -133,5 +136,6 @@ pub fn cluster(
         revision: picture.revision,
         nodes: nodes.collect(),
         locks: picture.locks,
+        runs: picture.runs,
     }
 }

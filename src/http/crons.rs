@@ -25,6 +25,9 @@ pub struct CronView {
     pub timezone: String,
     /// `skip`, `queue`, `replace`, `forbid`.
     pub overlap: Overlap,
+    /// Is each tick run by one node of the cluster? Its whole history is in `/v1/cluster`, this node's here.
+    #[serde(default)]
+    pub cluster: bool,
     /// Its next tick, RFC 3339; none while it is held.
     pub next: Option<String>,
     /// Ticks to come, as many as were asked for, whether or not it is held.
@@ -101,6 +104,7 @@ fn cron(fleet: &FleetStatus, job: &CronStatus, upcoming: usize, now: Stamp) -> C
         schedule: job.spec.schedule.clone(),
         timezone: job.spec.timezone.clone(),
         overlap: job.spec.overlap,
+        cluster: job.spec.cluster,
         next: next(job),
         upcoming: ticks(job, upcoming, now),
         running: job.run.as_ref().map(|one| RunningView {

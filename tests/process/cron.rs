@@ -3,14 +3,17 @@
 //! A preloaded library shows the daemon another wall clock (`jump.c`), so that the next minute is a second away. Every run notes its tick
 //! and its attempt into one file: that file is the oracle.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, process::Command};
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold::sys::clock;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::rig::{Disk, Rig, both_ways, lives, send, until, until_true};
+use crate::{
+    rig::{Disk, Rig, both_ways, lives, send, until, until_true},
+    wall::Clock,
+};
 
 both_ways!(
     a_run_is_asked_for,
@@ -226,40 +229,6 @@ fn overlap_is_as_the_job_says(mut rig: Rig) {
     assert!(runs.len() == 3 && runs.is_sorted(), "{runs:?}");
     assert_eq!(done["last"]["outcome"], "succeeded");
     rig.drain(10_000);
-}
-
-/// The wall clock that the daemon sees.
-struct Clock {
-    file: PathBuf,
-}
-
-impl Clock {
-    /// None if there is no C compiler.
-    fn new(rig: &mut Rig) -> Option<Self> {
-        let flags = ["-shared", "-fPIC"];
-        let library = rig.compile("jump.so", include_str!("jump.c"), &flags)?;
-        let file = rig.path("jump");
-        rig.wrapper = vec![
-            "env".to_owned(),
-            format!("LD_PRELOAD={}", library.display()),
-            format!("CLOCK_JUMP={}", file.display()),
-        ];
-        Some(Self { file })
-    }
-
-    fn set(&self, seconds: i64) {
-        let new = self.file.with_extension("new");
-        fs::write(&new, seconds.to_string()).unwrap();
-        fs::rename(&new, &self.file).unwrap();
-    }
-
-    /// The daemon sees it `before` so long before the minute that this many minutes from now begins; that minute.
-    fn set_before(&self, minutes: i64, before: i64) -> Timestamp {
-        let now = Timestamp::now().as_second();
-        let minute = (now / 60 + minutes) * 60;
-        self.set(minute - before - now);
-        Timestamp::from_second(minute).unwrap()
-    }
 }
 
 /// The next minute comes, comes again because the clock is set back, and is jumped over.

@@ -110,6 +110,7 @@ fn job(overlap: Overlap, attempts: u32, catch_up: u64) -> FleetSpec {
         },
         jitter: Span::ZERO,
         history: 20,
+        cluster: false,
     });
     spec
 }

@@ -27,6 +27,8 @@ pub(super) enum Purpose {
     Wish(RequestId, String),
     /// Who belongs to the cluster.
     Census,
+    /// Runs of jobs.
+    Docket,
     /// How an endpoint is.
     Health,
     /// Somebody wants a node forgotten.

@@ -4,6 +4,7 @@
 //! ```text
 //! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
 //! /leasehold/v1/CLUSTER/k/NODE                   that there is such a node, and since when it is there or was missed
+//! /leasehold/v1/CLUSTER/c/JOB/TICK               whose the run of this tick of a job is, and what became of it
 //! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
 //! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
 //! /leasehold/v1/CLUSTER/s/LOCK/rel               the last holder who gave it back after the end of his worker
@@ -13,7 +14,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::cluster::rpc::LeaseId, id::WorkerId, time::Stamp};
+use crate::{
+    engine::cluster::rpc::LeaseId,
+    id::{FleetName, WorkerId},
+    time::Stamp,
+};
 
 /// The part of etcd that is one cluster's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,31 @@ impl Prefix {
     /// Whose card is this?
     pub(super) fn card_of<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&self.0)?.strip_prefix("k/")
+    }
+
+    /// The runs of all jobs.
+    pub(super) fn runs(&self) -> String {
+        format!("{}c/", self.0)
+    }
+
+    pub(super) fn runs_of(&self, job: &FleetName) -> String {
+        format!("{}c/{job}/", self.0)
+    }
+
+    pub(super) fn run(&self, job: &FleetName, scheduled: Stamp) -> String {
+        // To the millisecond, so that keys are in the order of time.
+        let tick = format!("{:.3}", scheduled.timestamp());
+        format!("{}c/{job}/{tick}", self.0)
+    }
+
+    /// Which run is this of?
+    pub(super) fn tick_of(&self, key: &str) -> Option<(FleetName, Stamp)> {
+        let (job, tick) = key
+            .strip_prefix(&self.0)?
+            .strip_prefix("c/")?
+            .split_once('/')?;
+        let tick: jiff::Timestamp = tick.parse().ok()?;
+        Some((job.parse().ok()?, tick.into()))
     }
 
     /// Which lock is this of, and what of it?
@@ -127,6 +157,26 @@ pub(super) struct KnownCard {
     /// Missed since, by the clock of whoever missed it first; or when it left.
     #[serde(default)]
     pub(super) gone: Option<Stamp>,
+}
+
+/// Whose a run of a job is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RunCard {
+    /// On which node.
+    pub(super) node: String,
+    /// Of its state directory.
+    pub(super) identity: String,
+    /// By its clock.
+    pub(super) started: Stamp,
+    /// None: it is there still, or was lost with its node.
+    #[serde(default)]
+    pub(super) ended: Option<Stamp>,
+    /// In a word.
+    #[serde(default)]
+    pub(super) outcome: Option<String>,
+    /// In a few.
+    #[serde(default)]
+    pub(super) reason: Option<String>,
 }
 
 /// What somebody in a queue says of himself.

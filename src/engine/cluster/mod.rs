@@ -7,6 +7,7 @@ mod asked;
 mod calls;
 mod candidate;
 mod census;
+pub(in crate::engine) mod docket;
 pub mod figures;
 mod keys;
 mod line;
@@ -28,6 +29,7 @@ use crate::{
         calls::{Calls, Desk, Purpose},
         candidate::{Candidate, Granted},
         census::Census,
+        docket::{Docket, Jobs},
         figures::Figures,
         keys::{NodeCard, Prefix},
         line::Line,
@@ -42,7 +44,9 @@ use crate::{
 
 pub use session::Pin;
 pub(in crate::engine) use session::SessionRow;
-pub use survey::{ClusterPicture, LockPicture, NodePicture, PlacePicture, ReleasedPicture};
+pub use survey::{
+    ClusterPicture, LockPicture, NodePicture, PlacePicture, ReleasedPicture, RunPicture,
+};
 
 /// What hangs on our lease is looked through this often, for what nobody knows.
 const INVENTORY_EVERY: Span = Span::secs(30);
@@ -130,6 +134,7 @@ pub(in crate::engine) struct Cluster {
     /// Answers to those who wanted something.
     replies: Vec<(RequestId, Told)>,
     census: Census,
+    docket: Docket,
     figures: Figures,
     /// What is said of us, and what the wall clock shows.
     scene: Scene,
@@ -167,6 +172,12 @@ impl Cluster {
             candidates: BTreeMap::new(),
             said: Vec::new(),
             replies: Vec::new(),
+            docket: Docket::new(
+                prefix.clone(),
+                membership.node.clone(),
+                membership.identity.clone(),
+                now,
+            ),
             census: Census::new(prefix, membership.node.clone(), now),
             figures: Figures::new(membership.endpoints),
             scene: Scene::default(),
@@ -206,6 +217,7 @@ impl Cluster {
     ) {
         self.session.adopt(row, now);
         self.census.begin(now);
+        self.docket.begin(now);
         for (worker, spec, ticket) in tickets {
             let lock = self.prefix.lock(spec.lock.as_str());
             let ours = (ticket, self.session.lease());
@@ -235,7 +247,11 @@ impl Cluster {
         let farewell = self.leaves_until.filter(|at| *at > self.looked);
         let all = session.into_iter().chain(queues).chain(candidates);
         let census = self.census.deadline().filter(|_| self.session.is_open());
-        all.chain(inventory).chain(farewell).chain(census).min()
+        let docket = self.docket.deadline();
+        let docket =
+            docket.filter(|_| self.session.stamp().is_some() && self.leaves_until.is_none());
+        let all = all.chain(inventory).chain(farewell);
+        all.chain(census).chain(docket).min()
     }
 
     /// Is there nothing left to say to etcd?
@@ -317,6 +333,7 @@ impl Cluster {
         self.figures.answered(&under, took, &result, now);
         match under.purpose {
             Purpose::Health => {}
+            Purpose::Docket => self.docketed(call, result, now, out),
             Purpose::Census => self.counted(call, result, now, out),
             Purpose::Forget(request, node) => self.forgotten((request, node), result),
             Purpose::Survey(request, left) => {
@@ -404,6 +421,7 @@ impl Cluster {
                 Heard::Opened => {
                     self.waits = None;
                     self.census.begin(now);
+                    self.docket.begin(now);
                     self.inventory_at = now.after(INVENTORY_EVERY);
                 }
                 Heard::Renewed => {}
@@ -506,6 +524,7 @@ impl Cluster {
     pub(in crate::engine) fn follow(
         &mut self,
         wants: &[Want],
+        jobs: &Jobs,
         now: Moment,
         out: &mut Vec<Order>,
     ) -> Vec<(WorkerId, Said)> {
@@ -516,6 +535,7 @@ impl Cluster {
         self.match_wants(wants, now);
         self.match_queues(now, out);
         self.tend(now, out);
+        self.tend_jobs(jobs, now, out);
         let mut said = std::mem::take(&mut self.said);
         for want in wants {
             match self.tell(want, now) {

@@ -6,6 +6,7 @@ use crate::{
             Cluster,
             calls::Desk,
             census::Own,
+            docket::{Jobs, Tick, Verdict},
             read_of,
             rpc::{CallId, Failure, LeaseId, Order, Reply},
             session::Session,
@@ -39,6 +40,44 @@ impl Cluster {
         let mut desk = Desk { now, calls, out };
         self.census
             .answered(call, read, self.scene.wall, endpoint, &mut desk);
+    }
+
+    /// Runs of jobs are claimed, and their ends written down.
+    pub(super) fn tend_jobs(&mut self, jobs: &Jobs, now: Moment, out: &mut Vec<Order>) {
+        let stamp = self.session.stamp();
+        let Some(stamp) = stamp.filter(|_| self.leaves_until.is_none()) else {
+            return;
+        };
+        let endpoint = self.session.favourite();
+        let calls = &mut self.calls;
+        let mut desk = Desk { now, calls, out };
+        self.docket.tend(jobs, &stamp, endpoint, &mut desk);
+    }
+
+    pub(super) fn docketed(
+        &mut self,
+        call: CallId,
+        result: Result<Reply, Failure>,
+        now: Moment,
+        out: &mut Vec<Order>,
+    ) {
+        let result = read_of(result).ok().map(|(_, held, read)| (held, read));
+        let endpoint = self.session.favourite();
+        let calls = &mut self.calls;
+        let mut desk = Desk { now, calls, out };
+        if self.docket.answered(call, result, endpoint, &mut desk) {
+            self.restamp(now);
+        }
+    }
+
+    /// Runs of ours of which etcd does not know the end.
+    pub(in crate::engine) fn open_runs(&self) -> Vec<Tick> {
+        self.docket.open().cloned().collect()
+    }
+
+    /// What came of runs that were to start.
+    pub(in crate::engine) fn verdicts(&mut self) -> Vec<(Tick, Verdict)> {
+        self.docket.verdicts()
     }
 
     /// Whoever leaves in order says so.

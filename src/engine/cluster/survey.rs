@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::cluster::{
-        keys::{self, Card, KnownCard, NodeCard, Prefix, Released},
+        keys::{self, Card, KnownCard, NodeCard, Prefix, Released, RunCard},
         rpc::{Do, KeyValue, Request, Txn},
     },
     time::Stamp,
@@ -21,6 +21,28 @@ pub struct ClusterPicture {
     pub nodes: Vec<NodePicture>,
     /// By name: those that somebody has, waits for, or had.
     pub locks: Vec<LockPicture>,
+    /// Of the cluster's jobs, by name and tick.
+    #[serde(default)]
+    pub runs: Vec<RunPicture>,
+}
+
+/// A run of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunPicture {
+    /// Of which job.
+    pub job: String,
+    /// Its tick, or when it was asked for.
+    pub scheduled: Stamp,
+    /// On which node.
+    pub node: String,
+    /// By that node's clock.
+    pub started: Stamp,
+    /// Likewise.
+    pub ended: Option<Stamp>,
+    /// As in a job's history; `running` before its end, and `lost` if its node is gone.
+    pub outcome: String,
+    /// In a few words.
+    pub reason: Option<String>,
 }
 
 /// A node that is there, or was.
@@ -77,7 +99,12 @@ pub struct ReleasedPicture {
 
 /// What is asked.
 pub(super) fn question(prefix: &Prefix) -> Request {
-    let all = [prefix.nodes(), prefix.cards(), prefix.locks()];
+    let all = [
+        prefix.nodes(),
+        prefix.cards(),
+        prefix.locks(),
+        prefix.runs(),
+    ];
     Request::Txn(Txn::read(all.map(Do::List).to_vec()))
 }
 
@@ -87,10 +114,12 @@ pub(super) fn picture(
     revision: i64,
     read: Vec<Vec<KeyValue>>,
 ) -> Option<ClusterPicture> {
-    let [nodes, cards, locks] = <[_; 3]>::try_from(read).ok()?;
+    let [nodes, cards, locks, runs] = <[_; 4]>::try_from(read).ok()?;
+    let nodes = all_nodes(prefix, &nodes, &cards);
     Some(ClusterPicture {
         revision,
-        nodes: all_nodes(prefix, &nodes, &cards),
+        runs: all_runs(prefix, &runs, &nodes),
+        nodes,
         locks: all_locks(prefix, locks),
     })
 }
@@ -127,6 +156,28 @@ fn all_nodes(prefix: &Prefix, nodes: &[KeyValue], cards: &[KeyValue]) -> Vec<Nod
         node.version = version.or(node.version.take());
     }
     all.into_values().collect()
+}
+
+fn all_runs(prefix: &Prefix, runs: &[KeyValue], nodes: &[NodePicture]) -> Vec<RunPicture> {
+    let is_there = |name: &str| nodes.iter().any(|node| node.name == name && node.present);
+    let run = |kv: &KeyValue| {
+        let (job, scheduled) = prefix.tick_of(&kv.key)?;
+        let card: RunCard = keys::decode(&kv.value)?;
+        let unknown = match is_there(&card.node) {
+            true => "running",
+            false => "lost",
+        };
+        Some(RunPicture {
+            job: job.to_string(),
+            scheduled,
+            started: card.started,
+            ended: card.ended,
+            outcome: card.outcome.unwrap_or_else(|| unknown.to_owned()),
+            reason: card.reason,
+            node: card.node,
+        })
+    };
+    runs.iter().filter_map(run).collect()
 }
 
 fn all_locks(prefix: &Prefix, locks: Vec<KeyValue>) -> Vec<LockPicture> {
@@ -190,6 +241,9 @@ mod tests {
         let place = |node: &str| {
             format!(r#"{{"node":"{node}","worker":{{"fleet":"billing","slot":0}},"slots":1}}"#)
         };
+        let run = |node: &str| {
+            format!(r#"{{"node":"{node}","identity":"i","started":"2026-01-02T03:05:01Z"}}"#)
+        };
         let read = vec![
             vec![kv(
                 "n/a",
@@ -208,6 +262,10 @@ mod tests {
                 kv("s/billing/q/3.1.1", "?", 10),
                 kv("s/billing/rel", r#"{"fence":6,"node":"b"}"#, 7),
             ],
+            vec![
+                kv("c/report/2026-01-02T03:04:00.000Z", &run("a"), 5),
+                kv("c/report/2026-01-02T03:05:00.000Z", &run("b"), 6),
+            ],
         ];
         let picture = picture(&prefix, 11, read).unwrap();
         let [a, b] = &picture.nodes[..] else {
@@ -221,5 +279,7 @@ mod tests {
         let waiting: Vec<i64> = lock.waiting.iter().map(|one| one.fence).collect();
         assert_eq!(waiting, [9, 10]);
         assert_eq!(lock.released.as_ref().unwrap().fence, 6);
+        let outcomes = picture.runs.iter().map(|run| run.outcome.as_str());
+        assert_eq!(outcomes.collect::<Vec<_>>(), ["running", "lost"]);
     }
 }
