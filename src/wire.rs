@@ -134,6 +134,13 @@ pub enum Containment {
     Cgroup,
     /// Process group, session and cookie, found by scanning `/proc`.
     Group,
+    /// A PID namespace, in a leaf of our own where there is one: dies with the keeper, since its first process does.
+    Namespace {
+        /// That process, as the keeper sees it.
+        init: i32,
+        /// When it started, as [`Alive::start_ticks`].
+        start_ticks: u64,
+    },
 }
 
 impl Containment {
@@ -143,6 +150,7 @@ impl Containment {
             Self::Unit => "unit",
             Self::Cgroup => "cgroup",
             Self::Group => "group",
+            Self::Namespace { .. } => "pidns",
         }
     }
 }
@@ -221,6 +229,8 @@ pub enum SpawnStep {
     Page,
     /// Its gate's deadline does not stand, or had passed before its exec.
     Deadline,
+    /// Making its PID namespace, or being born there (clone(2), setns(2)).
+    Namespace,
 }
 
 impl SpawnStep {
@@ -245,6 +255,7 @@ impl SpawnStep {
             Self::KilledAtBirth => "survive until its exec: something killed it",
             Self::Page => "make its lease page (needs Linux 5.1)",
             Self::Deadline => "execute its program before its gate's deadline",
+            Self::Namespace => "make its PID namespace (CLONE_NEWPID, setns)",
         }
     }
 }
@@ -318,6 +329,8 @@ pub struct SpawnSpec {
     pub pass: Vec<String>,
     /// What its lease page says; the page comes behind what is passed.
     pub page: Option<PageSpec>,
+    /// Nothing that it starts may outlive the keeper, whatever it does: in a PID namespace, unless the keeper's own end sees to that.
+    pub dies_with_keeper: bool,
 }
 
 /// A gated worker's lease page.

@@ -3,7 +3,8 @@
 //! `tests/config/bad/CODE-WHAT.toml` is a configuration with a fault, and `.expected` beside it what is printed about it; in `warned`
 //! are those that work, and of which `check` warns.
 //! `UPDATE_GOLDEN=1 cargo test --test config` writes the expected files anew: read the difference before you commit it.
-//! A configuration whose first line is `# as root` is read as root reads it.
+//! A configuration whose first line is `# as root` is read as root reads it; `# as a daemon that nobody contains` and `# where nobody
+//! contains a daemon` likewise.
 
 #[path = "config/example.rs"]
 mod example;
@@ -19,7 +20,7 @@ use std::{
 };
 
 use fake::FakeMachine;
-use leasehold::config::{self, Config, Faults};
+use leasehold::config::{self, Config, Faults, LastResort};
 
 fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
@@ -61,6 +62,11 @@ fn check(kind: &str, name: &str) -> Result<(Config, Faults), Faults> {
     let main = PathBuf::from(format!("{name}.toml"));
     let text = fs::read_to_string(dir.join(&main)).unwrap();
     machine.root = text.starts_with("# as root\n");
+    machine.last_resort = match text.lines().next() {
+        Some("# as a daemon that nobody contains") => LastResort::None,
+        Some("# where nobody contains a daemon") => LastResort::NoneHere,
+        _ => LastResort::ThereIs,
+    };
     config::check(&main, &machine)
 }
 

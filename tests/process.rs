@@ -39,6 +39,8 @@ mod lock;
 mod logs;
 #[path = "process/metrics.rs"]
 mod metrics;
+#[path = "process/nest.rs"]
+mod nest;
 #[path = "process/onlookers.rs"]
 mod onlookers;
 #[path = "process/pages.rs"]

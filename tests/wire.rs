@@ -67,6 +67,7 @@ fn spec() -> SpawnSpec {
             role: 1,
             timed: true,
         }),
+        dies_with_keeper: true,
     }
 }
 
@@ -301,6 +302,17 @@ fn news() -> Vec<(&'static str, News)> {
             row(slot(), alive(Containment::Group), None),
         ),
         (
+            "ROW_ALIVE_NAMESPACE",
+            row(
+                slot(),
+                alive(Containment::Namespace {
+                    init: 4241,
+                    start_ticks: 987_653,
+                }),
+                None,
+            ),
+        ),
+        (
             "ROW_CLEARING",
             row(slot(), Process::Clearing(exit(ExitStatus::Code(3))), None),
         ),
@@ -335,6 +347,7 @@ fn news() -> Vec<(&'static str, News)> {
         ("ROW_KILLED_AT_BIRTH", SpawnStep::KilledAtBirth),
         ("ROW_PAGE", SpawnStep::Page),
         ("ROW_DEADLINE", SpawnStep::Deadline),
+        ("ROW_NAMESPACE", SpawnStep::Namespace),
     ] {
         let status = ExitStatus::SpawnFailed { step, errno: 2 };
         all.push((name, row(slot(), Process::Gone(exit(status)), None)));

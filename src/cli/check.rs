@@ -27,7 +27,7 @@ pub(super) struct CheckArgs {
 pub(super) fn check(args: &CheckArgs) -> Outcome {
     let path = directories::configuration(args.file.clone().or_else(|| args.config.clone()))?;
     let colour = || std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    match config::check(&path, &ThisMachine) {
+    match config::check(&path, &ThisMachine::from_outside()) {
         Ok((_, warnings)) if args.json => print_json(&warnings.rows()),
         Ok((config, warnings)) => {
             if !warnings.list.is_empty() {

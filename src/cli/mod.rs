@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::exit::ExitCode;
+use crate::{exit::ExitCode, keeper};
 
 /// Keeps fleets of worker processes up on one machine, and outlives its own supervisor.
 #[derive(Debug, Parser)]
@@ -143,6 +143,13 @@ type Outcome = Result<ExitCode, Failure>;
 
 /// Runs the command line; the number is the process's exit code.
 pub fn main() -> u8 {
+    // Before anything costs time or memory: a worker is starting beside it, and it stays for as long as that.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == keeper::FIRST_OF_NAMESPACE)
+    {
+        return keeper::first_of_namespace();
+    }
     let outcome = match Cli::parse().verb {
         Verb::Run(args) => return run::run(args),
         Verb::Supervisor(args) => return run::supervise(args),

@@ -102,6 +102,12 @@ pub(super) fn fleet(
         // As many as there are at first.
         spec.workers = scale.min;
     }
+    // What may become another user could get out of reach of our signals, and of the one that our death is.
+    let is_of_cluster = spec
+        .singleton
+        .as_ref()
+        .is_some_and(SingletonSpec::is_of_cluster);
+    spec.process.no_new_privs |= is_of_cluster && !section.reader.around.is_root();
     spec.revision = revision(&spec);
     check_ports(section, &spec);
     if let Some(lock) = &spec.singleton {

@@ -56,6 +56,18 @@ pub use spec::Config;
 
 use crate::wire::Credentials;
 
+/// What ends whatever a worker may have become, when the daemon dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastResort {
+    /// systemd, the kernel with a container, or the kernel with a PID namespace that the daemon may make.
+    #[default]
+    ThereIs,
+    /// Nothing, and it is the daemon that asks.
+    None,
+    /// Nothing here; the daemon may be elsewhere.
+    NoneHere,
+}
+
 /// What a configuration may ask of the world: given by `sys` in the program, by a table in tests.
 pub trait Surroundings {
     /// An environment variable, for `${NAME}`.
@@ -81,6 +93,8 @@ pub trait Surroundings {
     fn hostname(&self) -> String;
     /// May we become another user?
     fn is_root(&self) -> bool;
+    /// Does everything that a worker may leave behind end with the daemon?
+    fn last_resort(&self) -> LastResort;
     /// The hard limit on open descriptors.
     fn nofile_hard(&self) -> u64;
     /// How many CPUs there are.

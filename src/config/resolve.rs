@@ -595,10 +595,10 @@ impl Need {
                 .map(|socket| if socket.reuse_port { slots } else { 1 })
                 .sum::<u64>()
                 + u64::from(agent),
-            locks: spec
-                .singleton
-                .as_ref()
-                .map_or(0, |lock| workers * (2 + u64::from(lock.slots))),
+            locks: spec.singleton.as_ref().map_or(0, |lock| {
+                let strict = u64::from(lock.bond == Bond::Strict);
+                workers * (2 + strict + u64::from(lock.slots))
+            }),
         }
     }
 

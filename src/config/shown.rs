@@ -311,6 +311,7 @@ impl Shown {
             lease,
             preference,
             takeover,
+            bond,
         } = singleton;
         let authority = lease.as_ref().map(|lease| &lease.authority);
         let scope = match authority {
@@ -345,6 +346,10 @@ impl Shown {
         match takeover {
             Takeover::After(delay) => self.put("singleton.takeover_delay", delay),
             Takeover::Strict => self.put("singleton.takeover_delay", "strict"),
+        }
+        match bond {
+            Bond::Strict => self.put("singleton.containment", "strict"),
+            Bond::Weak => self.put("singleton.containment", "weak"),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use crate::{
     config::{
-        forms,
+        LastResort, forms,
         section::Section,
-        spec::{Authority, EtcdSpec, LeaseSpec, Preference, SingletonSpec, Takeover},
+        spec::{Authority, Bond, EtcdSpec, LeaseSpec, Preference, SingletonSpec, Takeover},
         units::count,
     },
     id::FleetName,
@@ -23,6 +23,7 @@ enum Scope {
     Cluster,
 }
 
+const BONDS: [(&str, Bond); 2] = [("strict", Bond::Strict), ("weak", Bond::Weak)];
 const SCOPES: [(&str, Scope); 2] = [("node", Scope::Node), ("cluster", Scope::Cluster)];
 /// Where it is set, a lease can be had from a file, so that deadlines can be tested on one machine.
 const TEST_GATE: &str = "LEASEHOLD_TEST_GATE";
@@ -48,6 +49,7 @@ pub(super) fn singleton(
         table.fault("E210", "scope", message, help);
     }
     let mut takeover = Takeover::default();
+    let bond = table.word("containment", &BONDS);
     if scope == Some(Scope::Cluster) {
         lease = Some(cluster_lease(&table, etcd));
         takeover = takeover_delay(&table);
@@ -64,6 +66,10 @@ pub(super) fn singleton(
         lease,
         preference: preference(&table),
         takeover,
+        bond: match scope {
+            Some(Scope::Cluster) => bond.unwrap_or(Bond::Strict),
+            Some(Scope::Node) | None => bond.unwrap_or(Bond::Weak),
+        },
     };
     // On one machine all of them are on this node.
     let per_node = table.integer("per_node", 1, SLOTS_MAX).map(|n| n as u32);
@@ -75,6 +81,9 @@ pub(super) fn singleton(
         refuse_lease_keys(&table, scope.is_some() && spec.lease.is_none());
     }
     let spec = SingletonSpec { per_node, ..spec };
+    if scope == Some(Scope::Cluster) {
+        check_bond(&table, spec.bond);
+    }
     if per_node > spec.slots {
         let message = format!(
             "{} = {per_node} is more than there may be in the whole cluster",
@@ -160,7 +169,8 @@ fn preference(table: &Section<'_, '_>) -> Preference {
 }
 
 /// What only a cluster's locks have.
-const CLUSTER_KEYS: [&str; 8] = [
+const CLUSTER_KEYS: [&str; 9] = [
+    "containment",
     "per_node",
     "grace",
     "kill_margin",
@@ -222,6 +232,44 @@ fn test_lease(table: &Section<'_, '_>) -> Option<LeaseSpec> {
         refuse_times(table, "ttl", &table.name("ttl"), &lease);
     }
     Some(lease)
+}
+
+/// What holds between the lock and the place that the daemon runs in.
+fn check_bond(table: &Section<'_, '_>, bond: Bond) {
+    let place = |key| table.place_of(key).or_else(|| table.place());
+    let who = table.path.trim_end_matches(".singleton");
+    let reader = table.reader;
+    if bond == Bond::Weak {
+        let message = format!(
+            "where the daemon is no unit of systemd's and not a container's PID 1, and is killed, what {who} started may run on beside the next holder: whatever left its group and session and dropped its environment"
+        );
+        let help = "containment = \"strict\", which is the default; or have what it writes to check its fence";
+        reader.warn("W271", place("containment"), message, help.to_owned());
+        return;
+    }
+    let remedies = "run it as a unit with Delegate=yes (systemd/leasehold.service), as PID 1 of a container, or as root; or say containment = \"weak\": what is not covered then is in ARCHITECTURE.md";
+    let missing = "was not started by a unit of systemd's with Delegate=yes, is not PID 1, and may make no PID namespaces (CAP_SYS_ADMIN)";
+    match reader.around.last_resort() {
+        LastResort::ThereIs => {}
+        LastResort::None => {
+            let message = format!(
+                "what {who} starts could outlive this daemon, and run beside the next holder of its lock: the daemon {missing}"
+            );
+            reader.fault(
+                "E277",
+                place("containment"),
+                message,
+                "its containment",
+                remedies.to_owned(),
+            );
+        }
+        LastResort::NoneHere => {
+            let message = format!(
+                "`run` would refuse {who} from here, since what it starts could outlive the daemon: we are not root, and no unit's main process"
+            );
+            reader.warn("W272", place("containment"), message, remedies.to_owned());
+        }
+    }
 }
 
 /// What holds between the lock and the size of the fleet.

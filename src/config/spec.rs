@@ -375,6 +375,18 @@ pub struct SingletonSpec {
     pub preference: Preference,
     /// In a cluster: what somebody who is gone without a word may have left behind.
     pub takeover: Takeover,
+    /// In a cluster: what its worker may leave behind when the daemon dies.
+    pub bond: Bond,
+}
+
+/// What of a worker ends with the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bond {
+    /// Everything, whatever it does.
+    Strict,
+    /// What is known by its group, session, environment or cgroup, as of any worker.
+    #[default]
+    Weak,
 }
 
 /// Which of the nodes that wait for a cluster's lock is next, and whether it is given up to a better one.
@@ -516,6 +528,7 @@ impl Default for SingletonSpec {
             lease: None,
             preference: Preference::default(),
             takeover: Takeover::default(),
+            bond: Bond::default(),
         }
     }
 }

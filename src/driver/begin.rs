@@ -65,8 +65,8 @@ pub(super) async fn begin(
     let deadlines = Deadlines::begin(deadlines)
         .await
         .map_err(|e| failed(e.to_string()))?;
-    let (accepted, first) =
-        boot::configuration(&settings, &mut told.held).map_err(|why| (ExitCode::Config, why))?;
+    let (accepted, first) = boot::configuration(&settings, &told.welcome, &mut told.held)
+        .map_err(|why| (ExitCode::Config, why))?;
     let intent = match settings.errand {
         Some(_) => Ok(crate::engine::Intent::default()),
         None => state::load(&settings.directories.state),

@@ -79,6 +79,7 @@ pub(super) async fn be_told(link: &Link) -> io::Result<Told> {
 /// The accepted configuration, or, for the first supervisor, the file's. The error is for people.
 pub(super) fn configuration(
     settings: &Settings,
+    welcome: &Welcome,
     held: &mut BTreeMap<String, OwnedFd>,
 ) -> Result<(Accepted, bool), String> {
     if let Some(fd) = held.remove("config") {
@@ -93,11 +94,13 @@ pub(super) fn configuration(
     }
     let config = match &settings.errand {
         Some(errand) => errand.config(),
-        None => config::load(&settings.config, &ThisMachine).map_err(|faults| {
-            let colour = std::io::IsTerminal::is_terminal(&io::stderr())
-                && std::env::var_os("NO_COLOR").is_none();
-            faults.render(colour)
-        })?,
+        None => {
+            config::load(&settings.config, &ThisMachine::of_daemon(welcome)).map_err(|faults| {
+                let colour = std::io::IsTerminal::is_terminal(&io::stderr())
+                    && std::env::var_os("NO_COLOR").is_none();
+                faults.render(colour)
+            })?
+        }
     };
     Ok((
         Accepted {

@@ -382,19 +382,23 @@ impl Gates {
     }
 
     /// Writes into our locks who leads their workers, for whoever comes after us.
-    pub(super) fn note_leaders(&mut self, leader: impl Fn(&WorkerId) -> Option<Proc>) {
+    pub(super) fn note_leaders(
+        &mut self,
+        leader: impl Fn(&WorkerId) -> Option<(Proc, Option<Proc>)>,
+    ) {
         for (worker, held) in &mut self.held {
-            let now = leader(worker);
-            if now.is_none() || now == held.leader {
+            let Some((now, init)) = leader(worker).filter(|(now, _)| Some(*now) != held.leader)
+            else {
                 continue;
-            }
+            };
             if let Ok(Some(record)) = held.file.record() {
                 let record = Record {
-                    leader: now,
+                    leader: Some(now),
+                    init,
                     ..record
                 };
                 let _ = held.file.write(&record);
-                held.leader = now;
+                held.leader = Some(now);
             }
         }
     }

@@ -12,10 +12,12 @@ use tokio::task::spawn_blocking;
 use crate::{
     sys::{
         cgroup::{Leaf, leaf_name},
-        clock, family, poll,
+        clock,
+        family::{self, Carrier},
+        poll,
     },
     time::Span,
-    wire::{Header, Process, RowKey, Welcome},
+    wire::{Containment, Header, Process, RowKey, Welcome},
 };
 
 /// So long do we try; what hangs in the kernel is left to the next keeper.
@@ -41,7 +43,11 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         .iter()
         .filter_map(|(key, header)| head(key, header))
         .collect();
+    let inits: Vec<Carrier> = headers.values().filter_map(init).collect();
     loop {
+        for init in &inits {
+            init.kill();
+        }
         for leaf in leaves() {
             let _ = leaf.kill();
         }
@@ -54,8 +60,10 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         for member in &kin {
             family::kill(member, &heads);
         }
-        let clear =
-            carriers.is_empty() && kin.is_empty() && leaves().all(|leaf| leaf.remove().is_ok());
+        let clear = carriers.is_empty()
+            && kin.is_empty()
+            && !inits.iter().any(Carrier::namespace_lives)
+            && leaves().all(|leaf| leaf.remove().is_ok());
         if clear || clock::now() > until {
             break;
         }
@@ -76,6 +84,9 @@ impl ByHand {
     /// At once what can be named: the cgroup, or else the leader with its group. The rest of a family takes a look at every process
     /// of the machine, which a thread does for all of them together.
     pub(super) fn kill(&self, welcome: &Welcome, key: &RowKey, header: &Header) {
+        if let Some(init) = init(header) {
+            init.kill();
+        }
         if let Some(base) = &welcome.cgroup {
             let leaf = Leaf::at(Path::new(base).join(leaf_name(key, header.generation)));
             let _ = leaf.kill();
@@ -113,6 +124,20 @@ impl ByHand {
             return None;
         }
         Some(heads)
+    }
+}
+
+/// The first process of a worker's PID namespace: the kernel ends everybody else in there with it.
+fn init(header: &Header) -> Option<Carrier> {
+    match header.process {
+        Process::Alive(alive) => match alive.containment {
+            Containment::Namespace { init, start_ticks } => Some(Carrier {
+                pid: init,
+                start_ticks,
+            }),
+            Containment::Unit | Containment::Cgroup | Containment::Group => None,
+        },
+        Process::Vacant | Process::Clearing(_) | Process::Gone(_) => None,
     }
 }
 

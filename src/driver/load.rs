@@ -44,7 +44,7 @@ impl Driver {
                 worker: worker.clone(),
                 generation: header.generation,
                 leader: alive.pid,
-                has_leaf: alive.containment != Containment::Group,
+                has_leaf: self.welcome.cgroup.is_some() && alive.containment != Containment::Group,
             });
         }
         let sockets = self.sockets.iter().filter_map(|(name, fd)| {

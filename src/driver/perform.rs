@@ -419,8 +419,9 @@ impl Driver {
             self.tell_systemd(format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
         }
         let path = self.settings.config.clone();
+        let machine = ThisMachine::of_daemon(&self.welcome);
         self.in_background(move || {
-            let result = config::load(&path, &ThisMachine)
+            let result = config::load(&path, &machine)
                 .map(Box::new)
                 .map_err(|faults| faults.render(false));
             Inbox::ConfigRead(purpose, result)

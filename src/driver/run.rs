@@ -45,7 +45,7 @@ use crate::{
     publish::{Agents, Files},
     sys::notify,
     time::{Moment, Span},
-    wire::{DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
+    wire::{Containment, DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
 };
 
 /// While it drains, the terminal and systemd hear how far it is this often.
@@ -332,10 +332,20 @@ impl Driver {
         let headers = &self.known.headers;
         self.gates.note_leaders(|worker| {
             match headers.get(&RowKey::Slot(worker.clone()))?.process {
-                Process::Alive(alive) => Some(Proc {
-                    pid: alive.pid,
-                    start: alive.start_ticks,
-                }),
+                Process::Alive(alive) => {
+                    let leader = Proc {
+                        pid: alive.pid,
+                        start: alive.start_ticks,
+                    };
+                    let init = match alive.containment {
+                        Containment::Namespace { init, start_ticks } => Some(Proc {
+                            pid: init,
+                            start: start_ticks,
+                        }),
+                        Containment::Unit | Containment::Cgroup | Containment::Group => None,
+                    };
+                    Some((leader, init))
+                }
                 Process::Vacant | Process::Clearing(_) | Process::Gone(_) => None,
             }
         });

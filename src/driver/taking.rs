@@ -195,6 +195,7 @@ impl Me {
             cgroups: self.cgroups.clone(),
             worker: worker.clone(),
             leader: None,
+            init: None,
             node: self.node.clone(),
             since: clock::wall().to_string(),
             slots,

@@ -1,7 +1,7 @@
 //! From a specification and a slot to the order for one process.
 
 use crate::{
-    config::spec::{EnvFile, FleetSpec, HookSpec, ListenAddress, PublishSpec, SocketSpec},
+    config::spec::{Bond, EnvFile, FleetSpec, HookSpec, ListenAddress, PublishSpec, SocketSpec},
     engine::{cluster::Pin, cron::Occasion, gate::Gate},
     id::{FleetName, WorkerId},
     time::Span,
@@ -184,6 +184,10 @@ fn common(spec: &FleetSpec) -> SpawnSpec {
         nice: process.nice,
         affinity: process.affinity.clone(),
         no_new_privs: process.no_new_privs,
+        dies_with_keeper: spec
+            .singleton
+            .as_ref()
+            .is_some_and(|lock| lock.bond == Bond::Strict),
         ..SpawnSpec::default()
     }
 }

@@ -134,13 +134,14 @@ impl Meter {
 
     fn placed(&self, worker: &WorkerStatus) -> Option<Placed> {
         let place = match (worker.containment?, &self.cgroup) {
-            (Containment::Unit | Containment::Cgroup, Some(base)) => {
+            (
+                Containment::Unit | Containment::Cgroup | Containment::Namespace { .. },
+                Some(base),
+            ) => {
                 let key = RowKey::Slot(worker.id.clone());
                 Place::Leaf(base.join(leaf_name(&key, worker.generation)))
             }
-            (Containment::Unit | Containment::Cgroup, None) | (Containment::Group, _) => {
-                Place::Group(worker.pid?)
-            }
+            (_, None) | (Containment::Group, Some(_)) => Place::Group(worker.pid?),
         };
         Some(Placed {
             id: worker.id.clone(),

@@ -25,7 +25,7 @@ use crate::{
         child::{self, Child},
         host,
         seats::Seat,
-        spawn::{self, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
+        spawn::{self, Birthplace, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
     },
     wire::{ExitStatus, SpawnStep},
 };
@@ -91,6 +91,7 @@ impl Errand {
         let mut start = |program: &CStr, argv: &[CString]| {
             spawner.spawn(&Order {
                 program: Program::Path(program),
+                birthplace: Birthplace::Here,
                 argv,
                 env: &env,
                 listen_pid: false,

@@ -9,7 +9,11 @@ use std::{
 
 use crate::{
     id::Generation,
-    keeper::{core::Kernel, errand::Errand},
+    keeper::{
+        core::Kernel,
+        errand::Errand,
+        nest::{self, Egg, Nest},
+    },
     sys::{
         cgroup::{Leaf, Tree, Watch, leaf_name},
         child::{self, Child, Zombie},
@@ -18,7 +22,7 @@ use crate::{
         pipe,
         poll::{EventFlags, Poll},
         seats::{Hold, Seat as TimedSeat, Seats},
-        spawn::{FIRST_PASS, Order, Program, Spawner},
+        spawn::{Birthplace, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
     },
     time::{Clocks, Moment, Span},
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
@@ -71,12 +75,23 @@ impl Drop for Lease {
     }
 }
 
+/// The PID namespace of a generation, if it was given one.
+enum Enclosure {
+    /// It is among us.
+    None,
+    /// This is the first process of it, which is watched under the token.
+    Open(Child, u64),
+    /// Nobody was left in it, and none can come.
+    Gone,
+}
+
 /// What belongs to one living (or clearing) generation.
 struct Seat {
     generation: Generation,
     child: Child,
     start_ticks: u64,
     token: u64,
+    enclosure: Enclosure,
     leaf: Option<Leaf>,
     watch: Option<Watch>,
     ended: bool,
@@ -88,12 +103,38 @@ struct Seat {
     lease: Option<Lease>,
 }
 
+impl Seat {
+    /// Nothing is asked of the leader's number any more once it has ended: the rest is known by its leaf, or by its namespace.
+    fn needs_no_zombie(&self) -> bool {
+        self.leaf.is_some() || !matches!(self.enclosure, Enclosure::None)
+    }
+
+    /// It is known by who it is related to, and by nothing else.
+    fn is_family(&self) -> bool {
+        !self.needs_no_zombie()
+    }
+
+    fn timed_seat(&self) -> Option<&TimedSeat> {
+        self.lease.as_ref().and_then(Lease::timed_seat)
+    }
+}
+
+/// A generation that was just begun.
+struct Begun {
+    child: Child,
+    leaf: Option<Leaf>,
+    lease: Option<Lease>,
+    init: Option<Child>,
+}
+
 /// Everything of the kernel's that the keeper has its hands on.
 pub(super) struct Linux {
     pub(super) poll: Poll,
     pub(super) held: BTreeMap<String, OwnedFd>,
     spawner: Spawner,
     tree: Option<Tree>,
+    /// Made for the first worker that needs it.
+    nest: Option<Nest>,
     seats: BTreeMap<RowKey, Seat>,
     tokens: BTreeMap<u64, RowKey>,
     next_token: u64,
@@ -108,7 +149,7 @@ pub(super) struct Linux {
     families_not_before: Moment,
     churns_since: Option<Moment>,
     stubborn: Vec<Leaf>,
-    /// Leaders that ended and that waitid does not show yet.
+    /// Those of whom the leader, or the first process of the namespace, ended and waitid does not show it yet.
     looks: BTreeSet<RowKey>,
     /// The command that we were started for, if it is one.
     pub(super) errand: Option<Errand>,
@@ -128,6 +169,7 @@ impl Linux {
             held: BTreeMap::new(),
             spawner,
             tree,
+            nest: None,
             seats: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: FIRST_TOKEN,
@@ -150,6 +192,11 @@ impl Linux {
         self.tree.as_ref().map_or(Containment::Group, Tree::kind)
     }
 
+    /// Does all that we started end with us, whatever it does? With the unit, and with the first process of our own PID namespace.
+    fn is_everybodys_end(&self) -> bool {
+        self.containment() == Containment::Unit || std::process::id() == 1
+    }
+
     pub(super) fn cgroup(&self) -> Option<String> {
         self.tree
             .as_ref()
@@ -163,10 +210,11 @@ impl Linux {
         argv: &[CString],
         env: &[CString],
         links: &[BorrowedFd<'_>; 2],
-    ) -> Result<Child, crate::sys::spawn::SpawnFailure> {
+    ) -> Result<Child, SpawnFailure> {
         let (stdout, stderr) = (io::stdout(), io::stderr());
         self.spawner.spawn(&Order {
             program: Program::Descriptor(binary),
+            birthplace: Birthplace::Here,
             argv,
             env,
             listen_pid: false,
@@ -228,43 +276,97 @@ impl Linux {
         }
     }
 
+    /// Has the end of a child be an event of that row's; its token.
+    fn watch(&mut self, child: &Child, key: &RowKey) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        let _ = self.poll.add(child, token, flags);
+        self.tokens.insert(token, key.clone());
+        token
+    }
+
     /// What an event on `token` means.
     pub(super) fn event(&mut self, token: u64) -> Option<SeatNews> {
         let key = self.tokens.get(&token)?.clone();
         let seat = self.seats.get(&key)?;
+        if matches!(seat.enclosure, Enclosure::Open(_, of_init) if of_init == token) {
+            return self.init_ended(key);
+        }
         if !seat.ended {
             return self.look_at_leader(key);
         }
         (!seat.watch.as_ref()?.populated().unwrap_or(true)).then_some(SeatNews::Empty(key))
     }
 
+    fn look_again(&mut self, key: RowKey) -> Option<SeatNews> {
+        if self.seats.get(&key)?.ended {
+            self.init_ended(key)
+        } else {
+            self.look_at_leader(key)
+        }
+    }
+
     fn look_at_leader(&mut self, key: RowKey) -> Option<SeatNews> {
         let seat = self.seats.get_mut(&key)?;
-        // With a leaf nothing needs the zombie any more, and unreaped it would hide orphans behind it from waitid; without one it
-        // keeps the number of its group.
-        let end = match seat.leaf {
-            Some(_) => seat.child.reap(),
-            None => seat.child.peek(),
-        };
+        let end = seat.child.peek();
         let Some(status) = end.ok().flatten() else {
-            // A tracer holds its zombie: looked at again later, since the descriptor would say the same at once.
-            let now = clock::now();
-            self.looks.insert(key);
-            self.orphans_at.get_or_insert(now.after(ORPHANS_EVERY));
+            self.look_later(key);
             return None;
         };
         seat.ended = true;
-        seat.reaped = seat.leaf.is_some();
+        // With a leaf nothing needs the zombie any more, and unreaped it would hide orphans behind it from waitid, or keep its
+        // namespace from its end; of a family it keeps the number of the group.
+        if seat.needs_no_zombie() {
+            if let Some(timed) = seat.timed_seat() {
+                timed.forget_process();
+            }
+            let _ = seat.child.reap();
+            seat.reaped = true;
+        }
         // Most leaders were alone: then there is nobody to kill and nothing to wait for.
         seat.alone = seat.leaf.as_ref().is_some_and(Leaf::remove_if_empty);
         let _ = self.poll.remove(&seat.child);
         Some(SeatNews::LeaderEnded(key, status))
     }
 
+    /// A tracer holds its zombie, and the descriptor would say the same at once.
+    fn look_later(&mut self, key: RowKey) {
+        self.looks.insert(key);
+        let at = clock::now().after(ORPHANS_EVERY);
+        self.orphans_at.get_or_insert(at);
+    }
+
+    /// The first process of a namespace has ended, and so has everybody else in there.
+    fn init_ended(&mut self, key: RowKey) -> Option<SeatNews> {
+        let seat = self.seats.get_mut(&key)?;
+        let Enclosure::Open(init, token) = &seat.enclosure else {
+            return None;
+        };
+        if let Some(timed) = seat.timed_seat() {
+            timed.forget_init();
+        }
+        if !init.reap().is_ok_and(|end| end.is_some()) {
+            self.look_later(key);
+            return None;
+        }
+        let _ = self.poll.remove(init);
+        self.tokens.remove(token);
+        seat.enclosure = Enclosure::Gone;
+        if seat.ended { self.clear(&key) } else { None }
+    }
+
     /// After the leader's end was recorded and the rest killed: empty already, or watched until it is.
     pub(super) fn clear(&mut self, key: &RowKey) -> Option<SeatNews> {
         let now = clock::now();
         let seat = self.seats.get_mut(key)?;
+        match seat.enclosure {
+            Enclosure::None => {}
+            // Its first process was killed, and its end is what proves the others'.
+            Enclosure::Open(..) => return None,
+            Enclosure::Gone if seat.leaf.is_none() => return Some(SeatNews::Empty(key.clone())),
+            Enclosure::Gone => {}
+        }
         let Some(leaf) = &seat.leaf else {
             self.families_at = Some(self.families_not_before.max(now));
             return None;
@@ -294,7 +396,8 @@ impl Linux {
         let seats = self
             .seats
             .iter()
-            .filter(|(_, seat)| seat.ended && seat.watch.is_none());
+            .filter(|(_, seat)| seat.ended && seat.watch.is_none())
+            .filter(|(_, seat)| !matches!(seat.enclosure, Enclosure::Open(..)));
         let leaves: Vec<(RowKey, bool)> = seats
             .filter_map(|(key, seat)| {
                 Some((key.clone(), seat.leaf.as_ref()?.populated().unwrap_or(true)))
@@ -319,7 +422,7 @@ impl Linux {
             self.stubborn.retain(|leaf| leaf.remove().is_err());
             news = self.unwatched(now);
             for key in std::mem::take(&mut self.looks) {
-                news.extend(self.look_at_leader(key));
+                news.extend(self.look_again(key));
             }
         }
         if self.families_at.is_some_and(|at| at <= now) {
@@ -331,10 +434,10 @@ impl Linux {
 
     fn is_ours(&self, pid: i32) -> bool {
         self.supervisor == Some(pid)
-            || self
-                .seats
-                .values()
-                .any(|seat| seat.child.pid() == pid && !seat.reaped)
+            || self.seats.values().any(|seat| match &seat.enclosure {
+                Enclosure::Open(init, _) if init.pid() == pid => true,
+                _ => seat.child.pid() == pid && !seat.reaped,
+            })
     }
 
     fn reap_orphans(&mut self, now: Moment) {
@@ -371,7 +474,7 @@ impl Linux {
     fn clearing_families(&self) -> impl Iterator<Item = (&RowKey, &Seat)> {
         self.seats
             .iter()
-            .filter(|(_, seat)| seat.leaf.is_none() && (seat.ended || seat.kill))
+            .filter(|(_, seat)| seat.is_family() && (seat.ended || seat.kill))
     }
 
     /// Passes over /proc for all families that are ending: kills who is left, tells which are empty.
@@ -461,6 +564,7 @@ impl Linux {
         generation: Generation,
         spec: PageSpec,
         leaf: Option<&Leaf>,
+        init: Option<&Child>,
     ) -> Result<(Lease, OwnedFd), SpawnFailed> {
         let page = |e: io::Error| SpawnFailed(SpawnStep::Page, errno(&e));
         let contents = Contents {
@@ -482,7 +586,39 @@ impl Linux {
         let (hold, fd) = held
             .map_err(page)?
             .ok_or(SpawnFailed(SpawnStep::Deadline, libc::ETIME))?;
+        if let Some(init) = init {
+            hold.seat().set_init(init.pid());
+        }
         Ok((Lease::Timed(hold), fd))
+    }
+
+    /// A namespace for it, if nothing of it may outlive us and our end alone does not see to that.
+    fn make_namespace(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<Option<Egg>, SpawnFailed> {
+        if !spec.dies_with_keeper || self.is_everybodys_end() {
+            return Ok(None);
+        }
+        if self.nest.is_none() {
+            let made = Nest::new();
+            self.nest = Some(made.map_err(|e| SpawnFailed(SpawnStep::Namespace, errno(&e)))?);
+        }
+        let marks = c_strings(self.marks(key, generation))
+            .map_err(|_| SpawnFailed(SpawnStep::Prepare, libc::EINVAL))?;
+        let egg = self
+            .nest
+            .as_ref()
+            .map(|nest| nest.make(&mut self.spawner, &key.to_string(), &marks));
+        Ok(egg.transpose()?)
+    }
+
+    /// By which a process of that generation is known.
+    fn marks(&self, key: &RowKey, generation: Generation) -> impl Iterator<Item = String> + use<> {
+        let run = format!("LEASEHOLD_RUN={}", self.cookie);
+        family::marks_of(key, generation).into_iter().chain([run])
     }
 
     /// Its containment, its page and its process, or nothing.
@@ -491,23 +627,50 @@ impl Linux {
         key: &RowKey,
         generation: Generation,
         spec: &SpawnSpec,
-    ) -> Result<(Child, Option<Leaf>, Option<Lease>), SpawnFailed> {
+    ) -> Result<Begun, SpawnFailed> {
+        let egg = self.make_namespace(key, generation, spec)?;
         let leaf = self
             .make_leaf(key, generation, spec)
-            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)))?;
+            .map_err(|e| SpawnFailed(SpawnStep::Cgroup, errno(&e)));
+        let begun = leaf.and_then(|leaf| {
+            let child = self.begin_in(key, generation, spec, leaf.as_ref(), egg.as_ref());
+            if let (Err(_), Some(leaf)) = (&child, &leaf) {
+                let _ = leaf.remove();
+            }
+            let (child, lease) = child?;
+            Ok((child, leaf, lease))
+        });
+        if let (Err(_), Some(egg)) = (&begun, &egg) {
+            nest::discard(&egg.init);
+        }
+        let (child, leaf, lease) = begun?;
+        Ok(Begun {
+            child,
+            leaf,
+            lease,
+            init: egg.map(|egg| egg.init),
+        })
+    }
+
+    /// Its page and its process; the page is over where there is none.
+    fn begin_in(
+        &mut self,
+        key: &RowKey,
+        generation: Generation,
+        spec: &SpawnSpec,
+        leaf: Option<&Leaf>,
+        egg: Option<&Egg>,
+    ) -> Result<(Child, Option<Lease>), SpawnFailed> {
+        let init = egg.map(|egg| &egg.init);
         let lease = spec
             .page
-            .map(|page| self.make_lease(key, generation, page, leaf.as_ref()))
-            .transpose();
-        let child = lease.and_then(|lease| {
-            let child = self.start(key, generation, spec, leaf.as_ref(), lease.as_ref())?;
-            Ok((child, lease.map(|(lease, _)| lease)))
+            .map(|page| self.make_lease(key, generation, page, leaf, init))
+            .transpose()?;
+        let birthplace = egg.map_or(Birthplace::Here, |egg| {
+            Birthplace::Namespace(egg.namespace.as_fd())
         });
-        if let (Err(_), Some(leaf)) = (&child, &leaf) {
-            let _ = leaf.remove();
-        }
-        let (child, lease) = child?;
-        Ok((child, leaf, lease))
+        let child = self.start(key, generation, spec, leaf, lease.as_ref(), birthplace)?;
+        Ok((child, lease.map(|(lease, _)| lease)))
     }
 
     fn start(
@@ -517,13 +680,12 @@ impl Linux {
         spec: &SpawnSpec,
         leaf: Option<&Leaf>,
         lease: Option<&(Lease, OwnedFd)>,
+        birthplace: Birthplace<'_>,
     ) -> Result<Child, SpawnFailed> {
         let prepare = |_| SpawnFailed(SpawnStep::Prepare, libc::EINVAL);
         let program = CString::new(spec.program.as_str()).map_err(prepare)?;
         let argv = c_strings(spec.argv.iter().cloned()).map_err(prepare)?;
-        let marks = family::marks_of(key, generation)
-            .into_iter()
-            .chain([format!("LEASEHOLD_RUN={}", self.cookie)]);
+        let marks = self.marks(key, generation);
         let env = c_strings(spec.env.iter().cloned().chain(marks)).map_err(prepare)?;
         let cwd = spec
             .cwd
@@ -578,6 +740,7 @@ impl Linux {
         }
         let order = Order {
             program: Program::Path(&program),
+            birthplace,
             argv: &argv,
             env: &env,
             listen_pid: spec.env.iter().any(|v| v.starts_with("LISTEN_FDS=")),
@@ -602,13 +765,17 @@ impl Linux {
             foreground: false,
             ignored: 0,
         };
-        self.spawner
-            .spawn(&order)
-            .map_err(|failure| SpawnFailed(failure.step, failure.errno))
+        Ok(self.spawner.spawn(&order)?)
     }
 }
 
 struct SpawnFailed(SpawnStep, i32);
+
+impl From<SpawnFailure> for SpawnFailed {
+    fn from(SpawnFailure { step, errno }: SpawnFailure) -> Self {
+        Self(step, errno)
+    }
+}
 
 impl From<SpawnFailed> for ExitStatus {
     fn from(SpawnFailed(step, errno): SpawnFailed) -> Self {
@@ -628,7 +795,12 @@ impl Kernel for Linux {
             let (step, errno) = (*step, *errno);
             errand.ended(ExitStatus::SpawnFailed { step, errno });
         }
-        let (child, leaf, lease) = started?;
+        let Begun {
+            child,
+            leaf,
+            lease,
+            init,
+        } = started?;
         if let Some(errand) = &mut self.errand {
             errand.began(child.pid());
         }
@@ -637,19 +809,24 @@ impl Kernel for Linux {
             pid: child.pid(),
             start_ticks,
             since: clock::now(),
-            containment: self.containment(),
+            containment: init
+                .as_ref()
+                .map_or(self.containment(), |init| Containment::Namespace {
+                    init: init.pid(),
+                    start_ticks: init.start_ticks(),
+                }),
         };
-        let token = self.next_token;
-        self.next_token += 1;
-        let _ = self
-            .poll
-            .add(&child, token, EventFlags::IN | EventFlags::ONESHOT);
-        self.tokens.insert(token, key.clone());
+        let token = self.watch(&child, key);
+        let enclosure = init.map_or(Enclosure::None, |init| {
+            let token = self.watch(&init, key);
+            Enclosure::Open(init, token)
+        });
         let seat = Seat {
             generation,
             child,
             start_ticks,
             token,
+            enclosure,
             leaf,
             watch: None,
             ended: false,
@@ -678,11 +855,15 @@ impl Kernel for Linux {
             return;
         };
         seat.kill = true;
+        if let Enclosure::Open(init, _) = &seat.enclosure {
+            let _ = init.signal(libc::SIGKILL);
+        }
         match &seat.leaf {
             Some(_) if seat.alone => {}
             Some(leaf) => {
                 let _ = leaf.kill();
             }
+            None if seat.reaped => {}
             None => {
                 let _ = seat.child.signal_group(libc::SIGKILL);
                 let _ = seat.child.signal(libc::SIGKILL);

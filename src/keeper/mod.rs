@@ -6,6 +6,7 @@
 //! | `core` | rows and what is done to them (pure; the simulation runs it) |
 //! | `revival` | when to start and when to give up on the supervisor (pure) |
 //! | `linux` | the kernel behind `core` |
+//! | `nest` | PID namespaces for workers of which nothing may outlive us |
 //! | `link` | the wire to one supervisor |
 //! | `errand` | the one command of a keeper that was started for one: its terminal, signals and exit code |
 //! | `signals` | what was sent to us, and by whom |
@@ -18,6 +19,7 @@ mod errand;
 mod leftovers;
 mod link;
 mod linux;
+mod nest;
 pub mod revival;
 mod signals;
 
@@ -54,6 +56,7 @@ use crate::{
 
 pub use errand::Command;
 pub use leftovers::LeftoverError;
+pub use nest::{VERB as FIRST_OF_NAMESPACE, first_of_namespace};
 
 const SIGNALS: u64 = 1;
 const LINK: u64 = 2;

@@ -118,17 +118,20 @@ fn end(record: &Record) -> Option<String> {
     end_family(record)
 }
 
-/// The leader, its group and session, and whoever carries the worker's environment.
+/// The leader, its group and session, the first process of its PID namespace, and whoever carries the worker's environment.
 fn end_family(record: &Record) -> Option<String> {
     let is_elsewhere = record.pid_namespace != host::pid_namespace();
-    let leader = record.leader.filter(|_| !is_elsewhere);
+    let [leader, init] = [record.leader, record.init].map(|head| {
+        head.filter(|_| !is_elsewhere).map(|head| family::Carrier {
+            pid: head.pid,
+            start_ticks: head.start,
+        })
+    });
     let left = family::left_of(&family::Late {
         cookie: &record.cookie,
         worker: &record.worker,
-        leader: leader.map(|leader| family::Carrier {
-            pid: leader.pid,
-            start_ticks: leader.start,
-        }),
+        leader,
+        init,
         // Whoever has pids of his own may have a clock of his own, too.
         since: if is_elsewhere { 0 } else { record.keeper.start },
     });

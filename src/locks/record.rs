@@ -48,6 +48,9 @@ pub struct Record {
     pub worker: WorkerId,
     /// The worker's leader, once there is one.
     pub leader: Option<Proc>,
+    /// The first process of the worker's own PID namespace, if it has one: everything of the worker ends with it.
+    #[serde(default)]
+    pub init: Option<Proc>,
     /// The node, for people.
     pub node: String,
     /// Since when, for people.
@@ -149,6 +152,7 @@ pub(super) mod tests {
             cgroups: None,
             worker: WorkerId::new("web".parse().unwrap(), 0),
             leader: None,
+            init: None,
             node: "here".to_owned(),
             since: "today".to_owned(),
             slots: None,

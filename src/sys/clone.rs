@@ -56,7 +56,8 @@ impl Cloner {
     }
 
     /// Runs `entry(argument)` in a child and returns when that has executed a program or ended; its errno if there is no child.
-    /// The kernel writes its pidfd to `pidfd` before the child takes its first step.
+    /// The kernel writes its pidfd to `pidfd` before the child takes its first step. With `first` it is the first process of a PID
+    /// namespace of its own.
     ///
     /// # Safety
     ///
@@ -66,9 +67,13 @@ impl Cloner {
         entry: Entry,
         argument: *mut c_void,
         cgroup: Option<BorrowedFd<'_>>,
+        first: bool,
         pidfd: &AtomicI32,
     ) -> Result<Child, i32> {
         let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+        if first {
+            flags |= libc::CLONE_NEWPID;
+        }
         if self.share_files {
             flags |= libc::CLONE_FILES;
         }

@@ -92,6 +92,12 @@ impl Stat {
         self.state == b'D' && self.memory > 0
     }
 
+    /// The first process of a PID namespace that has ended but for one thing: it waits until everybody else in there, who was killed, is
+    /// gone and reaped (zap_pid_ns_processes() in Linux). No other user process sleeps like this without memory.
+    fn waits_for_namespace(self) -> bool {
+        self.state == b'S' && self.is_ending()
+    }
+
     /// A zombie, or about to be removed: its descriptors are closed.
     pub fn is_dead(self) -> bool {
         matches!(self.state, b'Z' | b'X')
@@ -141,11 +147,39 @@ impl Carrier {
         child::kill_proven(self.pid, false, || is_still(self.pid, self.start_ticks));
     }
 
-    /// It has neither gone nor become a zombie.
+    /// It has neither gone nor become a zombie, nor closed everything and waits for zombies.
     pub fn lives(&self) -> bool {
-        Stat::read(self.pid)
-            .is_some_and(|stat| stat.start_ticks == self.start_ticks && !stat.is_dead())
+        self.stat()
+            .is_some_and(|stat| !stat.is_dead() && !stat.waits_for_namespace())
     }
+
+    /// Taken for the first process of a PID namespace: does anybody live in there, or could begin to? A zombie whose parent is elsewhere
+    /// keeps the first process waiting for as long as that parent likes, and does no harm.
+    pub fn namespace_lives(&self) -> bool {
+        match self.stat() {
+            None => false,
+            Some(stat) if stat.is_dead() => false,
+            // Nobody can be born in there any more, so one look at everybody is enough.
+            Some(stat) if stat.waits_for_namespace() => {
+                let others = process_table().into_iter();
+                let mut others = others.filter(|(pid, stat)| *pid != self.pid && !stat.is_dead());
+                let Some(namespace) = pid_namespace_of(self.pid) else {
+                    return self.stat().is_some_and(|stat| !stat.is_dead());
+                };
+                others.any(|(pid, _)| pid_namespace_of(pid) == Some(namespace))
+            }
+            Some(_) => true,
+        }
+    }
+
+    fn stat(&self) -> Option<Stat> {
+        Stat::read(self.pid).filter(|stat| stat.start_ticks == self.start_ticks)
+    }
+}
+
+fn pid_namespace_of(pid: i32) -> Option<u64> {
+    let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
+    Some(std::os::unix::fs::MetadataExt::ino(&namespace))
 }
 
 fn is_still(pid: i32, start_ticks: u64) -> bool {
@@ -257,6 +291,8 @@ pub struct Late<'a> {
     pub worker: &'a WorkerId,
     /// Who led it last, if that was noted and the number means anything here.
     pub leader: Option<Carrier>,
+    /// The first process of its PID namespace, likewise.
+    pub init: Option<Carrier>,
     /// When the run began, in clock ticks: nobody older belongs to it. Zero: unknown.
     pub since: u64,
 }
@@ -267,8 +303,8 @@ const PASSES_MAX: usize = 8;
 /// An exec is through after this, but for those who have an empty environment and keep it.
 const EXEC: Span = Span::millis(1);
 
-/// Who is left of a worker of a run that is over: whoever carries its environment, its leader, and the leader's group, session and
-/// descendants. Where somebody ended during a pass over `/proc`, who may have had a child, whoever was not there in that pass is looked at, too.
+/// Who is left of a worker of a run that is over: whoever carries its environment, its leader and the first process of its
+/// PID namespace, and their groups, sessions and descendants. Where somebody ended during a pass over `/proc`, who may have had a child, whoever was not there in that pass is looked at, too.
 /// May block for some milliseconds.
 pub fn left_of(late: &Late<'_>) -> Vec<Member> {
     let mut known = BTreeMap::new();
@@ -308,11 +344,14 @@ fn left_among(late: &Late<'_>, known: &mut BTreeMap<i32, Stat>) -> (Vec<Member>,
     };
     known.extend(&table);
     // Its number is its group's and its session's for as long as either has a member.
-    let leader = late.leader.filter(|leader| {
-        let now = known.get(&leader.pid);
-        now.is_none_or(|stat| stat.start_ticks == leader.start_ticks)
+    let init = late.init.filter(Carrier::namespace_lives);
+    let mut heads: Vec<Carrier> = [late.leader, init].into_iter().flatten().collect();
+    heads.retain(|head| {
+        let now = known.get(&head.pid);
+        now.is_none_or(|stat| stat.start_ticks == head.start_ticks)
     });
-    let leads = |pid: i32| leader.is_some_and(|leader| leader.pid == pid);
+    let leads = |pid: i32| heads.iter().any(|head| head.pid == pid);
+    let oldest = heads.iter().map(|head| head.start_ticks).min().unwrap_or(0);
     let mut belongs: BTreeMap<i32, usize> = BTreeMap::new();
     let mut space = Vec::new();
     for (&pid, stat) in table.iter().filter(|(_, s)| s.start_ticks >= late.since) {
@@ -320,9 +359,8 @@ fn left_among(late: &Late<'_>, known: &mut BTreeMap<i32, Stat>) -> (Vec<Member>,
             doubt = doubt.max(Doubt::Ended);
             continue;
         }
-        let of_leader = leads(pid) || leads(stat.group) || leads(stat.session);
-        let is_young = leader.is_none_or(|leader| stat.start_ticks >= leader.start_ticks);
-        let carries = if of_leader && is_young {
+        let of_a_head = leads(pid) || leads(stat.group) || leads(stat.session);
+        let carries = if of_a_head && stat.start_ticks >= oldest {
             Some(true)
         } else if stat.may_block_us() {
             Some(false)
@@ -340,7 +378,7 @@ fn left_among(late: &Late<'_>, known: &mut BTreeMap<i32, Stat>) -> (Vec<Member>,
             doubt = Doubt::Exec;
         }
     }
-    let leaders = leader.iter().map(|leader| (leader.pid, 0)).collect();
+    let leaders = heads.iter().map(|head| (head.pid, 0)).collect();
     add_descendants(known, &leaders, &mut belongs);
     let members = belongs.into_iter().filter_map(|(pid, head)| {
         let stat = known.get(&pid)?;

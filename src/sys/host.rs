@@ -55,6 +55,12 @@ pub fn pid_namespace() -> u64 {
     })
 }
 
+/// CAP_SYS_ADMIN, which it takes to make a PID namespace and to have a child born in one (clone(2), setns(2)).
+pub fn may_make_namespaces() -> bool {
+    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
 /// 128 random bits in hex: what `LEASEHOLD_RUN` is set to.
 pub fn cookie() -> io::Result<String> {
     let mut bits = [0_u8; 16];

@@ -34,6 +34,11 @@ pub fn scratch(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pair)
 }
 
+/// A pipe through which nothing goes: whoever reads at the first end waits until nobody holds the second.
+pub fn tether() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
 /// A fresh write end for one generation, blocking as programs expect their stdout to be. Every generation gets its own open file
 /// description: O_NONBLOCK set by one worker must not reach the next.
 pub fn writer(read: impl AsFd) -> io::Result<OwnedFd> {

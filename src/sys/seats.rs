@@ -61,8 +61,10 @@ pub struct Seat {
     leaf: AtomicI32,
     /// Its leader; written by the kernel while that is made.
     pidfd: AtomicI32,
-    /// Its process group; written by the leader itself.
+    /// Its process group; written by the leader itself, or by its parent where it does not know its own number.
     group: AtomicI32,
+    /// The first process of its PID namespace, if it has one of its own; 0 if not.
+    init: AtomicI32,
     page: AtomicPtr<Words>,
 }
 
@@ -78,6 +80,7 @@ impl Seat {
             leaf: AtomicI32::new(NONE),
             pidfd: AtomicI32::new(NONE),
             group: AtomicI32::new(0),
+            init: AtomicI32::new(0),
             page: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -97,8 +100,19 @@ impl Seat {
         self.group.store(pid, SeqCst);
     }
 
+    /// With this process, a child of the main thread's, everything in the leader's PID namespace ends.
+    pub fn set_init(&self, pid: i32) {
+        self.init.store(pid, SeqCst);
+    }
+
+    /// That process is about to be reaped: nothing here names it any more when this returns.
+    pub fn forget_init(&self) {
+        self.init.store(0, SeqCst);
+        self.wait_while_busy();
+    }
+
     /// The process is about to be reaped and its pidfd closed: nothing here names it any more when this returns.
-    pub(super) fn forget_process(&self) {
+    pub fn forget_process(&self) {
         self.pidfd.store(NONE, SeqCst);
         self.group.store(0, SeqCst);
         self.wait_while_busy();
@@ -127,6 +141,7 @@ impl Seat {
         self.leaf.load(SeqCst) != NONE
             || self.pidfd.load(SeqCst) != NONE
             || self.group.load(SeqCst) != 0
+            || self.init.load(SeqCst) != 0
             || !self.page.load(SeqCst).is_null()
     }
 
@@ -158,17 +173,18 @@ impl Seat {
         self.state.store(ARMED, SeqCst);
     }
 
-    /// SIGKILL to the leader and its group. Its cgroup is for [`Seat::finish`]: that write waits for whoever changes any cgroup.
+    /// SIGKILL to the leader, its group, and all of its namespace. Its cgroup is for [`Seat::finish`]: that write waits for whoever changes any cgroup.
     fn strike(&self, now: Clocks) {
         let until = self.until();
         self.state.store(KILLING, SeqCst);
         let pidfd = self.pidfd.load(SeqCst);
         let group = self.group.load(SeqCst);
+        let init = self.init.load(SeqCst);
         // To die takes processor time, of which busy neighbours leave little; it executes nothing of its own any more, so it may go first.
         let first = libc::sched_param { sched_priority: 1 };
         let class = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-        // SAFETY: system calls that touch no memory but the parameter. The numbers are those of this seat's process: the main thread
-        // takes them out and waits until the state is not KILLING before it closes the descriptor or reaps the leader.
+        // SAFETY: system calls that touch no memory but the parameter. The numbers are those of this seat's processes: the main thread
+        // takes them out and waits until the state is not KILLING before it closes the descriptor or reaps whom they name.
         unsafe {
             let mut killed = false;
             if pidfd != NONE {
@@ -187,6 +203,10 @@ impl Seat {
                 if killed {
                     libc::sched_setscheduler(group, class, &raw const first);
                 }
+            }
+            // It is what the kernel has kill the others.
+            if init > 1 && libc::kill(init, libc::SIGKILL) == 0 {
+                libc::sched_setscheduler(init, class, &raw const first);
             }
         }
         let by_boottime = now.boottime.since(until.boottime);
@@ -385,6 +405,7 @@ impl Drop for Hold {
         self.seat.leaf.store(NONE, SeqCst);
         self.seat.pidfd.store(NONE, SeqCst);
         self.seat.group.store(0, SeqCst);
+        self.seat.init.store(0, SeqCst);
         self.take_page();
         self.page.words().write(&Contents::OVER);
     }

@@ -47,10 +47,23 @@ pub enum Program<'a> {
     Descriptor(BorrowedFd<'a>),
 }
 
+/// The PID namespace that a child is born into (pid_namespaces(7)). It is our child in any of them.
+#[derive(Clone, Copy)]
+pub enum Birthplace<'a> {
+    /// Ours.
+    Here,
+    /// A new one, as its first process: with its end the kernel ends everybody in it.
+    NewNamespace,
+    /// That one, as any process of it but the first.
+    Namespace(BorrowedFd<'a>),
+}
+
 /// Everything about the child-to-be, with nothing left to look up.
 pub struct Order<'a> {
     /// What to execute.
     pub program: Program<'a>,
+    /// Among whom.
+    pub birthplace: Birthplace<'a>,
     /// Its arguments.
     pub argv: &'a [CString],
     /// Its whole environment.
@@ -127,6 +140,8 @@ pub struct Spawner {
     share_files: bool,
     keeper: i32,
     ticks_per_second: u64,
+    /// Our own PID namespace, while our children would be born into another one.
+    way_back: Option<OwnedFd>,
 }
 
 impl Spawner {
@@ -154,6 +169,7 @@ impl Spawner {
             share_files,
             keeper: std::process::id() as i32,
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
+            way_back: None,
         })
     }
 
@@ -165,6 +181,14 @@ impl Spawner {
                 errno: libc::EMFILE,
             });
         }
+        self.go_to(order.birthplace).map_err(no_namespace)?;
+        let born = self.bear(order);
+        // If that fails, whoever is next is not born: not before it succeeds.
+        let _ = self.go_home();
+        born
+    }
+
+    fn bear(&self, order: &Order<'_>) -> Result<Child, SpawnFailure> {
         let staged = Staged::new(self.null.as_fd(), order)?;
         let argv = pointers(order.argv);
         let mut listen_pid = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -213,6 +237,9 @@ impl Spawner {
         match plan.outcome() {
             None => {
                 child.start_ticks = self.start_ticks(child.pid(), before, plan.begun());
+                if let Some(seat) = order.seat {
+                    seat.set_group(child.pid());
+                }
                 Ok(child)
             }
             Some(failure) => {
@@ -220,6 +247,26 @@ impl Spawner {
                 Err(failure)
             }
         }
+    }
+
+    /// Has our children born there. We ourselves stay where we are: setns(2) of a PID namespace is about children alone.
+    fn go_to(&mut self, place: Birthplace<'_>) -> rustix::io::Result<()> {
+        self.go_home()?;
+        if let Birthplace::Namespace(there) = place {
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            let here = rustix::fs::open("/proc/self/ns/pid", flags, rustix::fs::Mode::empty())?;
+            set_birthplace(there)?;
+            self.way_back = Some(here);
+        }
+        Ok(())
+    }
+
+    fn go_home(&mut self) -> rustix::io::Result<()> {
+        if let Some(here) = &self.way_back {
+            set_birthplace(here.as_fd())?;
+            self.way_back = None;
+        }
+        Ok(())
     }
 
     /// The kernel notes a start in clock ticks. If one tick covers all of the child's birth that is the answer; reading `/proc` costs
@@ -238,13 +285,16 @@ impl Spawner {
         plan.join_cgroup = leaf.is_none();
         let nowhere = AtomicI32::new(-1);
         let pidfd = plan.order.seat.map_or(&nowhere, Seat::pidfd);
+        let first = matches!(plan.order.birthplace, Birthplace::NewNamespace);
         let argument = ptr::from_mut(plan).cast::<c_void>();
         // SAFETY: `run` makes raw system calls only and ends in _exit; it takes a Plan, which is exclusively its own until it is gone.
-        let child = unsafe { self.cloner.clone(run, argument, leaf, pidfd) };
-        child.map_err(|errno| SpawnFailure {
-            step: SpawnStep::Clone,
-            errno,
-        })
+        let child = unsafe { self.cloner.clone(run, argument, leaf, first, pidfd) };
+        let step = if first {
+            SpawnStep::Namespace
+        } else {
+            SpawnStep::Clone
+        };
+        child.map_err(|errno| SpawnFailure { step, errno })
     }
 
     /// No clone3 here, or one that kills what it bears: such a kernel compares how often our cgroup and the child's were killed
@@ -252,6 +302,18 @@ impl Spawner {
     fn clone_without_cgroup(&self, plan: &mut Plan<'_>) -> Result<Child, SpawnFailure> {
         self.cloner.never_enter_cgroup();
         self.clone_child(plan)
+    }
+}
+
+fn set_birthplace(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let kind = rustix::thread::LinkNameSpaceType::ProcessID;
+    rustix::thread::move_into_link_name_space(namespace, Some(kind))
+}
+
+fn no_namespace(errno: rustix::io::Errno) -> SpawnFailure {
+    SpawnFailure {
+        step: SpawnStep::Namespace,
+        errno: errno.raw_os_error(),
     }
 }
 
@@ -411,7 +473,8 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     } else {
         sys!(libc::SYS_setpgid, 0, 0).map_err(at(SpawnStep::Group))?;
     }
-    if let Some(seat) = order.seat {
+    // In another PID namespace our number is not the one by which we can be killed from outside; there the whole namespace is.
+    if let (Some(seat), Birthplace::Here) = (order.seat, order.birthplace) {
         let pid = sys!(libc::SYS_getpid).map_err(at(SpawnStep::Group))?;
         seat.set_group(pid as i32);
     }
@@ -472,7 +535,7 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
             .map_err(at(SpawnStep::NoNewPrivs))?;
     }
     if order.die_with_parent {
-        // After setresuid, which clears it; and our parent may have died before it was armed.
+        // After setresuid, which clears it.
         sys!(
             libc::SYS_prctl,
             libc::PR_SET_PDEATHSIG,
@@ -482,7 +545,11 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
             0
         )
         .map_err(at(SpawnStep::ParentDeath))?;
-        if sys!(libc::SYS_getppid) != Ok(i64::from(plan.keeper)) {
+        // Our parent may have died before it was armed. In another PID namespace it has no number, and whoever is first there has other
+        // ways to notice.
+        if matches!(order.birthplace, Birthplace::Here)
+            && sys!(libc::SYS_getppid) != Ok(i64::from(plan.keeper))
+        {
             return Err((SpawnStep::ParentDeath, libc::ESRCH));
         }
     }

@@ -6,10 +6,44 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{config::Surroundings, sys::host, wire::Credentials};
+use crate::{
+    config::{LastResort, Surroundings},
+    sys::host,
+    wire::{Containment, Credentials, Welcome},
+};
 
 /// This machine.
-pub struct ThisMachine;
+pub struct ThisMachine {
+    last_resort: LastResort,
+}
+
+impl ThisMachine {
+    /// As somebody sees it who may be anybody.
+    pub fn from_outside() -> Self {
+        let here = std::process::id() == 1 || host::may_make_namespaces();
+        Self {
+            last_resort: if here {
+                LastResort::ThereIs
+            } else {
+                LastResort::NoneHere
+            },
+        }
+    }
+
+    /// As the daemon sees it, of which we are the supervisor: what we may do, its keeper may.
+    pub fn of_daemon(welcome: &Welcome) -> Self {
+        let there_is = welcome.containment == Containment::Unit
+            || welcome.keeper == 1
+            || host::may_make_namespaces();
+        Self {
+            last_resort: if there_is {
+                LastResort::ThereIs
+            } else {
+                LastResort::None
+            },
+        }
+    }
+}
 
 impl Surroundings for ThisMachine {
     fn variable(&self, name: &str) -> Option<String> {
@@ -64,6 +98,10 @@ impl Surroundings for ThisMachine {
 
     fn is_root(&self) -> bool {
         rustix::process::geteuid().is_root()
+    }
+
+    fn last_resort(&self) -> LastResort {
+        self.last_resort
     }
 
     fn nofile_hard(&self) -> u64 {

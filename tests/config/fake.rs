@@ -6,20 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use leasehold::{config::Surroundings, wire::Credentials};
+use leasehold::{
+    config::{LastResort, Surroundings},
+    wire::Credentials,
+};
 
 /// A machine with two CPUs, one user, a few programs, and the files it is given.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FakeMachine {
     files: BTreeMap<PathBuf, String>,
     pub(crate) root: bool,
+    pub(crate) last_resort: LastResort,
 }
 
 impl FakeMachine {
     pub(crate) fn with(files: impl IntoIterator<Item = (PathBuf, String)>) -> Self {
         Self {
             files: files.into_iter().collect(),
-            root: false,
+            ..Self::default()
         }
     }
 }
@@ -118,6 +122,10 @@ impl Surroundings for FakeMachine {
 
     fn is_root(&self) -> bool {
         self.root
+    }
+
+    fn last_resort(&self) -> LastResort {
+        self.last_resort
     }
 
     fn nofile_hard(&self) -> u64 {

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    rig::{Mode, Rig, pause, send, until, until_true},
+    rig::{Mode, Rig, is_root, pause, send, until, until_true},
     world::{How, Times, WORKER, World, all_rows, milliseconds},
 };
 
@@ -132,10 +132,15 @@ fn a_supervisor_that_dies_faster_than_it_is_trusted_loses_its_lock_and_nothing_e
     );
 }
 
+/// Whatever it forks, as far as that is contained here.
+fn stray() -> &'static str {
+    if is_root() { "-gid" } else { "-gi" }
+}
+
 #[test]
 fn a_killed_keeper_takes_its_worker_with_it() {
     keeper_killed(How {
-        worker: "-gi",
+        worker: stray(),
         ..How::default()
     });
 }
@@ -144,10 +149,24 @@ fn a_killed_keeper_takes_its_worker_with_it() {
 fn a_killed_keeper_takes_its_worker_with_it_without_cgroups() {
     if all_rows() {
         keeper_killed(How {
-            worker: "-gi",
+            worker: stray(),
             mode: Mode::Group,
             ..How::default()
         });
+    }
+}
+
+#[test]
+fn a_killed_keeper_takes_its_worker_with_it_where_it_is_weakly_contained() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if all_rows() {
+            keeper_killed(How {
+                worker: "-gi",
+                mode,
+                containment: "weak",
+                ..How::default()
+            });
+        }
     }
 }
 
@@ -196,20 +215,36 @@ fn a_frozen_keeper_is_not_waited_for() {
     );
 }
 
-/// As when the machine dies: nobody gives anything back.
+/// As when the machine dies: nobody gives anything back. What the worker forked has left its session and dropped its environment.
 #[test]
 fn a_dead_node_is_followed_when_its_lease_is_over() {
-    both_killed(&How::default());
+    both_killed(&How {
+        worker: if is_root() { "-gid" } else { "-" },
+        ..How::default()
+    });
 }
 
 #[test]
 fn a_dead_node_is_followed_when_its_lease_is_over_without_cgroups() {
     if all_rows() {
-        let mode = Mode::Group;
         both_killed(&How {
-            mode,
+            worker: if is_root() { "-gid" } else { "-" },
+            mode: Mode::Group,
             ..How::default()
         });
+    }
+}
+
+#[test]
+fn a_dead_node_is_followed_when_its_lease_is_over_where_its_worker_is_weakly_contained() {
+    for mode in [Mode::Cgroup, Mode::Group] {
+        if all_rows() {
+            both_killed(&How {
+                mode,
+                containment: "weak",
+                ..How::default()
+            });
+        }
     }
 }
 
@@ -228,11 +263,17 @@ fn both_killed(how: &How) {
     let next = world.after(&holder, world.times.failover());
     assert_ne!(next.node, holder.node);
     let last = killed.until(world.run(&holder).last);
+    assert!(last < Span::secs(1), "its last word came {last} later");
     world.said(next.node, "its last holder left without a word");
+    let forked = if how.worker.contains('g') {
+        ", worker forks into a session of its own, without environment"
+    } else {
+        ""
+    };
     world.verdict(
-        &format!("SIGKILL of supervisor and keeper at once ({containment})"),
+        &format!("SIGKILL of supervisor and keeper at once{forked} ({containment})"),
         &format!(
-            "the worker died with them (last word {} later); another node took over when the lease was over",
+            "the worker and all of it died with them (last word {} later); another node took over when the lease was over",
             milliseconds(last)
         ),
     );
@@ -289,7 +330,7 @@ fn a_second_node_of_one_name_is_told_so() {
 
 /// What a worker forked is nobody's child then: without systemd only the next daemon on that machine ends it.
 #[test]
-fn what_a_worker_forked_outlives_a_dead_node_where_nothing_contains_it() {
+fn what_a_worker_forked_outlives_a_dead_node_where_it_is_weakly_contained() {
     if !all_rows() {
         return;
     }
@@ -298,6 +339,7 @@ fn what_a_worker_forked_outlives_a_dead_node_where_nothing_contains_it() {
     };
     let holder = world.three(&How {
         worker: "-gi",
+        containment: "weak",
         ..How::default()
     });
     let supervisor = world.supervisor(&holder);
@@ -317,7 +359,7 @@ fn what_a_worker_forked_outlives_a_dead_node_where_nothing_contains_it() {
     world.report(
         &format!("SIGKILL of supervisor and keeper, worker forks into a session of its own ({containment}, no systemd)"),
         &format!("**until a daemon is started there** (here {})", milliseconds(world.run(&next).first.until(end))),
-        &format!("not covered without a unit: ended {} after the daemon was started again", milliseconds(again.until(end))),
+        &format!("not covered by `containment = \"weak\"`: ended {} after the daemon was started again", milliseconds(again.until(end))),
     );
 }
 

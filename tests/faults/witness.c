@@ -1,6 +1,6 @@
 /* A worker that says "NODE FENCE LEADER PID BOOTTIME" to one file, again and again: whoever has its lines between another node's runs beside
  * it. On SIGTERM it says so once more and ends. "i": it ignores SIGTERM. "g": it has a grandchild in a session of its own, without
- * descriptors, that ignores SIGTERM and says it too. */
+ * descriptors, that ignores SIGTERM and says it too. "d" behind that: which drops its environment as well, and its parent. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -9,19 +9,25 @@
 #include <time.h>
 #include <unistd.h>
 
+/* The number by which it is known outside, whatever PID namespace it is in. */
+static int own_pid(void) {
+    char name[16] = "";
+    return readlink("/proc/self", name, sizeof name - 1) > 0 ? atoi(name) : getpid();
+}
+
 static volatile sig_atomic_t asked;
 
 static void term(int signal) { asked = signal; }
 
-static void witness(const char *path, const char *node, int leader) {
-    const char *fence = getenv("LEASEHOLD_FENCE");
+static void witness(const char *path, const char *node, int leader, const char *fence) {
+    int own = own_pid();
     for (;;) {
         int last = asked;
         struct timespec now;
         char line[200];
         /* The clock before the line: what is said was true then. */
         clock_gettime(CLOCK_BOOTTIME, &now);
-        int length = snprintf(line, sizeof line, "%s %s %d %d %lld\n", node, fence ? fence : "0", leader, getpid(),
+        int length = snprintf(line, sizeof line, "%s %s %d %d %lld\n", node, fence, leader, own,
                               now.tv_sec * 1000000000LL + now.tv_nsec);
         int file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
         if (file >= 0) {
@@ -35,13 +41,23 @@ static void witness(const char *path, const char *node, int leader) {
 
 int main(int argc, char **argv) {
     if (argc < 4) return 2;
-    int leader = getpid();
+    int leader = own_pid();
+    const char *fence = getenv("LEASEHOLD_FENCE");
+    if (!fence) fence = "0";
+    if (argc == 6) witness(argv[1], argv[2], atoi(argv[4]), argv[5]);
     signal(SIGTERM, strchr(argv[3], 'i') ? SIG_IGN : term);
     if (strchr(argv[3], 'g') && fork() == 0) {
         setsid();
         signal(SIGTERM, SIG_IGN);
         for (int n = 0; n < 256; n++) close(n);
-        witness(argv[1], argv[2], leader);
+        if (strchr(argv[3], 'd')) {
+            char number[16], *none[] = {NULL};
+            snprintf(number, sizeof number, "%d", leader);
+            if (fork()) _exit(0);
+            execle("/proc/self/exe", argv[0], argv[1], argv[2], "-", number, fence, (char *)NULL, none);
+            _exit(4);
+        }
+        witness(argv[1], argv[2], leader, fence);
     }
-    witness(argv[1], argv[2], leader);
+    witness(argv[1], argv[2], leader, fence);
 }

@@ -76,6 +76,7 @@ pub(crate) struct How {
     /// Letters for its worker.
     pub(crate) worker: &'static str,
     pub(crate) takeover: &'static str,
+    pub(crate) containment: &'static str,
     pub(crate) mode: Mode,
     /// None: all members.
     pub(crate) endpoints: Option<Vec<String>>,
@@ -88,6 +89,7 @@ impl Default for How {
         Self {
             worker: "-",
             takeover: "1s",
+            containment: if is_root() { "strict" } else { "weak" },
             mode: surest(),
             endpoints: None,
             wrapper: Vec::new(),
@@ -190,7 +192,7 @@ impl World {
             lease_ttl = "{}s"
             [fleet.billing]
             command = ["{}", "{}", "n{number}", "{}"]
-            singleton = {{ scope = "cluster", flock = "{{dir}}/lock", grace = "{}ms", kill_margin = "{}ms", takeover_delay = "{}" }}
+            singleton = {{ scope = "cluster", flock = "{{dir}}/lock", grace = "{}ms", kill_margin = "{}ms", takeover_delay = "{}", containment = "{}" }}
             restart = {{ backoff = "1ms..5ms", burst = 100000 }}
             stop.timeout = "2s"
             "#,
@@ -201,6 +203,7 @@ impl World {
             grace.as_millis(),
             kill_margin.as_millis(),
             how.takeover,
+            how.containment,
         ));
         self.nodes.push(rig);
         number

@@ -8,6 +8,12 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The number by which it is known outside, whatever PID namespace it is in. */
+static int own_pid(void) {
+    char name[16] = "";
+    return readlink("/proc/self", name, sizeof name - 1) > 0 ? atoi(name) : getpid();
+}
+
 static void beat(const char *path, const char *who, int leader) {
     char line[200];
     const char *fence = getenv("LEASEHOLD_FENCE");
@@ -24,7 +30,7 @@ static void beat(const char *path, const char *who, int leader) {
 
 int main(int argc, char **argv) {
     if (argc < 3) return 2;
-    int leader = getpid();
+    int leader = own_pid();
     const char *how = argc > 3 ? argv[3] : "";
     if (strchr(how, 'i')) signal(SIGTERM, SIG_IGN);
     if (strchr(how, 'g') && fork() == 0) {

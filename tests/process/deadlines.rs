@@ -23,7 +23,8 @@ use crate::{
     hang::Hang,
     pages::{Readers, page_of},
     rig::{
-        Mode, Rig, both_ways, identities, lives, pause, send, skip, state_of, until, until_true,
+        Mode, Rig, both_ways, identities, is_root, lives, pause, send, skip, state_of, until,
+        until_true,
     },
     singletons::{Beat, Dice, rounds, speaks_never_again},
 };
@@ -40,10 +41,16 @@ both_ways!(
     it_ends_though_the_keepers_main_thread_is_frozen,
     one_holder_at_a_time_from_lease_to_lease,
     many_leases_at_once,
+    it_ends_in_its_namespace_when_it_is_not_renewed,
+    it_ends_in_its_namespace_though_the_keeper_is_frozen,
+    it_ends_in_its_namespace_though_the_supervisor_is_frozen,
 );
 
 /// What the lease of the worker under test is made of.
-const LONG: &str = r#"ttl = "5s", grace = "500ms", kill_margin = "500ms""#;
+pub(crate) const LONG: &str = r#"ttl = "5s", grace = "500ms", kill_margin = "500ms""#;
+/// The same for one of whom nothing may outlive the daemon.
+const ENCLOSED: &str =
+    r#"ttl = "5s", grace = "500ms", kill_margin = "500ms", containment = "strict""#;
 /// After its deadline nothing of it may be there.
 const KILL_MARGIN: Span = Span::millis(500);
 /// From one renewal to the next.
@@ -74,6 +81,7 @@ impl Leased {
         let authority = shared.join("authority");
         let how = match rig.mode {
             Mode::Cgroup => "-gi",
+            Mode::Group if lease.contains("strict") => "-gi",
             Mode::Group => "-i",
         };
         rig.configure(&format!(
@@ -254,8 +262,25 @@ impl Drop for Freeze {
 
 /// Everybody is well, and the authority answers no more: SIGTERM a grace before the deadline, SIGKILL at it.
 fn it_ends_when_it_is_not_renewed(rig: Rig) {
+    ends_unrenewed(rig, LONG);
+}
+
+fn it_ends_in_its_namespace_when_it_is_not_renewed(rig: Rig) {
+    if may_enclose() {
+        ends_unrenewed(rig, ENCLOSED);
+    }
+}
+
+fn may_enclose() -> bool {
+    if !is_root() {
+        skip("only root may make a PID namespace");
+    }
+    is_root()
+}
+
+fn ends_unrenewed(rig: Rig, lease: &str) {
     let readers = Readers::new(&rig);
-    let Some(mut leased) = Leased::new(rig, LONG) else {
+    let Some(mut leased) = Leased::new(rig, lease) else {
         return;
     };
     let holder = leased.start();
@@ -321,7 +346,17 @@ fn nothing_takes_a_renewed_lease_away(rig: Rig) {
 }
 
 fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
-    let Some(mut leased) = Leased::new(rig, LONG) else {
+    ends_by_the_keeper(rig, LONG);
+}
+
+fn it_ends_in_its_namespace_though_the_supervisor_is_frozen(rig: Rig) {
+    if may_enclose() {
+        ends_by_the_keeper(rig, ENCLOSED);
+    }
+}
+
+fn ends_by_the_keeper(rig: Rig, lease: &str) {
+    let Some(mut leased) = Leased::new(rig, lease) else {
         return;
     };
     let holder = leased.start();
@@ -353,9 +388,19 @@ fn it_ends_though_supervisors_are_killed_again_and_again(rig: Rig) {
     leased.rig.drain(5_000);
 }
 
-/// It could be continued at any moment, and knows nothing; its supervisor kills instead.
 fn it_ends_though_the_keeper_is_frozen(rig: Rig) {
-    let Some(mut leased) = Leased::new(rig, LONG) else {
+    ends_by_the_supervisor(rig, LONG);
+}
+
+fn it_ends_in_its_namespace_though_the_keeper_is_frozen(rig: Rig) {
+    if may_enclose() {
+        ends_by_the_supervisor(rig, ENCLOSED);
+    }
+}
+
+/// The keeper could be continued at any moment, and knows nothing; its supervisor kills instead.
+fn ends_by_the_supervisor(rig: Rig, lease: &str) {
+    let Some(mut leased) = Leased::new(rig, lease) else {
         return;
     };
     let holder = leased.start();

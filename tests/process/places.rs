@@ -146,6 +146,87 @@ fn an_ordinary_user_may_not_name_another() {
     );
 }
 
+/// What a worker of a cluster's lock leaves behind ends with a unit, with a container, or with a PID namespace that the daemon makes. Who
+/// has none of these says that he knows.
+#[test]
+fn who_cannot_contain_a_clusters_singleton_must_say_so() {
+    let rootless = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+    ];
+    let powerless = ["setpriv", "--bounding-set", "-sys_admin"];
+    let places: [(&[&str], u32); 2] = [(&rootless, 65534), (&powerless, 0)];
+    for (words, uid) in places {
+        let Some(mut rig) = Rig::new(Mode::Group) else {
+            return;
+        };
+        if !is_root() {
+            skip("needs root to become somebody else");
+            return;
+        }
+        let may = Command::new(words[0])
+            .args(&words[1..])
+            .args(["test", "-x", env!("CARGO_BIN_EXE_leasehold")])
+            .status();
+        if !may.is_ok_and(|status| status.success()) {
+            skip("nobody cannot execute our binary (or there is no setpriv)");
+            return;
+        }
+        rig.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        give(&rig, uid);
+        let configure = |rig: &Rig, containment: &str| {
+            rig.configure(&format!(
+                r#"
+                [etcd]
+                endpoints = ["http://127.0.0.1:{}"]
+                [fleet.billing]
+                command = ["/bin/sleep", "1000"]
+                singleton = {{ scope = "cluster", flock = "{{dir}}/state/lock"{containment} }}
+                "#,
+                free_port()
+            ));
+        };
+        configure(&rig, "");
+        let check = Command::new(words[0])
+            .args(&words[1..])
+            .args([env!("CARGO_BIN_EXE_leasehold"), "check"])
+            .arg(rig.path("leasehold.toml"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&check.stderr);
+        assert!(
+            check.status.success() && text.contains("W272"),
+            "it may be a unit's that we look at: {check:?}"
+        );
+        let run = rig.run_command().output().unwrap();
+        let text = String::from_utf8_lossy(&run.stderr);
+        assert!(
+            run.status.code() == Some(78) && text.contains("E277"),
+            "{run:?}"
+        );
+        configure(&rig, ", containment = \"weak\"");
+        rig.start();
+        let shown = rig.ok(&["config", "show"]);
+        assert_eq!(
+            shown.contains("\"no_new_privs\": true"),
+            uid != 0,
+            "whoever may become another user can get out of our reach: {shown}"
+        );
+        configure(&rig, "");
+        let reload = rig.cli(&["reload"]);
+        assert!(
+            reload.code == 78 && reload.err.contains("E277"),
+            "{}",
+            reload.err
+        );
+        rig.drain(5_000);
+    }
+}
+
 #[test]
 fn as_pid_1_it_reaps_and_drains() {
     for mode in [Mode::Cgroup, Mode::Group] {

@@ -457,6 +457,7 @@ fn whoever_is_left_of_a_run_is_found_and_nobody_else() {
         cookie: &cookie,
         worker: &worker,
         leader: None,
+        init: None,
         since: start_ticks,
     };
     let found = |late: &Late<'_>| -> Vec<i32> {
