@@ -29,7 +29,8 @@ HEAD = """# Faults
 
 What befalls a `scope = "cluster"` singleton, and what becomes of it: three members of etcd, three nodes that lock no file in common,
 and workers that write who and when they are into one file. *Gap* is the longest time for which nobody ran, *overlap* that for which two
-did. Each row is a test (`tests/faults`); `benches/faults.py` runs them all and writes this page.
+did. Workers have the strictest containment that the machine gives, a PID namespace here, where no other is named.
+Each row is a test (`tests/faults`); `benches/faults.py` runs them all and writes this page.
 
 Leases are 5 s here (killed at 3.75 s after the last renewal), and 10 s, as by default, where it is said and where a node dies.
 

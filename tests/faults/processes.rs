@@ -189,10 +189,12 @@ fn keeper_killed(how: How) {
 fn containment(world: &World, node: usize) -> String {
     let status = world.nodes[node].status();
     let worker = status.worker(WORKER).expect("it has a worker");
-    format!(
-        "containment `{}`",
-        worker.all["containment"].as_str().unwrap()
-    )
+    let word = worker.all["containment"].as_str().unwrap();
+    let below = match world.nodes[node].mode {
+        Mode::Group if word != "group" => ", no cgroups",
+        Mode::Cgroup | Mode::Group => "",
+    };
+    format!("containment `{word}`{below}")
 }
 
 #[test]
