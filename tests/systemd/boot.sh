@@ -172,6 +172,8 @@ setsid sleep infinity &
 sleep infinity &
 wait
 WORKER
+# Whoever has one here has a cluster's singleton tested, too.
+! etcd=$(command -v etcd) || install -m 755 "$etcd" "$root/usr/bin/etcd"
 install -m 755 "$here/inside.sh" "$root/usr/local/bin/inside"
 chmod 755 "$root/usr/local/bin/test-worker"
 cat >"$root/etc/systemd/system/checks.service" <<UNIT

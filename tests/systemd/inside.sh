@@ -307,6 +307,59 @@ check "the watchdog kills a frozen keeper in time" frozen
 check "frozen keeper: every process of the unit ends" all_gone
 check "frozen keeper: systemd starts the unit again, with fresh workers" fresh
 
+# ---- a cluster's singleton
+
+start_etcd() {
+    etcd --data-dir /run/etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
+        --listen-peer-urls http://127.0.0.1:2380 >/results/etcd 2>&1 &
+    etcd=$!
+}
+
+# What it starts leaves group and session, drops its environment and has no parent.
+write_cluster_config() {
+    write_config 3
+    cat >>$config <<-TOML
+		[etcd]
+		endpoints = ["http://127.0.0.1:2379"]
+		[fleet.billing]
+		command = ["/bin/bash", "-c", "(setsid env -i sleep infinity &); exec sleep infinity"]
+		singleton = { scope = "cluster", grace = "1s", kill_margin = "2s" }
+	TOML
+}
+
+holds() { status | jq -e '.fleets[] | select(.name == "billing").workers[] | select(.state == "running" and .containment == "unit").pid'; }
+takes() { write_cluster_config && timeout 60 systemctl reload $unit && within 20 holds; }
+
+# Both: nobody of ours is left who could kill.
+ends_soon() {
+    local main begun took
+    main=$(property MainPID)
+    begun=$(now_ms)
+    kill -STOP "$main" && kill -STOP "$(supervisors)" || return
+    # shellcheck disable=SC2086 # one word per process
+    within 10 gone $old || return
+    took=$(($(now_ms) - begun))
+    echo "ended after $took ms: $(systemd_said | grep 'Watchdog timeout')"
+    [ $took -lt 2000 ]
+}
+
+watched_as_before() { write_config 3 && timeout 60 systemctl reload $unit && within 20 is WatchdogUSec "$usual"; }
+
+if command -v etcd >/dev/null; then
+    usual=$(property WatchdogUSec)
+    start_etcd
+    check "a cluster's singleton is contained by the unit" takes
+    check "while it is held, systemd watches within half of its kill_margin" within 10 is WatchdogUSec 1s
+    old=$(everybody)
+    invocation=$(property InvocationID)
+    mark
+    check "keeper and supervisor frozen: it ends, and all that it started, within its kill_margin" ends_soon
+    check "keeper and supervisor frozen: systemd starts the unit again, with fresh workers" fresh
+    check "the singleton runs again when its lease is over" within 40 holds
+    check "when none is held, systemd watches as it was configured to" watched_as_before
+    kill $etcd
+fi
+
 # ---- stop
 
 status_names() { local said; said=$(property StatusText); echo "$said"; [[ $said == *draining*"$1"* ]]; }
