@@ -1,7 +1,7 @@
 //! Workers of which nothing may outlive the daemon: whatever they do, the kernel ends it with the first process of a PID namespace, and that
 //! one ends with the keeper.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{fs, os::unix::fs::MetadataExt, process::Command};
 
 use leasehold::sys::family::{Carrier, Stat};
 use rustix::process::Signal;
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::{
     deadlines::LONG,
+    places::FILTER,
     rig::{
         Mode, Rig, Status, all_pids, both_ways, free_port, is_root, lives, parent_of, send, skip,
         state_of, until, until_true,
@@ -18,6 +19,7 @@ use crate::{
 both_ways!(
     it_is_like_any_other_worker,
     nothing_outlives_a_killed_daemon,
+    nothing_outlives_a_killed_daemon_under_an_old_containers_filter,
     what_weak_containment_does_not_cover,
     nothing_is_left_of_one_that_ended,
     the_end_of_its_first_process_is_its_own,
@@ -48,9 +50,8 @@ fn start(rig: &mut Rig, fleets: &[String]) -> Option<Status> {
         return None;
     }
     rig.configure(&format!("[node]\nname = \"a\"\n{}", fleets.concat()));
-    rig.wrapper = ["/usr/bin/env", "LEASEHOLD_TEST_GATE=1"]
-        .map(str::to_owned)
-        .to_vec();
+    rig.wrapper
+        .extend(["/usr/bin/env", "LEASEHOLD_TEST_GATE=1"].map(str::to_owned));
     fs::write(rig.path("authority"), "a").unwrap();
     Some(rig.start_settled())
 }
@@ -190,6 +191,20 @@ fn nothing_outlives_a_killed_daemon(mut rig: Rig) {
     assert!(all.iter().all(|pid| lives(*pid)));
     rig.kill_keeper();
     until_true("all of it is gone", 2_000, || are_gone(&all));
+}
+
+/// Neither clone3 nor close_range.
+fn nothing_outlives_a_killed_daemon_under_an_old_containers_filter(mut rig: Rig) {
+    let Some(program) = rig.compile("filter", FILTER, &[]) else {
+        return;
+    };
+    let may = Command::new(&program).arg("true").status();
+    if !may.is_ok_and(|status| status.success()) {
+        skip("no seccomp filter can be installed here");
+        return;
+    }
+    rig.wrapper = vec![program.display().to_string()];
+    nothing_outlives_a_killed_daemon(rig);
 }
 
 /// Said in ARCHITECTURE.md: it leaves group and session, drops its environment, and outlives its parent. A cgroup alone keeps it until

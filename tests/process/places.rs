@@ -302,7 +302,7 @@ fn as_pid_1_its_death_is_everybodys() {
 }
 
 /// Installs a filter under which clone3 does not exist, then executes its arguments.
-const FILTER: &str = r#"
+pub(crate) const FILTER: &str = r#"
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
