@@ -6,6 +6,14 @@ mod conformance;
 
 #[path = "etcd/client.rs"]
 mod client;
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the rig serves the process tests first"
+)]
+#[path = "process/rig.rs"]
+mod daemon;
 #[path = "etcd/proxy.rs"]
 mod proxy;
 #[path = "etcd/real.rs"]
@@ -15,6 +23,8 @@ mod rig;
 
 #[path = "etcd/auth.rs"]
 mod auth;
+#[path = "etcd/records.rs"]
+mod records;
 #[path = "etcd/shell.rs"]
 mod shell;
 #[path = "etcd/silence.rs"]

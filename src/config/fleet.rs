@@ -7,7 +7,9 @@ use crate::{
         commands::Placeholders,
         document::{Kind, Place},
         fault::nearest,
-        forms, probes, process, publish, scale,
+        forms, probes, process, publish,
+        records::Whose,
+        scale,
         section::{Origin, Section},
         singleton,
         spec::*,
@@ -66,19 +68,21 @@ pub(super) fn fleet(
     name: &FleetName,
     section: &Section<'_, '_>,
     place: &Place,
-    etcd: Option<&EtcdSpec>,
+    (node, etcd): (&str, Option<&EtcdSpec>),
 ) -> Fleet {
     let placeholders = Placeholders::of(section);
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
     let (after, after_places) = after(section);
     let scale = scale::scale(section, &programs, &sockets);
-    let (publish, published) =
-        publish::publish(section, process.port_range, &sockets, &placeholders);
-    let delay = match publish {
-        Some(_) => publish::DEREGISTER_DELAY,
-        None => Span::ZERO,
+    let whose = Whose {
+        fleet: name,
+        node,
+        etcd,
     };
+    let ports = process.port_range;
+    let (publish, published) = publish::publish(section, whose, ports, &sockets, &placeholders);
+    let delay = publish.as_ref().map_or(Span::ZERO, publish::delay);
     let mut spec = FleetSpec {
         revision: Revision::default(),
         workers: section.integer("workers", 0, WORKERS_MAX).unwrap_or(1) as u32,

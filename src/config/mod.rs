@@ -12,8 +12,8 @@
 //! | `probes` | is it ready, is it well |
 //! | `cron` | one `[cron.NAME]` |
 //! | `singleton` | the lock that its workers need |
-//! | `publish` | where they are found, and who is told |
-//! | `template` | what templates of published files see |
+//! | `publish`, `records` | where they are found, and who is told |
+//! | `template` | what templates of published files and records see |
 //! | `spec` | what it all means: [`Config`] |
 //! | `calendar`, `crontab` | schedules: when they are due, and how they are typed |
 //! | `diff` | what a reload would do |
@@ -36,6 +36,7 @@ mod limits;
 mod probes;
 mod process;
 mod publish;
+pub mod records;
 mod resolve;
 mod scale;
 mod section;

@@ -13,6 +13,7 @@ use crate::{
         document::Place,
         fault::nearest,
         forms, process,
+        records::{self, Claims, Whose},
         section::{Origin, Section},
         spec::*,
         template,
@@ -32,19 +33,21 @@ const AGENT_FLOOR: Span = Span::secs(4);
 /// A reload is held back for up to a second, and takes a moment.
 const FILE_FLOOR: Span = Span::secs(2);
 
-/// How long a worker is out of everybody's list before it is told to stop, if nobody says.
-pub(super) const DEREGISTER_DELAY: Span = Span::secs(5);
+/// The same if nobody says, and nobody who is told needs longer.
+const DEREGISTER_DELAY: Span = Span::secs(5);
 
 /// Where its parts stand, for what holds between fleets.
 #[derive(Default)]
 pub(super) struct Places {
     pub(super) agent: Option<Place>,
     pub(super) files: Vec<Place>,
+    pub(super) records: Claims,
 }
 
 /// Reads it; none if there is no such table.
 pub(super) fn publish(
     section: &Section<'_, '_>,
+    whose: Whose<'_>,
     ports: Option<(u16, u16)>,
     sockets: &BTreeMap<String, SocketSpec>,
     placeholders: &Placeholders<'_, '_>,
@@ -53,7 +56,6 @@ pub(super) fn publish(
     if table.is_absent() {
         return (None, Places::default());
     }
-    needs_etcd(&table);
     let mode = table.word("mode", &MODES).unwrap_or(PublishMode::Node);
     let found = match mode {
         PublishMode::Node => of_node(&table, ports, sockets),
@@ -89,12 +91,17 @@ pub(super) fn publish(
         .iter()
         .map(|one| file(one, mode, &programs))
         .collect();
+    let address = address
+        .or(reached.map(|ip| ip.to_string()))
+        .unwrap_or_default();
+    let (records, claims) = records::records(&table, whose, mode, &address);
     let places = Places {
         agent: table.place_of("haproxy_agent"),
         files: tables
             .iter()
             .filter_map(|one| one.place_of("path"))
             .collect(),
+        records: claims,
     };
     if let (Some((low, high)), Some(agent)) = (ports, agent)
         && (low..=high).contains(&agent.port())
@@ -108,30 +115,15 @@ pub(super) fn publish(
     }
     let spec = PublishSpec {
         mode,
-        address: address
-            .or(reached.map(|ip| ip.to_string()))
-            .unwrap_or_default(),
+        address,
         port,
         files,
         haproxy_agent: agent,
         environment,
+        records,
     };
     table.finish();
     (Some(spec), places)
-}
-
-/// Records in etcd come with clusters.
-fn needs_etcd(table: &Section<'_, '_>) {
-    for key in ["traefik", "coredns", "kv"] {
-        if table.refused(key).is_some() {
-            let message = format!(
-                "`{}` needs etcd, which is not available in this version",
-                table.name(key)
-            );
-            let help = "publish by a rendered file ([[fleet.NAME.publish.file]]), haproxy_agent, or GET /v1/endpoints";
-            table.fault("E102", key, message, help);
-        }
-    }
 }
 
 /// The port that all workers of this node share, and the address that follows from its socket: none if that is every address.
@@ -348,22 +340,31 @@ fn check_template(table: &Section<'_, '_>, mode: PublishMode, path: &Path) {
     }
 }
 
+/// How long a worker must be in no list before everybody can know, and why.
+fn floor(spec: &PublishSpec) -> Option<(Span, &'static str)> {
+    let agent = spec.haproxy_agent.map(|_| {
+        let why = "HAProxy asks its agent every 2s, unless agent-inter says otherwise";
+        (AGENT_FLOOR, why)
+    });
+    let file = spec.files.first().map(|_| {
+        let why = "a reload is held back for up to 1s, and takes time";
+        (FILE_FLOOR, why)
+    });
+    let records = spec.records.as_ref().and_then(records::floor);
+    let all = agent.into_iter().chain(file).chain(records);
+    all.max_by_key(|(floor, _)| *floor)
+}
+
+/// How long a worker is out of every list before it is told to stop, if nobody says.
+pub(super) fn delay(spec: &PublishSpec) -> Span {
+    floor(spec).map_or(DEREGISTER_DELAY, |(floor, _)| floor.max(DEREGISTER_DELAY))
+}
+
 /// Warns of a delay in which nobody could notice that a worker is going.
 pub(super) fn check_delay(section: &Section<'_, '_>, spec: &PublishSpec, delay: Span) {
-    let (floor, why) = match (&spec.haproxy_agent, spec.files.as_slice()) {
-        (Some(_), _) => (
-            AGENT_FLOOR,
-            "HAProxy asks its agent every 2s, unless agent-inter says otherwise",
-        ),
-        (None, [_, ..]) => (
-            FILE_FLOOR,
-            "a reload is held back for up to 1s, and takes time",
-        ),
-        (None, []) => return,
-    };
-    if delay >= floor {
+    let Some((floor, why)) = floor(spec).filter(|(floor, _)| delay < *floor) else {
         return;
-    }
+    };
     let key = "deregister_delay";
     let tables = [section.section("drain"), section.section("stop")];
     let said = |origin| {
@@ -377,6 +378,7 @@ pub(super) fn check_delay(section: &Section<'_, '_>, spec: &PublishSpec, delay: 
         "{}: {key} = {delay} ends before balancers know that a worker goes: {why}",
         section.path
     );
-    let help = format!("write {key} = \"{floor}\" or more, or leave it out (5s)");
+    let usual = self::delay(spec);
+    let help = format!("write {key} = \"{floor}\" or more, or leave it out ({usual})");
     section.reader.warn("W230", place, message, help);
 }

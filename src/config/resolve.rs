@@ -62,7 +62,10 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
         match name.parse::<FleetName>() {
             Ok(name) => {
                 let fleet = match kind {
-                    Named::Fleet => fleet::fleet(&name, section, place, etcd.as_ref()),
+                    Named::Fleet => {
+                        let home = (node.name.as_str(), etcd.as_ref());
+                        fleet::fleet(&name, section, place, home)
+                    }
                     Named::Cron => cron::job(&name, section, place, etcd.as_ref()),
                 };
                 fleets.insert(name, fleet);
@@ -79,6 +82,7 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
     check_dependencies(&reader, &mut fleets, &top.declared);
     check_sockets(&reader, &http, &fleets);
     check_files(&reader, &fleets);
+    check_records(&reader, &fleets);
     check_locks(&reader, &fleets);
     check_descriptors(&reader, &fleets);
     drop(top);
@@ -529,6 +533,20 @@ fn check_files(reader: &Reader<'_>, fleets: &Fleets) {
                 let message = format!("{} is published by {other}, too", file.path);
                 let help = "give each its own file".to_owned();
                 reader.fault("E229", Some(place.clone()), message, "taken", help);
+            }
+        }
+    }
+}
+
+/// Two fleets cannot write one record, nor be one router.
+fn check_records(reader: &Reader<'_>, fleets: &Fleets) {
+    let mut taken: BTreeMap<&str, &FleetName> = BTreeMap::new();
+    for (name, fleet) in fleets {
+        for (what, place) in &fleet.published.records {
+            if let Some(other) = taken.insert(what, name) {
+                let message = format!("{what} is published by {other}, too");
+                let help = "give each its own name in it".to_owned();
+                reader.fault("E287", Some(place.clone()), message, "taken", help);
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::{
         limits,
         process::{ON_ERROR, STDERR},
         publish::MODES,
+        records::{PROTOCOLS, VERSIONS},
         scale::{SIGNALS, STUCK},
         spec::*,
         units,
@@ -424,6 +425,7 @@ impl Shown {
             haproxy_agent,
             // Ours, as the daemon was started; nobody types it here.
             environment: _,
+            records,
         } = publish;
         self.word("publish.mode", &MODES, mode);
         self.put("publish.address", address);
@@ -444,6 +446,75 @@ impl Shown {
                     self.put(&key("timeout"), command.timeout);
                 }
             }
+        }
+        if let Some(records) = records {
+            self.records(records);
+        }
+    }
+
+    fn records(&mut self, records: &RecordsSpec) {
+        let RecordsSpec {
+            traefik,
+            coredns,
+            kv,
+        } = records;
+        if let Some(traefik) = traefik {
+            self.traefik(traefik);
+        }
+        if let Some(CorednsSpec {
+            prefix,
+            zone,
+            name,
+            srv,
+            ttl,
+            priority,
+        }) = coredns
+        {
+            self.put("publish.coredns.prefix", prefix);
+            self.put("publish.coredns.zone", zone);
+            self.put("publish.coredns.name", name);
+            self.maybe("publish.coredns.srv", srv);
+            self.put("publish.coredns.ttl", ttl);
+            self.put("publish.coredns.priority", priority);
+        }
+        for KvSpec { key, value } in kv {
+            self.put(&format!("publish.kv.{key}"), format!("{value:?}"));
+        }
+    }
+
+    fn traefik(&mut self, traefik: &TraefikSpec) {
+        let TraefikSpec {
+            version,
+            rootkey,
+            protocol,
+            router,
+            rule,
+            entrypoints,
+            middlewares,
+            tls,
+            scheme,
+            passhostheader,
+            healthcheck,
+        } = traefik;
+        self.word("publish.traefik.version", &VERSIONS, version);
+        self.put("publish.traefik.rootkey", rootkey);
+        self.word("publish.traefik.protocol", &PROTOCOLS, protocol);
+        self.put("publish.traefik.router", router);
+        self.maybe("publish.traefik.rule", rule);
+        self.put("publish.traefik.entrypoints", entrypoints.join(", "));
+        self.put("publish.traefik.middlewares", middlewares.join(", "));
+        self.put("publish.traefik.tls", tls);
+        self.put("publish.traefik.scheme", scheme);
+        self.put("publish.traefik.passhostheader", passhostheader);
+        if let Some(TraefikCheck {
+            path,
+            interval,
+            timeout,
+        }) = healthcheck
+        {
+            self.put("publish.traefik.healthcheck.path", path);
+            self.maybe("publish.traefik.healthcheck.interval", interval);
+            self.maybe("publish.traefik.healthcheck.timeout", timeout);
         }
     }
 

@@ -159,6 +159,105 @@ pub struct PublishSpec {
     pub haproxy_agent: Option<std::net::SocketAddr>,
     /// What checks and reloads find in their environment.
     pub environment: BTreeMap<String, String>,
+    /// What stands of it in etcd; none without `[etcd]`.
+    pub records: Option<RecordsSpec>,
+}
+
+/// What stands in etcd of a fleet beside its canonical records.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordsSpec {
+    /// Servers of a Traefik.
+    pub traefik: Option<TraefikSpec>,
+    /// Names of a CoreDNS.
+    pub coredns: Option<CorednsSpec>,
+    /// Anything else.
+    pub kv: Vec<KvSpec>,
+}
+
+/// `publish.traefik`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraefikSpec {
+    /// Which keys it knows: one that it does not know spoils its whole tree.
+    pub version: TraefikVersion,
+    /// As its provider has it.
+    pub rootkey: String,
+    /// What is routed.
+    pub protocol: TraefikProtocol,
+    /// The name of router and service.
+    pub router: String,
+    /// What is routed to it; not of UDP.
+    pub rule: Option<String>,
+    /// Where it is reached; none: at all of them.
+    pub entrypoints: Vec<String>,
+    /// What a request goes through; not of UDP.
+    pub middlewares: Vec<String>,
+    /// Is TLS ended there? Not of UDP.
+    pub tls: bool,
+    /// Of servers: `http`, `https` or `h2c`; HTTP alone.
+    pub scheme: String,
+    /// HTTP alone.
+    pub passhostheader: bool,
+    /// HTTP alone.
+    pub healthcheck: Option<TraefikCheck>,
+}
+
+/// Which Traefik.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraefikVersion {
+    /// Servers have no weight.
+    V2,
+    /// Its matchers take one value.
+    V3,
+}
+
+/// What a Traefik routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraefikProtocol {
+    /// Requests.
+    Http,
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// `publish.traefik.healthcheck`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraefikCheck {
+    /// What it asks for.
+    pub path: String,
+    /// How often, if not as often as it does by itself.
+    pub interval: Option<Span>,
+    /// How long it waits, likewise.
+    pub timeout: Option<Span>,
+}
+
+/// `publish.coredns`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorednsSpec {
+    /// As its plugin has it: the path that everything lies below.
+    pub prefix: String,
+    /// As `svc.example.org`.
+    pub zone: String,
+    /// Of the fleet in it; `@`: the zone itself.
+    pub name: String,
+    /// `_http._tcp`, for who asks for SRV.
+    pub srv: Option<String>,
+    /// In seconds.
+    pub ttl: u32,
+    /// Of SRV.
+    pub priority: u32,
+}
+
+/// `[[publish.kv]]`: one record for each endpoint. Templates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvSpec {
+    /// Where.
+    pub key: String,
+    /// What.
+    pub value: String,
 }
 
 /// What an endpoint is.

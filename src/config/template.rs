@@ -1,4 +1,4 @@
-//! Templates of published files: what they see, and how they are filled in. Pure; who has a list brings it.
+//! Templates of published files and records: what they see, and how they are filled in. Pure; who has a list brings it.
 
 use minijinja::{
     AutoEscape, Environment, Error, UndefinedBehavior, Value, syntax::SyntaxConfig, value::Serde,
@@ -57,15 +57,33 @@ pub struct Shown<'a> {
 
 /// The file's text. `name` is the template's, `text` what stands in it.
 pub fn fill(name: &str, text: &str, context: &Context<'_>) -> Result<String, Error> {
+    let count = (context.endpoints.len() + context.draining.len()) as u64;
+    let environment = environment(FUEL + FUEL_EACH * count);
+    let parsed = environment.template_from_named_str(name, text)?;
+    parsed.render(Value::from(Serde(context)))
+}
+
+/// A text for each endpoint that takes work, in their order; it sees that endpoint's own words beside those of the whole list.
+pub fn fill_each(name: &str, text: &str, context: &Context<'_>) -> Result<Vec<String>, Error> {
+    let environment = environment(FUEL_EACH);
+    let parsed = environment.template_from_named_str(name, text)?;
+    let list = Value::from(Serde(context));
+    let endpoints = context.endpoints.iter();
+    let texts = endpoints.map(|one| {
+        let own = Value::from(Serde(one));
+        parsed.render(minijinja::context! { ..own, ..list.clone() })
+    });
+    texts.collect()
+}
+
+fn environment(fuel: u64) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
     environment.set_syntax(syntax.expect("the usual braces do not contradict each other"));
-    let count = (context.endpoints.len() + context.draining.len()) as u64;
-    environment.set_fuel(Some(FUEL + FUEL_EACH * count));
-    let parsed = environment.template_from_named_str(name, text)?;
-    parsed.render(Value::from(Serde(context)))
+    environment.set_fuel(Some(fuel));
+    environment
 }
 
 /// What is wrong with it, for people: `name:2: undefined value`.
@@ -94,34 +112,57 @@ pub(super) fn try_out(name: &str, text: &str, mode: PublishMode) -> Result<(), S
         ],
     };
     for (ready, draining, what) in lists {
-        let shown = |slot: u16, state: &'static str| Shown {
-            id: match mode {
-                PublishMode::Node => "web".to_owned(),
-                PublishMode::Worker => format!("web/{slot}"),
-            },
-            slot: (mode == PublishMode::Worker).then_some(u32::from(slot)),
-            address: "127.0.0.1",
-            port: 8_080 + slot,
-            authority: format!("127.0.0.1:{}", 8_080 + slot),
-            weight: u32::from(state == "ready"),
-            state,
-            revision: "0".repeat(16),
-        };
-        let context = Context {
-            fleet: "web",
-            node: "node",
-            mode,
-            address: "127.0.0.1",
-            endpoints: (0..ready).map(|slot| shown(slot, "ready")).collect(),
-            draining: (ready..ready + draining)
-                .map(|slot| shown(slot, "draining"))
-                .collect(),
-            ready: u32::from(ready),
-            desired: 2,
-            config_rev: "0".repeat(16),
-        };
+        let context = sample(("web", "node"), mode, ready, draining);
         fill(name, text, &context)
             .map_err(|error| format!("{}, with {what}", words(name, &error)))?;
     }
     Ok(())
+}
+
+/// What comes of a record's template for as many endpoints as there can be of a kind, as if they were those of this fleet on this node.
+pub(super) fn try_each(
+    (name, text): (&str, &str),
+    of: (&str, &str),
+    mode: PublishMode,
+) -> Result<Vec<String>, String> {
+    let ready = match mode {
+        PublishMode::Node => 1,
+        PublishMode::Worker => 2,
+    };
+    fill_each(name, text, &sample(of, mode, ready, 0)).map_err(|error| words(name, &error))
+}
+
+/// A list that there might be.
+fn sample<'a>(
+    (fleet, node): (&'a str, &'a str),
+    mode: PublishMode,
+    ready: u16,
+    draining: u16,
+) -> Context<'a> {
+    let shown = |slot: u16, state: &'static str| Shown {
+        id: match mode {
+            PublishMode::Node => fleet.to_owned(),
+            PublishMode::Worker => format!("{fleet}/{slot}"),
+        },
+        slot: (mode == PublishMode::Worker).then_some(u32::from(slot)),
+        address: "127.0.0.1",
+        port: 8_080 + slot,
+        authority: format!("127.0.0.1:{}", 8_080 + slot),
+        weight: u32::from(state == "ready"),
+        state,
+        revision: "0".repeat(16),
+    };
+    Context {
+        fleet,
+        node,
+        mode,
+        address: "127.0.0.1",
+        endpoints: (0..ready).map(|slot| shown(slot, "ready")).collect(),
+        draining: (ready..ready + draining)
+            .map(|slot| shown(slot, "draining"))
+            .collect(),
+        ready: u32::from(ready),
+        desired: 2,
+        config_rev: "0".repeat(16),
+    }
 }

@@ -4,12 +4,12 @@ use crate::{
     config::{Config, spec::Overlap},
     engine::{
         cluster::{
-            Cluster, Membership, Want,
+            Cluster, Membership, Want, Word,
             docket::{Dispute, Jobs},
             rpc::News,
         },
         command::{By, Denial},
-        effect::{Effect, Effects},
+        effect::{Effect, Effects, Subject, What},
         spawn::Facts,
         supervisor::Supervisor,
     },
@@ -33,9 +33,33 @@ pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
     })
 }
 
+/// What came of a fleet's records, for people and for the count.
+fn tell(fleet: FleetName, word: Word, now: Moment, out: &mut Effects) {
+    let what = match word {
+        Word::Failed {
+            target,
+            why,
+            is_new,
+        } => {
+            out.list.push(Effect::Unpublished {
+                fleet: fleet.clone(),
+                target: target.clone(),
+            });
+            is_new.then_some(What::PublishFailed { target, why })
+        }
+        Word::Restored { target, after } => Some(What::PublishRestored { target, after }),
+    };
+    if let Some(what) = what {
+        out.record(now, Subject::Fleet(fleet), what);
+    }
+}
+
 impl Supervisor {
-    /// Takes over the session of the supervisor before.
+    /// Takes over the session of the supervisor before, and its records.
     pub(super) fn resume_cluster(&mut self, now: Moment) {
+        if let (Some(cluster), Some(row)) = (&mut self.cluster, self.node.register) {
+            cluster.adopt_register(row, now);
+        }
         let (Some(cluster), Some(row)) = (&mut self.cluster, self.node.session) else {
             return;
         };
@@ -170,9 +194,27 @@ impl Supervisor {
                 out.list.push(Effect::Reply { request, reply });
             }
             let mut orders = Vec::new();
+            let wall = self.clock.at(now);
+            let offered = self.fleets.iter().filter_map(|(name, fleet)| {
+                let (listing, spec) = fleet.recorded()?;
+                Some((name, listing, spec))
+            });
+            for (name, listing, spec) in offered {
+                cluster.offer(name, (listing, spec), wall, now);
+            }
+            let fleets = &self.fleets;
+            let is_there = |name: &FleetName| {
+                let fleet = fleets.get(name);
+                fleet.is_some_and(|fleet| fleet.recorded().is_some())
+            };
+            cluster.keep_offers(is_there, now);
             let said = cluster.follow(&wants, &jobs, now, &mut orders);
             let verdicts = cluster.verdicts();
             self.node.session = cluster.row();
+            self.node.register = cluster.register_row();
+            for (fleet, word) in cluster.words() {
+                tell(fleet, word, now, out);
+            }
             out.list.extend(orders.into_iter().map(Effect::Etcd));
             let pin = cluster.pin();
             if pin != self.facts.pin {

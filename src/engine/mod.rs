@@ -42,6 +42,7 @@ mod operate;
 mod picture;
 mod places;
 pub mod publish;
+mod records;
 pub mod release;
 pub mod restart;
 mod rollout;

@@ -6,6 +6,7 @@ use crate::{
     engine::{
         fleet::{Fleet, Stance},
         places::Places,
+        publish::PublishStatus,
         rollout::Rollout,
         slot::{Slot, State},
         status::{
@@ -99,9 +100,18 @@ impl Supervisor {
             lock: self.lock_status(fleet, now),
             cron,
             scale: self.scale_status(fleet, now),
-            publish: fleet.publish_status(),
+            publish: self.publish_status(fleet),
             workers: workers.collect(),
         }
+    }
+
+    /// Files are told of by the fleet, records by the cluster.
+    fn publish_status(&self, fleet: &Fleet) -> Option<PublishStatus> {
+        let mut status = fleet.publish_status()?;
+        let records = self.cluster.as_ref().filter(|_| !fleet.removed);
+        let records = records.map(|cluster| cluster.targets(&fleet.name));
+        status.targets.extend(records.unwrap_or_default());
+        Some(status)
     }
 
     fn scale_status(&self, fleet: &Fleet, now: Moment) -> Option<ScaleStatus> {

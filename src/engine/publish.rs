@@ -1,13 +1,16 @@
 //! What is published of a fleet: a pure function of its slots' states. A worker is in the list while it takes work, and out of it in
 //! the step that decides otherwise: before its deregister delay and its signal, before the pause after a crash, and all at once when the
-//! daemon begins to drain. What is made of the list is the business of its files (`sheet.rs`) and of the shells.
+//! daemon begins to drain. What is made of the list is the business of its files (`sheet.rs`), of its records in etcd (`records.rs`) and of the shells.
 
 use std::{collections::BTreeSet, fmt::Display};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{PublishMode, PublishSpec, PublishedFile},
+    config::{
+        spec::{PublishMode, PublishSpec, PublishedFile, RecordsSpec},
+        template::{Context, Shown},
+    },
     engine::{
         effect::{Effect, Effects},
         fleet::{Fleet, Room},
@@ -95,6 +98,41 @@ pub struct Listing {
 }
 
 impl Listing {
+    /// As templates see it.
+    pub fn context<'a>(&'a self, fleet: &'a FleetName, node: &'a str) -> Context<'a> {
+        let of = |state: Presence| -> Vec<Shown<'_>> {
+            let its = self.endpoints.iter().filter(|one| one.state == state);
+            its.map(|one| self.shown(fleet, one)).collect()
+        };
+        Context {
+            fleet: fleet.as_str(),
+            node,
+            mode: self.mode,
+            address: &self.address,
+            endpoints: of(Presence::Ready),
+            draining: of(Presence::Draining),
+            ready: self.ready,
+            desired: self.desired,
+            config_rev: self.config.to_string(),
+        }
+    }
+
+    fn shown(&self, fleet: &FleetName, one: &Endpoint) -> Shown<'_> {
+        Shown {
+            id: match one.slot {
+                Some(slot) => format!("{fleet}/{slot}"),
+                None => fleet.to_string(),
+            },
+            slot: one.slot.map(|slot| slot.0),
+            address: &self.address,
+            port: one.port,
+            authority: authority(&self.address, one.port),
+            weight: one.weight,
+            state: one.state.word(),
+            revision: one.revision.to_string(),
+        }
+    }
+
     /// The last one.
     fn without_anybody(&self) -> Self {
         Self {
@@ -187,23 +225,46 @@ pub struct PublishStatus {
     pub listing: Listing,
     /// Its number.
     pub serial: u64,
-    /// Its files.
-    pub files: Vec<FileStatus>,
+    /// Who is told: files, and places in etcd.
+    pub targets: Vec<TargetStatus>,
     /// Where HAProxy asks.
     pub agent: Option<String>,
 }
 
-/// One file.
+/// Somebody who is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileStatus {
-    /// Where.
-    pub path: String,
+pub struct TargetStatus {
+    /// `file`, `etcd`, `traefik`, `coredns` or `kv`.
+    pub kind: &'static str,
+    /// The file's path; where in etcd.
+    pub target: String,
     /// `ok`, `pending` or `failed`.
     pub state: &'static str,
     /// Its readers are behind the list since then.
     pub behind: Option<Moment>,
     /// Why, since when, and how often it was tried.
     pub trouble: Option<(String, Moment, u32)>,
+}
+
+impl TargetStatus {
+    pub(super) fn new(
+        kind: &'static str,
+        target: String,
+        behind: Option<Moment>,
+        trouble: Option<(String, Moment, u32)>,
+    ) -> Self {
+        Self {
+            kind,
+            target,
+            state: match (&trouble, behind) {
+                (Some(_), _) => "failed",
+                (None, Some(_)) => "pending",
+                (None, None) => "ok",
+            },
+            behind,
+            trouble,
+        }
+    }
 }
 
 impl Supervisor {
@@ -485,9 +546,16 @@ impl Fleet {
         Some(PublishStatus {
             listing: publication.listing.clone()?,
             serial: publication.serial,
-            files: files.map(Sheet::status).collect(),
+            targets: files.map(Sheet::status).collect(),
             agent: spec.haproxy_agent.map(|address| address.to_string()),
         })
+    }
+
+    /// What is to be told in etcd of it, if there is one.
+    pub(super) fn recorded(&self) -> Option<(&Listing, &RecordsSpec)> {
+        let publication = &self.publication;
+        let spec = publication.spec.as_ref().filter(|_| !self.removed)?;
+        Some((publication.listing.as_ref()?, spec.records.as_ref()?))
     }
 
     /// What is remembered of a file.
@@ -538,6 +606,7 @@ mod tests {
             files: files.iter().map(file).collect(),
             haproxy_agent: None,
             environment: std::collections::BTreeMap::new(),
+            records: None,
         });
         Fleet::new("web".parse().unwrap(), spec, Moment(0))
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Version of the bodies; a body begins with it.
-const BODY_VERSION: u8 = 2;
+const BODY_VERSION: u8 = 3;
 
 impl Supervisor {
     pub(super) fn take_over(

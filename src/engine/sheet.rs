@@ -27,7 +27,7 @@ use crate::{
     engine::{
         effect::{Effect, ExitWords, What},
         fleet::{Fleet, Room},
-        publish::{Aside, FileJob, FileStatus, LONG_FAREWELL, Undo, Written},
+        publish::{Aside, FileJob, LONG_FAREWELL, TargetStatus, Undo, Written},
         spawn,
     },
     id::{Generation, Revision, SlotIndex, WorkerId},
@@ -316,20 +316,10 @@ impl Sheet {
         phase.into_iter().chain(leaving).min()
     }
 
-    pub(super) fn status(&self) -> FileStatus {
-        FileStatus {
-            path: self.file.path.clone(),
-            state: match (&self.trouble, self.behind) {
-                (Some(_), _) => "failed",
-                (None, Some(_)) => "pending",
-                (None, None) => "ok",
-            },
-            behind: self.behind,
-            trouble: self
-                .trouble
-                .as_ref()
-                .map(|trouble| (trouble.why.clone(), trouble.since, trouble.tries)),
-        }
+    pub(super) fn status(&self) -> TargetStatus {
+        let trouble = self.trouble.as_ref();
+        let trouble = trouble.map(|trouble| (trouble.why.clone(), trouble.since, trouble.tries));
+        TargetStatus::new("file", self.file.path.clone(), self.behind, trouble)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, spec::FleetSpec},
     engine::{
         autoscale::Rhythm,
-        cluster::{Cluster, SessionRow},
+        cluster::{Cluster, RegisterRow, SessionRow},
         command::Command,
         cron::Clock,
         effect::{Effect, Effects, Subject, What},
@@ -41,6 +41,8 @@ pub(super) struct NodeBody {
     pub(super) reopens: u64,
     /// Its session in the cluster.
     pub(super) session: Option<SessionRow>,
+    /// What its records there hang on.
+    pub(super) register: Option<RegisterRow>,
 }
 
 /// What a new supervisor starts from.
@@ -119,6 +121,7 @@ impl Supervisor {
             reloads: asked.reloads,
             reopens: asked.reopens,
             session: None,
+            register: None,
         };
         let mut fleets: BTreeMap<FleetName, Fleet> = config
             .fleets

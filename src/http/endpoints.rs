@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::spec::PublishMode,
     engine::{
-        publish::{Endpoint, FileStatus, Presence, PublishStatus},
+        publish::{Endpoint, Presence, PublishStatus, TargetStatus},
         status::{FleetStatus, Status},
     },
     http::view::Here,
@@ -55,9 +55,9 @@ pub struct EndpointView {
 /// Somebody who is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetView {
-    /// `file` or `haproxy-agent`.
+    /// `file`, `haproxy-agent`; of records in etcd `etcd`, `traefik`, `coredns` or `kv`.
     pub kind: String,
-    /// The file's path, or where is listened.
+    /// The file's path; where is listened; below which key, or at which.
     pub target: String,
     /// `ok`, `pending` or `failed`.
     pub state: String,
@@ -151,18 +151,18 @@ fn targets(publish: &PublishStatus, here: &Here<'_>) -> Vec<TargetView> {
         lag_ms: 0,
         failure: None,
     });
-    let files = publish.files.iter().map(|file| file_view(file, here));
-    agent.chain(files).collect()
+    let others = publish.targets.iter().map(|one| target(one, here));
+    agent.chain(others).collect()
 }
 
-fn file_view(file: &FileStatus, here: &Here<'_>) -> TargetView {
+fn target(one: &TargetStatus, here: &Here<'_>) -> TargetView {
     let lag = |since: Moment| here.now.since(since).as_millis();
     TargetView {
-        kind: "file".to_owned(),
-        target: file.path.clone(),
-        state: file.state.to_owned(),
-        lag_ms: file.behind.map_or(0, lag),
-        failure: file
+        kind: one.kind.to_owned(),
+        target: one.target.clone(),
+        state: one.state.to_owned(),
+        lag_ms: one.behind.map_or(0, lag),
+        failure: one
             .trouble
             .as_ref()
             .map(|(reason, since, tries)| PublishFailureView {
@@ -175,15 +175,15 @@ fn file_view(file: &FileStatus, here: &Here<'_>) -> TargetView {
 
 /// The first that fails, in words.
 pub fn failure(publish: &PublishStatus) -> Option<String> {
-    publish.files.iter().find_map(|file| {
-        let (why, ..) = file.trouble.as_ref()?;
-        Some(format!("{}: {why}", file.path))
+    publish.targets.iter().find_map(|one| {
+        let (why, ..) = one.trouble.as_ref()?;
+        Some(format!("{}: {why}", one.target))
     })
 }
 
 /// For `status`.
 pub fn of_fleet(publish: &PublishStatus) -> FleetPublishView {
-    let is = |state: &str| publish.files.iter().any(|file| file.state == state);
+    let is = |state: &str| publish.targets.iter().any(|one| one.state == state);
     let worst = ["failed", "pending"].into_iter().find(|state| is(state));
     let endpoints = publish.listing.endpoints.iter();
     FleetPublishView {

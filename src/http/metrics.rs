@@ -164,7 +164,7 @@ fn fleets(page: &mut Page, scene: &Scene<'_>) {
     size("fleet_max", help, &|fleet| view::bounds(fleet).1);
 }
 
-/// Of fleets that are published; a target is a file.
+/// Of fleets that are published; a target is a file, or a place in etcd.
 fn publishing(page: &mut Page, scene: &Scene<'_>) {
     let published = || {
         let fleets = scene.measures.status.fleets.iter();
@@ -181,11 +181,11 @@ fn publishing(page: &mut Page, scene: &Scene<'_>) {
     let help = "For so long a target has been behind what is published; 0 if it is not.";
     page.family("publish_lag_seconds", Kind::Gauge, help, |f| {
         for (fleet, publish) in published() {
-            for file in &publish.files {
-                let lag = file
+            for one in &publish.targets {
+                let lag = one
                     .behind
                     .map_or(Span::ZERO, |since| scene.now.since(since));
-                f.one(&[("fleet", fleet.as_str()), ("target", &file.path)], lag);
+                f.one(&[("fleet", fleet.as_str()), ("target", &one.target)], lag);
             }
         }
     });
@@ -193,9 +193,9 @@ fn publishing(page: &mut Page, scene: &Scene<'_>) {
     page.family("publish_failures", Kind::Counter, help, |f| {
         for (fleet, publish) in published() {
             let failures = scene.measures.tally.fleets.get(fleet);
-            for file in &publish.files {
-                let count = failures.and_then(|tally| tally.unpublished.get(&file.path));
-                let labels = [("fleet", fleet.as_str()), ("target", file.path.as_str())];
+            for one in &publish.targets {
+                let count = failures.and_then(|tally| tally.unpublished.get(&one.target));
+                let labels = [("fleet", fleet.as_str()), ("target", one.target.as_str())];
                 f.one(&labels, count.copied().unwrap_or(0));
             }
         }

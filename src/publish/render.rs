@@ -5,10 +5,7 @@ use std::{
     io::{self, Read},
 };
 
-use crate::{
-    config::template::{self, Context, Shown},
-    engine::publish::{Endpoint, FileJob, Listing, Presence, authority},
-};
+use crate::{config::template, engine::publish::FileJob};
 
 /// A template larger than this is somebody's mistake.
 const TEMPLATE_MAX: u64 = 1 << 20;
@@ -17,30 +14,7 @@ const TEMPLATE_MAX: u64 = 1 << 20;
 pub fn render(job: &FileJob) -> Result<String, String> {
     let name = &job.template;
     let text = read(name).map_err(|error| format!("cannot read the template {name}: {error}"))?;
-    let Listing {
-        mode,
-        address,
-        endpoints,
-        ready,
-        desired,
-        open: _,
-        config,
-    } = &job.listing;
-    let of = |state: Presence| -> Vec<Shown<'_>> {
-        let its = endpoints.iter().filter(|one| one.state == state);
-        its.map(|one| shown(job, one)).collect()
-    };
-    let context = Context {
-        fleet: job.fleet.as_str(),
-        node: &job.node,
-        mode: *mode,
-        address,
-        endpoints: of(Presence::Ready),
-        draining: of(Presence::Draining),
-        ready: *ready,
-        desired: *desired,
-        config_rev: config.to_string(),
-    };
+    let context = job.listing.context(&job.fleet, &job.node);
     template::fill(name, &text, &context).map_err(|error| template::words(name, &error))
 }
 
@@ -59,27 +33,14 @@ fn read(path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-fn shown<'a>(job: &'a FileJob, one: &Endpoint) -> Shown<'a> {
-    let address = &job.listing.address;
-    Shown {
-        id: match one.slot {
-            Some(slot) => format!("{}/{slot}", job.fleet),
-            None => job.fleet.to_string(),
-        },
-        slot: one.slot.map(|slot| slot.0),
-        address,
-        port: one.port,
-        authority: authority(address, one.port),
-        weight: one.weight,
-        state: one.state.word(),
-        revision: one.revision.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::spec::PublishMode, id::Revision};
+    use crate::{
+        config::spec::PublishMode,
+        engine::publish::{Endpoint, Listing, Presence},
+        id::Revision,
+    };
 
     fn job(template: &str) -> (tempfile::TempDir, FileJob) {
         let dir = tempfile::tempdir().unwrap();

@@ -249,6 +249,13 @@ impl Etcd {
         (!keys.is_empty()).then(|| (*rng.pick(&keys)).clone())
     }
 
+    /// Something that is published.
+    pub(crate) fn some_record(&self, rng: &mut Rng) -> Option<String> {
+        let is_record = |key: &&String| key.contains("/e/") || key.starts_with("traefik/");
+        let keys: Vec<&String> = self.store.keys.keys().filter(is_record).collect();
+        (!keys.is_empty()).then(|| (*rng.pick(&keys)).clone())
+    }
+
     /// An operator's, from anywhere, at once.
     pub(crate) fn operate(&mut self, request: Request, now: Moment) {
         if self.leader(now).is_some() {
@@ -258,6 +265,13 @@ impl Etcd {
 
     pub(crate) fn value(&self, key: &str) -> Option<String> {
         self.store.keys.get(key).map(|kv| kv.value.clone())
+    }
+
+    /// What stands below a prefix.
+    pub(crate) fn below(&self, prefix: &str) -> Vec<String> {
+        let keys = self.store.keys.keys();
+        let keys = keys.filter(|key| key.starts_with(prefix));
+        keys.cloned().collect()
     }
 
     pub(crate) fn places(&self, lock: &str) -> usize {

@@ -6,8 +6,9 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference, ReadySpec,
-            RestartPolicy, SingletonSpec, Sink, Takeover,
+            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference, PublishMode,
+            PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, SingletonSpec, Sink, Takeover,
+            TraefikProtocol, TraefikSpec, TraefikVersion,
         },
     },
     engine::{
@@ -80,8 +81,38 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
         }),
         ..SingletonSpec::default()
     });
+    spec.publish = Some(published(lock.name));
     spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
     spec
+}
+
+/// Whoever has the lock is found in etcd, too.
+fn published(name: &str) -> PublishSpec {
+    let traefik = TraefikSpec {
+        version: TraefikVersion::V3,
+        rootkey: "traefik".to_owned(),
+        protocol: TraefikProtocol::Http,
+        router: name.to_owned(),
+        rule: Some(format!("Host(`{name}`)")),
+        entrypoints: Vec::new(),
+        middlewares: Vec::new(),
+        tls: false,
+        scheme: "http".to_owned(),
+        passhostheader: true,
+        healthcheck: None,
+    };
+    PublishSpec {
+        mode: PublishMode::Node,
+        address: "10.0.0.5".to_owned(),
+        port: 8_000,
+        files: Vec::new(),
+        haproxy_agent: None,
+        environment: BTreeMap::new(),
+        records: Some(RecordsSpec {
+            traefik: Some(traefik),
+            ..RecordsSpec::default()
+        }),
+    }
 }
 
 fn config(node: &str, locks: &[Contended], endpoints: usize) -> Config {

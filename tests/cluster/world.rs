@@ -135,6 +135,7 @@ enum Fault {
     LockBusy(usize, Span),
     LeaseRevoked,
     PlaceDeleted,
+    RecordDeleted,
 }
 
 type Due = agenda::Due<Item>;
@@ -256,9 +257,10 @@ impl World {
         }
         for _ in 0..self.faults.removals {
             let when = self.rng.span(10_000, STORY.as_millis());
-            let fault = match self.rng.chance(50) {
-                true => Fault::LeaseRevoked,
-                false => Fault::PlaceDeleted,
+            let fault = match self.rng.below(4) {
+                0 | 1 => Fault::LeaseRevoked,
+                2 => Fault::PlaceDeleted,
+                _ => Fault::RecordDeleted,
             };
             self.at(when, Item::Fault(fault));
         }
@@ -272,6 +274,7 @@ impl World {
             true => self.check_nobody(),
             false => self.check_progress(),
         }
+        self.check_records();
         self.totals.elections = self.etcd.elections;
         self.totals.early_revokes = self.etcd.early_revokes;
         self.totals.stale_renewals = self.etcd.stale_renewals;
@@ -586,6 +589,13 @@ impl World {
                 if let Some(lease) = self.etcd.some_lease(&mut self.rng) {
                     self.totals.removals += 1;
                     self.etcd.operate(Request::Revoke(lease), now);
+                }
+            }
+            Fault::RecordDeleted => {
+                if let Some(key) = self.etcd.some_record(&mut self.rng) {
+                    self.totals.removals += 1;
+                    let txn = Txn::read(vec![Do::Delete(key)]);
+                    self.etcd.operate(Request::Txn(txn), now);
                 }
             }
             Fault::PlaceDeleted => {
@@ -1329,6 +1339,44 @@ impl World {
         let (least, most) = (all.clone().min(), all.max());
         let even = most.unwrap_or(0) <= least.unwrap_or(0) + 1;
         assert!(even, "they are not spread: {counts:?}");
+    }
+
+    /// With everything well again, whoever runs is found, nobody else is, and where they are looked for is there in any case.
+    fn check_records(&self) {
+        for lock in &self.locks {
+            let (name, id) = (lock.name, worker(lock.name));
+            let prefix = format!("/leasehold/v1/sim/e/{name}/");
+            let nodes = self.nodes.iter();
+            let running = nodes.filter(|node| node.host.process(&id).is_some());
+            let running: Vec<String> = running
+                .map(|node| format!("{prefix}{}", node.name))
+                .collect();
+            let told: Vec<String> = self
+                .nodes
+                .iter()
+                .map(|node| self.told(node, lock))
+                .collect();
+            assert_eq!(self.etcd.below(&prefix), running, "{name}: {told:#?}");
+            let service = format!("traefik/http/services/{name}/loadbalancer/");
+            let servers = self.etcd.below(&format!("{service}servers/"));
+            assert_eq!(servers.len(), 2 * running.len(), "{servers:?}: {told:#?}");
+            let anchors = self.etcd.below(&format!("traefik/http/routers/{name}/"));
+            assert_eq!(anchors.len(), 2, "{anchors:?}: {told:#?}");
+        }
+    }
+
+    /// What a node says of its records.
+    fn told(&self, node: &Node, lock: &Contended) -> String {
+        let now = node.clocks(self.now).boottime;
+        let status = node.engine.as_ref().map(|engine| engine.status(now));
+        let fleets = status.into_iter().flat_map(|status| status.fleets);
+        let mut its = fleets.filter(|one| one.name == fleet(lock.name));
+        let publish = its.next().and_then(|one| one.publish);
+        format!(
+            "{}: {:?}",
+            node.name,
+            publish.map(|publish| publish.targets)
+        )
     }
 
     /// With everything well again, everything runs.

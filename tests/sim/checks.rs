@@ -122,7 +122,7 @@ pub(crate) fn same_picture(old: &Status, new: &Status) {
         for publish in fleets.iter_mut().filter_map(|fleet| fleet.publish.as_mut()) {
             // Lists are counted anew, and files made anew.
             publish.serial = 0;
-            publish.files.clear();
+            publish.targets.clear();
         }
         let locks = fleets.iter_mut().filter_map(|fleet| fleet.lock.as_mut());
         for (_, gate) in locks.flat_map(|lock| &mut lock.gates) {

@@ -80,6 +80,7 @@ fn published(fleet: &str, mode: PublishMode, check: bool) -> PublishSpec {
         }],
         haproxy_agent: None,
         environment: BTreeMap::new(),
+        records: None,
     }
 }
 

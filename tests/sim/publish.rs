@@ -232,7 +232,7 @@ impl Market {
                 fleet.name
             );
             assert!(
-                publish.files.iter().all(|file| file.state == "ok"),
+                publish.targets.iter().all(|file| file.state == "ok"),
                 "{publish:?}"
             );
         }

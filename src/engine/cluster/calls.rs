@@ -25,6 +25,8 @@ pub(super) enum Purpose {
     Sweep,
     /// Somebody wants a lock moved.
     Wish(RequestId, String),
+    /// Something of the records, or of the lease that they hang on.
+    Register,
     /// Who belongs to the cluster.
     Census,
     /// Runs of jobs.
@@ -64,9 +66,18 @@ impl Calls {
         self.open.remove(&id)
     }
 
-    /// Whatever comes is for nobody.
-    pub(super) fn forget_all(&mut self) {
-        self.open.clear();
+    /// The session is over: whatever comes is for nobody, but for what hangs on another lease, or was asked by people.
+    pub(super) fn forget_session(&mut self) {
+        self.open.retain(|_, under| {
+            matches!(
+                under.purpose,
+                Purpose::Register
+                    | Purpose::Health
+                    | Purpose::Wish(..)
+                    | Purpose::Forget(..)
+                    | Purpose::Survey(..)
+            )
+        });
     }
 }
 

@@ -5,6 +5,9 @@
 //! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
 //! /leasehold/v1/CLUSTER/k/NODE                   that there is such a node, and since when it is there or was missed
 //! /leasehold/v1/CLUSTER/c/JOB/TICK               whose the run of this tick of a job is, and what became of it
+//! /leasehold/v1/CLUSTER/e/FLEET/NODE[/SLOT]       where work can be sent, with the lease of that node's records
+//! /leasehold/v1/CLUSTER/p/NODE                   which lease that is
+//! /leasehold/v1/CLUSTER/a/FLEET                  what was written for it without a lease, as a map from keys to values
 //! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
 //! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
 //! /leasehold/v1/CLUSTER/s/LOCK/rel               the last holder who gave it back after the end of his worker
@@ -92,6 +95,21 @@ impl Prefix {
     /// All that concerns one lock.
     pub(super) fn lock(&self, name: &str) -> String {
         format!("{}s/{name}/", self.0)
+    }
+
+    /// All endpoints of all fleets.
+    pub(super) fn endpoints(&self) -> String {
+        format!("{}e/", self.0)
+    }
+
+    /// Whose lease the records of a node hang on.
+    pub(super) fn publisher(&self, node: &str) -> String {
+        format!("{}p/{node}", self.0)
+    }
+
+    /// What was written for a fleet without a lease.
+    pub(super) fn anchors(&self, fleet: &FleetName) -> String {
+        format!("{}a/{fleet}", self.0)
     }
 
     /// All queues of all locks.

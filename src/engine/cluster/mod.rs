@@ -3,15 +3,18 @@
 //! What it hears are answers of etcd; what it wants are requests; what it tells the gates is `Said`. It knows nothing of processes: a gate
 //! that it calls won still takes the lock file, has the keeper confirm the deadline, and only then is anybody started.
 
+mod anchors;
 mod asked;
 mod calls;
 mod candidate;
 mod census;
 pub(in crate::engine) mod docket;
+mod entry;
 pub mod figures;
 mod keys;
 mod line;
 mod queue;
+mod register;
 mod renewal;
 pub mod rpc;
 mod session;
@@ -23,25 +26,33 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::SingletonSpec,
-    engine::cluster::{
-        asked::Told,
-        calls::{Calls, Desk, Purpose},
-        candidate::{Candidate, Granted},
-        census::Census,
-        docket::{Docket, Jobs},
-        figures::Figures,
-        keys::{NodeCard, Prefix},
-        line::Line,
-        queue::Queue,
-        rpc::{Body, CallId, Change, Do, Failure, Header, News, Order, Reply, Request, Txn, When},
-        session::{Heard, Identity, PATIENCE, Session},
-        standing::{Scene, own},
+    config::spec::{RecordsSpec, SingletonSpec},
+    engine::{
+        cluster::{
+            asked::Told,
+            calls::{Calls, Desk, Purpose},
+            candidate::{Candidate, Granted},
+            census::Census,
+            docket::{Docket, Jobs},
+            figures::Figures,
+            keys::{NodeCard, Prefix},
+            line::Line,
+            queue::Queue,
+            register::Register,
+            rpc::{
+                Body, CallId, Change, Do, Failure, Header, News, Order, Reply, Request, Txn, When,
+            },
+            session::{Heard, Identity, PATIENCE, Session},
+            standing::{Scene, own},
+        },
+        publish::{Listing, TargetStatus},
     },
-    id::{RequestId, WorkerId},
-    time::{Clocks, Moment, Span},
+    id::{FleetName, RequestId, WorkerId},
+    time::{Clocks, Moment, Span, Stamp},
 };
 
+pub(in crate::engine) use entry::Word;
+pub(in crate::engine) use register::RegisterRow;
 pub use session::Pin;
 pub(in crate::engine) use session::SessionRow;
 pub use survey::{
@@ -130,6 +141,8 @@ pub(in crate::engine) struct Cluster {
     calls: Calls,
     queues: BTreeMap<String, Queue>,
     candidates: BTreeMap<WorkerId, Candidate>,
+    /// What is published, on a lease of its own.
+    register: Register,
     said: Vec<(WorkerId, Said)>,
     /// Answers to those who wanted something.
     replies: Vec<(RequestId, Told)>,
@@ -165,6 +178,12 @@ impl Cluster {
         };
         Self {
             node: membership.node.clone(),
+            register: Register::new(
+                prefix.clone(),
+                (&membership.node, &membership.identity),
+                (membership.ttl, membership.endpoints),
+                now,
+            ),
             prefix: prefix.clone(),
             session: Session::new(identity, membership.pin, now),
             calls: Calls::default(),
@@ -204,6 +223,7 @@ impl Cluster {
             self.membership = wanted.clone();
             self.session.reconfigure(wanted.endpoints, wanted.ttl);
             self.figures.reconfigure(wanted.endpoints);
+            self.register.reconfigure(wanted.endpoints, wanted.ttl);
         }
         true
     }
@@ -224,6 +244,46 @@ impl Cluster {
             let candidate = Candidate::adopted(lock, &spec, &self.node, ours, now);
             self.candidates.insert(worker, candidate);
         }
+    }
+
+    /// Goes on with the records of the supervisor before.
+    pub(in crate::engine) fn adopt_register(&mut self, row: RegisterRow, now: Moment) {
+        self.register.adopt(row, now);
+    }
+
+    /// For the node's row.
+    pub(in crate::engine) fn register_row(&self) -> Option<RegisterRow> {
+        self.register.row()
+    }
+
+    /// What is published of a fleet now.
+    pub(in crate::engine) fn offer(
+        &mut self,
+        fleet: &FleetName,
+        what: (&Listing, &RecordsSpec),
+        wall: Stamp,
+        now: Moment,
+    ) {
+        self.register.offer(fleet, what, wall, now);
+    }
+
+    /// Of other fleets nothing is published any more.
+    pub(in crate::engine) fn keep_offers(
+        &mut self,
+        is_there: impl Fn(&FleetName) -> bool,
+        now: Moment,
+    ) {
+        self.register.keep(is_there, now);
+    }
+
+    /// What people are to hear of what is published.
+    pub(in crate::engine) fn words(&mut self) -> Vec<(FleetName, Word)> {
+        self.register.words()
+    }
+
+    /// Who is told in etcd of a fleet, and how that goes.
+    pub(in crate::engine) fn targets(&self, fleet: &FleetName) -> Vec<TargetStatus> {
+        self.register.targets(fleet)
     }
 
     /// For the node's row.
@@ -251,13 +311,15 @@ impl Cluster {
         let docket =
             docket.filter(|_| self.session.stamp().is_some() && self.leaves_until.is_none());
         let all = all.chain(inventory).chain(farewell);
-        all.chain(census).chain(docket).min()
+        let register = self.register.deadline();
+        all.chain(census).chain(docket).chain(register).min()
     }
 
     /// Is there nothing left to say to etcd?
     pub(in crate::engine) fn has_left(&self, now: Moment) -> bool {
         self.leaves_until.is_some_and(|until| {
-            until <= now || (self.candidates.is_empty() && self.session.is_away())
+            let is_away = self.session.is_away() && self.register.is_away();
+            until <= now || (self.candidates.is_empty() && is_away)
         })
     }
 
@@ -343,6 +405,11 @@ impl Cluster {
                 if matches!(read_of(result), Ok((_, false, _))) {
                     self.restamp(now);
                 }
+            }
+            Purpose::Register => {
+                let calls = &mut self.calls;
+                let mut desk = Desk { now, calls, out };
+                self.register.answered(call, sent, result, &mut desk);
             }
             Purpose::Session => self.session_answered(call, sent, result, now, out),
             Purpose::Join(worker) => self.joined(&worker, call, result, now),
@@ -434,7 +501,7 @@ impl Cluster {
 
     /// The session is over, and everything that hung on it.
     fn lost(&mut self, why: &str) {
-        self.calls.forget_all();
+        self.calls.forget_session();
         for (worker, _) in std::mem::take(&mut self.candidates) {
             self.said.push((worker, Said::Lost(why.to_owned())));
         }
@@ -660,6 +727,7 @@ impl Cluster {
         let mut desk = Desk { now, calls, out };
         let stays_away = self.leaves_until.is_some();
         self.session.tend(stays_away, &mut desk);
+        self.register.tend(stays_away, &mut desk);
         let endpoint = self.session.favourite();
         let stamp = self.session.stamp();
         let has = Has::count(self.candidates.values());
