@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     sys::{
-        cgroup::{Leaf, leaf_name},
+        cgroup::{Leaf, is_of_one_command, leaf_name, leaves_below},
         clock,
         family::{self, Carrier},
         poll,
@@ -32,11 +32,14 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         let named = headers
             .iter()
             .filter(|(_, header)| header.process != Process::Vacant);
-        named.filter_map(move |(key, header)| {
+        let named = named.filter_map(move |(key, header)| {
             Some(Leaf::at(
                 Path::new(base?).join(leaf_name(key, header.generation)),
             ))
-        })
+        });
+        // The keeper may have died before it could tell of the last one. In a directory that no other run uses, all of them are its own.
+        let own = base.map(Path::new).filter(|base| is_of_one_command(base));
+        named.chain(own.into_iter().flat_map(leaves_below))
     };
     let me = std::process::id() as i32;
     let heads: Vec<family::Head> = headers

@@ -149,6 +149,13 @@ pub fn is_of_one_command(workers: &Path) -> bool {
     name.is_some_and(|name| name.starts_with(OF_ONE_COMMAND))
 }
 
+/// All leaves below `workers`.
+pub fn leaves_below(workers: &Path) -> Vec<Leaf> {
+    let entries = fs::read_dir(workers).into_iter().flatten().flatten();
+    let leaves = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    leaves.map(|entry| Leaf::at(entry.path())).collect()
+}
+
 /// Leaves of any generation of a worker, and of its helpers, below `workers`: another daemon's directory, perhaps.
 pub fn leaves_of(workers: &Path, worker: &WorkerId) -> Vec<Leaf> {
     let slot = RowKey::Slot(worker.clone()).to_string().replace('/', ".");

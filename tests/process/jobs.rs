@@ -190,8 +190,9 @@ fn the_background_leaves_the_terminal_alone(rig: Rig) {
     until_true("the shell sees it", 5_000, || {
         shell.terminal.shown()[from..].contains("Killed")
     });
-    shell.says("echo ba''ck", "back\r\n");
+    // What is typed while the command is dying may be read by it.
     shell.lock.assert_nothing_left();
+    shell.says("echo ba''ck", "back\r\n");
 }
 
 fn a_program_may_have_its_terminal_raw(rig: Rig) {
