@@ -32,6 +32,7 @@ use crate::{
     },
     engine::{
         Effects, Event, Supervisor,
+        cluster::rpc,
         command::{Denial, Reply},
         effect::Rough,
         event::Purpose,
@@ -48,6 +49,9 @@ use crate::{
     wire::{Containment, DeadlineNews, Header, News, Op, Process, RowKey, Stopping, Welcome},
 };
 
+/// The request that a supervisor without a keeper has left.
+const LAST_CALL: rpc::CallId = rpc::CallId(u64::MAX);
+const LAST_CALL_WITHIN: Span = Span::secs(1);
 /// While it drains, the terminal and systemd hear how far it is this often.
 const PROGRESS_EVERY: Span = Span::secs(1);
 
@@ -186,7 +190,7 @@ impl Driver {
         loop {
             self.tend_errand();
             if let Err(error) = self.flush() {
-                return self.cut_off(&error);
+                return self.cut_off(&error).await;
             }
             if let Some(code) = self.leaving {
                 return self.leave(code);
@@ -198,7 +202,7 @@ impl Driver {
                 self.step(event);
             }
             match event {
-                Next::Keeper(Ok(packets)) if packets.is_empty() => return self.orphaned(),
+                Next::Keeper(Ok(packets)) if packets.is_empty() => return self.orphaned().await,
                 Next::Keeper(Ok(packets)) => {
                     let mut news = Vec::new();
                     for packet in packets {
@@ -213,7 +217,7 @@ impl Driver {
                     }
                     self.take_news(news);
                 }
-                Next::Keeper(Err(error)) => return self.cut_off(&error),
+                Next::Keeper(Err(error)) => return self.cut_off(&error).await,
                 Next::Deadlines(news) => self.take_deadlines(news),
                 Next::Note => self.take_notes(),
                 Next::Inbox(item) => self.take_item(*item),
@@ -625,10 +629,10 @@ impl Driver {
     }
 
     /// The wire failed. Only a broken connection proves that the keeper is dead; after anything else a successor does better.
-    fn cut_off(&mut self, error: &std::io::Error) -> u8 {
+    async fn cut_off(&mut self, error: &std::io::Error) -> u8 {
         use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
         if matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected) {
-            return self.orphaned();
+            return self.orphaned().await;
         }
         self.console
             .say(format!("leasehold: the wire to the keeper failed: {error}"));
@@ -636,10 +640,35 @@ impl Driver {
         ExitCode::Failed.number()
     }
 
+    /// Nothing of ours is left: whoever is next need not wait until our lease is over.
+    async fn give_lease_back(&mut self) {
+        let Some((lease, endpoint)) = self.engine.lease() else {
+            return;
+        };
+        self.ways.obey(rpc::Order::Call(rpc::Call {
+            id: LAST_CALL,
+            endpoint,
+            request: rpc::Request::Revoke(lease),
+            within: LAST_CALL_WITHIN,
+        }));
+        let heard = async {
+            while let Some(item) = self.inbox.recv().await {
+                let Inbox::Etcd(rpc::News::Answered { call, .. }) = item else {
+                    continue;
+                };
+                if call == LAST_CALL {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_CALL_WITHIN.into(), heard).await;
+    }
+
     /// The keeper is dead.
-    fn orphaned(&mut self) -> u8 {
+    async fn orphaned(&mut self) -> u8 {
         if last_rites::end_everything(&self.welcome, &self.known.headers) {
             self.gates.free_all();
+            self.give_lease_back().await;
         }
         let logs = std::mem::replace(&mut self.logs, Capture::none());
         logs.finish();

@@ -6,7 +6,7 @@ use crate::{
         cluster::{
             Cluster, Membership, Want, Word,
             docket::{Dispute, Jobs},
-            rpc::News,
+            rpc::{LeaseId, News},
         },
         command::{By, Denial},
         effect::{Effect, Effects, Subject, What},
@@ -81,6 +81,11 @@ impl Supervisor {
             Some((worker, spec, slot.gate.ticket.clone()?))
         });
         cluster.adopt(row, tickets, now);
+    }
+
+    /// What this node's keys hang on, and whom to ask about it.
+    pub fn lease(&self) -> Option<(LeaseId, usize)> {
+        self.cluster.as_ref()?.lease_to_give_back()
     }
 
     /// When the cluster has something to do.

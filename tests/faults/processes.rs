@@ -177,7 +177,12 @@ fn keeper_killed(how: How) {
     let holder = world.three(&how);
     let containment = containment(&world, holder.node);
     world.nodes[holder.node].kill_keeper();
-    let next = world.after(&holder, world.times.failover());
+    // That nothing is left a directory of cgroups proves, and the lease is given back.
+    let bound = match how.mode {
+        Mode::Cgroup => Span::secs(3),
+        Mode::Group => world.times.failover(),
+    };
+    let next = world.after(&holder, bound);
     assert_ne!(next.node, holder.node);
     world.verdict(
         &format!("SIGKILL of the keeper ({containment})"),

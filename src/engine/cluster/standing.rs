@@ -107,6 +107,11 @@ impl Cluster {
         self.session.lease().filter(|_| self.session.is_open())
     }
 
+    /// What our keys hang on, renewed or not, and whom to ask about it.
+    pub(in crate::engine) fn lease_to_give_back(&self) -> Option<(LeaseId, usize)> {
+        Some((self.session.lease()?, self.session.favourite()))
+    }
+
     /// For people and programs.
     pub(in crate::engine) fn status(&self, now: Moment) -> ClusterStatus {
         let verified = self.session.verified();
