@@ -487,6 +487,23 @@ impl Cron {
                 desk.record(What::RunElsewhere { scheduled, node });
                 Move::Again
             }
+            Some(Verdict::Past) => {
+                let (why, scheduled) = (Miss::Late, run.scheduled);
+                self.refuse(
+                    scheduled,
+                    ExitCode::Conflict,
+                    || why.reason().to_owned(),
+                    desk,
+                );
+                desk.record(What::RunsMissed {
+                    first: scheduled,
+                    last: scheduled,
+                    count: 1,
+                    why,
+                });
+                self.note(&run, Outcome::Missed(why), desk);
+                Move::Again
+            }
             None if until <= desk.now => {
                 let why = format!("etcd did not say whose it is in {CLUSTER_PATIENCE}");
                 self.miss_claim(run, why, desk)

@@ -1,5 +1,7 @@
 //! Runs of the cluster's jobs. Whoever creates a tick's key starts its run, and nobody else does; at its end he writes what became of it there,
 //! so that the keys of a job are its history, to be read from any node. A claim whose node is gone tells of a run that was lost with it.
+//! Of a long history the oldest goes, and a floor says how far: what lies below it was decided upon, though nobody knows how, and is not
+//! claimed by a node that was away, or whose clock is late.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +10,7 @@ use crate::{
         book::Outcome,
         cluster::{
             calls::{Desk, Purpose},
-            keys::{self, Prefix, RunCard},
+            keys::{self, FloorCard, Prefix, RunCard},
             rpc::{CallId, Do, KeyValue, Request, TXN_MAX, Txn, When},
             session::PATIENCE,
         },
@@ -46,6 +48,8 @@ pub(in crate::engine) enum Verdict {
     Theirs(String),
     /// It is ours, and a node has the run before.
     Busy(String),
+    /// It was decided upon so long ago that it is forgotten how.
+    Past,
 }
 
 /// What this node knows of a run that it claimed.
@@ -72,6 +76,23 @@ struct Claim {
     retry: Moment,
 }
 
+/// What is due by then was decided upon.
+#[derive(Clone, Copy, Debug, Default)]
+struct Floor {
+    /// The revision that wrote it; 0: none has.
+    written: i64,
+    through: Option<Stamp>,
+}
+
+impl Floor {
+    fn of(kv: &KeyValue) -> Self {
+        Self {
+            written: kv.modified,
+            through: keys::decode::<FloorCard>(&kv.value).map(|card| card.through),
+        }
+    }
+}
+
 /// What stands on it for us.
 #[derive(Clone, Debug)]
 pub(super) struct Docket {
@@ -84,6 +105,8 @@ pub(super) struct Docket {
     claims: BTreeMap<FleetName, Claim>,
     /// Ours, and not ended, as etcd has them.
     open: BTreeMap<Tick, RunCard>,
+    /// How far back each job is known.
+    floors: BTreeMap<FleetName, Floor>,
     verdicts: Vec<(Tick, Verdict)>,
 }
 
@@ -98,6 +121,7 @@ impl Docket {
             closes: None,
             claims: BTreeMap::new(),
             open: BTreeMap::new(),
+            floors: BTreeMap::new(),
             verdicts: Vec::new(),
         }
     }
@@ -129,12 +153,13 @@ impl Docket {
         self.match_disputes(&jobs.disputes, desk.now);
         for claim in self.claims.values_mut() {
             if claim.call.is_none() && claim.retry <= desk.now {
+                let floor = self.floors.get(&claim.dispute.tick.0);
+                let floor = floor.map_or(0, |floor| floor.written);
                 let request = ask(
                     &self.prefix,
-                    &self.node,
-                    &self.identity,
+                    (&self.node, &self.identity),
                     &claim.dispute,
-                    stamp,
+                    (stamp, floor),
                 );
                 let purpose = Purpose::Docket;
                 claim.call = Some(desk.ask(endpoint, request, PATIENCE, purpose));
@@ -229,17 +254,37 @@ impl Docket {
                 self.claimed(&dispute, &read, endpoint, desk);
                 false
             }
-            Some((false, read)) => {
-                let there = read.into_iter().flatten().next();
-                let card = there.and_then(|kv| keys::decode::<RunCard>(&kv.value));
-                let refused = card.is_none();
-                if let Some(card) = card {
-                    self.taken(&dispute, card);
-                }
-                refused
-            }
+            Some((false, read)) => self.refused(&dispute, read, desk.now),
             None => false,
         }
+    }
+
+    /// Somebody has it, or it is past, or the floor is another one than we knew; or none of it: our stamp is not in force.
+    fn refused(&mut self, dispute: &Dispute, read: Vec<Vec<KeyValue>>, now: Moment) -> bool {
+        let Ok([there, floor]) = <[_; 2]>::try_from(read) else {
+            return false;
+        };
+        let card = there.first();
+        if let Some(card) = card.and_then(|kv| keys::decode::<RunCard>(&kv.value)) {
+            self.taken(dispute, card);
+            return false;
+        }
+        let job = &dispute.tick.0;
+        let known = self.floors.get(job).copied().unwrap_or_default();
+        let floor = floor.first().map(Floor::of).unwrap_or_default();
+        self.floors.insert(job.clone(), floor);
+        if floor
+            .through
+            .is_some_and(|through| dispute.tick.1 <= through)
+        {
+            self.decide(dispute.tick.clone(), Verdict::Past);
+            return false;
+        }
+        let moved = floor.written != known.written;
+        if let Some(claim) = self.claims.get_mut(job).filter(|_| moved) {
+            claim.retry = now;
+        }
+        !moved
     }
 
     fn read(&mut self, all: impl Iterator<Item = KeyValue>) {
@@ -265,7 +310,10 @@ impl Docket {
         endpoint: usize,
         desk: &mut Desk<'_>,
     ) {
-        let [nodes, runs] = read else { return };
+        let [nodes, all] = read else { return };
+        let job = &dispute.tick.0;
+        let is_run = |kv: &&KeyValue| self.prefix.tick_of(&kv.key).is_some();
+        let runs: Vec<&KeyValue> = all.iter().filter(is_run).collect();
         let present: Vec<&str> = nodes
             .iter()
             .filter_map(|kv| self.prefix.node_of(&kv.key))
@@ -283,25 +331,45 @@ impl Docket {
             None => Verdict::Ours,
         };
         let surplus = (runs.len() + 1).saturating_sub(dispute.history.max(1) as usize);
-        let over = runs.iter().zip(&cards).filter(|(_, card)| {
+        // In the order of time: what is there still keeps what comes after it.
+        let is_over = |card: &Option<RunCard>| {
             let own = |card: &RunCard| card.identity == self.identity && card.ended.is_none();
             card.as_ref()
                 .is_none_or(|card| !is_there(card) && !own(card))
-        });
-        let over: Vec<Do> = over
-            .take(surplus.min(TXN_MAX))
-            .map(|(kv, _)| Do::Delete(kv.key.clone()))
+        };
+        let over = runs
+            .iter()
+            .zip(&cards)
+            .take_while(|(_, card)| is_over(card));
+        let over: Vec<String> = over
+            .take(surplus.min(TXN_MAX - 1))
+            .map(|(kv, _)| kv.key.clone())
             .collect();
-        if !over.is_empty() {
-            let txn = Txn {
-                then: over,
-                ..Txn::default()
-            };
-            desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Docket);
+        if let Some(request) = self.forget(job, over) {
+            desk.ask(endpoint, request, PATIENCE, Purpose::Docket);
         }
         let card = card(&self.node, &self.identity, dispute);
         self.open.insert(dispute.tick.clone(), card);
         self.decide(dispute.tick.clone(), verdict);
+    }
+
+    /// These runs go, and the floor comes up to the last of them.
+    fn forget(&self, job: &FleetName, over: Vec<String>) -> Option<Request> {
+        let floor = self.floors.get(job).copied().unwrap_or_default();
+        let (_, last) = self.prefix.tick_of(over.last()?)?;
+        let through = floor.through.map_or(last, |before| before.max(last));
+        let key = self.prefix.floor(job);
+        let mut then: Vec<Do> = over.into_iter().map(Do::Delete).collect();
+        then.push(Do::Put {
+            key: key.clone(),
+            value: keys::encode(&FloorCard { through }),
+            lease: None,
+        });
+        Some(Request::Txn(Txn {
+            when: vec![When::Modified(key, floor.written)],
+            then,
+            otherwise: Vec::new(),
+        }))
     }
 
     /// Somebody has it: we, if an answer was lost, or if this node asked before it went down and never started it.
@@ -329,17 +397,222 @@ fn card(node: &str, identity: &str, dispute: &Dispute) -> RunCard {
     }
 }
 
-fn ask(prefix: &Prefix, node: &str, identity: &str, dispute: &Dispute, stamp: &When) -> Request {
+fn ask(
+    prefix: &Prefix,
+    (node, identity): (&str, &str),
+    dispute: &Dispute,
+    (stamp, floor): (&When, i64),
+) -> Request {
     let (job, scheduled) = &dispute.tick;
-    let key = prefix.run(job, *scheduled);
+    let (key, below) = (prefix.run(job, *scheduled), prefix.floor(job));
     let put = Do::Put {
         key: key.clone(),
         value: keys::encode(&card(node, identity, dispute)),
         lease: None,
     };
     Request::Txn(Txn {
-        when: vec![stamp.clone(), When::Created(key.clone(), 0)],
+        when: vec![
+            stamp.clone(),
+            When::Created(key.clone(), 0),
+            When::Modified(below.clone(), floor),
+        ],
         then: vec![Do::List(prefix.nodes()), Do::List(prefix.runs_of(job)), put],
-        otherwise: vec![Do::Get(key)],
+        otherwise: vec![Do::Get(key), Do::Get(below)],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::cluster::{calls::Calls, rpc::Order};
+
+    const MINUTE: u64 = 60;
+
+    struct Bench {
+        docket: Docket,
+        calls: Calls,
+        now: Moment,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Moment(0);
+            let (node, identity) = ("a".to_owned(), "ours".to_owned());
+            Self {
+                docket: Docket::new(Prefix::new("c"), node, identity, now),
+                calls: Calls::default(),
+                now,
+            }
+        }
+
+        /// What it asks for, with this tick in dispute; looks aside.
+        fn tend(&mut self, minute: u64, history: u32) -> Vec<(CallId, Txn)> {
+            let dispute = Dispute {
+                tick: tick(minute),
+                started: tick(minute).1,
+                skips: true,
+                history,
+            };
+            let jobs = Jobs {
+                disputes: vec![dispute],
+                fates: BTreeMap::new(),
+            };
+            let stamp = When::Modified("n".to_owned(), 7);
+            let (now, mut out) = (self.now, Vec::new());
+            let calls = &mut self.calls;
+            let mut desk = Desk {
+                now,
+                calls,
+                out: &mut out,
+            };
+            self.docket.tend(&jobs, &stamp, 0, &mut desk);
+            writes(out)
+        }
+
+        fn answer(
+            &mut self,
+            call: CallId,
+            held: bool,
+            read: Vec<Vec<KeyValue>>,
+        ) -> (bool, Vec<Txn>) {
+            let (now, mut out) = (self.now, Vec::new());
+            let calls = &mut self.calls;
+            let mut desk = Desk {
+                now,
+                calls,
+                out: &mut out,
+            };
+            let shut = self.docket.answered(call, Some((held, read)), 0, &mut desk);
+            let asked = writes(out).into_iter().map(|(_, txn)| txn);
+            (shut, asked.collect())
+        }
+
+        fn verdict(&mut self) -> Option<Verdict> {
+            self.docket.verdicts().pop().map(|(_, verdict)| verdict)
+        }
+    }
+
+    fn writes(out: Vec<Order>) -> Vec<(CallId, Txn)> {
+        let txn = |order| match order {
+            Order::Call(call) => match call.request {
+                Request::Txn(txn) if txn.writes() => Some((call.id, txn)),
+                _ => None,
+            },
+            Order::Watch { .. } | Order::Unwatch(_) => None,
+        };
+        out.into_iter().filter_map(txn).collect()
+    }
+
+    fn tick(minute: u64) -> Tick {
+        let at = Stamp(1_800_000_000_000).after(Span::secs(minute * MINUTE));
+        ("report".parse().unwrap(), at)
+    }
+
+    fn kv(key: String, value: String, modified: i64) -> KeyValue {
+        KeyValue {
+            key,
+            value,
+            created: modified,
+            modified,
+            lease: None,
+        }
+    }
+
+    fn run(minute: u64, identity: &str, ended: bool) -> KeyValue {
+        let (job, at) = tick(minute);
+        let card = RunCard {
+            node: format!("of {identity}"),
+            identity: identity.to_owned(),
+            started: at,
+            ended: ended.then_some(at),
+            outcome: None,
+            reason: None,
+        };
+        kv(Prefix::new("c").run(&job, at), keys::encode(&card), 3)
+    }
+
+    fn floor(minute: u64, written: i64) -> KeyValue {
+        let (job, through) = tick(minute);
+        let card = keys::encode(&FloorCard { through });
+        kv(Prefix::new("c").floor(&job), card, written)
+    }
+
+    fn there(identity: &str) -> KeyValue {
+        let key = Prefix::new("c").node(&format!("of {identity}"));
+        kv(key, String::new(), 1)
+    }
+
+    #[test]
+    fn a_tick_is_claimed_once_and_a_lost_answer_is_asked_for_again() {
+        let mut bench = Bench::new();
+        let (call, txn) = bench.tend(1, 20).pop().unwrap();
+        assert_eq!(txn.when.len(), 3);
+        assert!(bench.tend(1, 20).is_empty(), "it is under way");
+        // It was ours: the answer was lost.
+        bench.answer(call, false, vec![vec![run(1, "ours", false)], vec![]]);
+        assert_eq!(bench.verdict(), Some(Verdict::Ours));
+        let (call, _) = bench.tend(2, 20).pop().unwrap();
+        bench.answer(call, false, vec![vec![run(2, "theirs", true)], vec![]]);
+        assert_eq!(
+            bench.verdict(),
+            Some(Verdict::Theirs("of theirs".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_run_that_is_there_is_not_run_beside() {
+        for (present, verdict) in [
+            (vec![there("theirs")], Verdict::Busy("of theirs".to_owned())),
+            // It went down with its node.
+            (vec![], Verdict::Ours),
+        ] {
+            let mut bench = Bench::new();
+            let (call, _) = bench.tend(2, 20).pop().unwrap();
+            bench.answer(call, true, vec![present, vec![run(1, "theirs", false)]]);
+            assert_eq!(bench.verdict(), Some(verdict));
+        }
+    }
+
+    /// A node that was away for longer than runs are remembered must not find an old tick free.
+    #[test]
+    fn what_is_forgotten_stays_decided() {
+        let mut bench = Bench::new();
+        let (call, _) = bench.tend(5, 2).pop().unwrap();
+        let runs = vec![
+            run(1, "ours", true),
+            run(2, "theirs", true),
+            run(4, "ours", true),
+        ];
+        let (_, asked) = bench.answer(call, true, vec![vec![], runs]);
+        let [txn] = &asked[..] else {
+            panic!("{asked:?}")
+        };
+        let key = Prefix::new("c").floor(&tick(0).0);
+        assert_eq!(txn.when, [When::Modified(key.clone(), 0)]);
+        let through = keys::encode(&FloorCard { through: tick(2).1 });
+        let risen = |one: &Do| matches!(one, Do::Put { key: at, value, .. } if *at == key && *value == through);
+        assert!(txn.then.len() == 3 && txn.then.iter().any(risen), "{txn:?}");
+        bench.docket.verdicts();
+
+        // Somebody else comes back, and knows of no floor.
+        let mut other = Bench::new();
+        let (call, _) = other.tend(2, 2).pop().unwrap();
+        let (shut, _) = other.answer(call, false, vec![vec![], vec![floor(2, 9)]]);
+        assert!(!shut);
+        assert_eq!(other.verdict(), Some(Verdict::Past));
+        // A later one is free: asked for again, at once, above the floor as it is.
+        let (call, _) = other.tend(3, 2).pop().unwrap();
+        other.answer(call, false, vec![vec![], vec![floor(2, 11)]]);
+        assert_eq!(other.verdict(), None);
+        let (_, txn) = other.tend(3, 2).pop().unwrap();
+        assert!(txn.when.contains(&When::Modified(key, 11)), "{txn:?}");
+    }
+
+    #[test]
+    fn a_stamp_that_is_not_in_force_is_told() {
+        let mut bench = Bench::new();
+        let (call, _) = bench.tend(1, 20).pop().unwrap();
+        let (shut, _) = bench.answer(call, false, vec![vec![], vec![]]);
+        assert!(shut && bench.verdict().is_none());
+    }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
 //! /leasehold/v1/CLUSTER/k/NODE                   that there is such a node, and since when it is there or was missed
+//! /leasehold/v1/CLUSTER/c/JOB/floor              up to which tick all were decided upon, and are forgotten
 //! /leasehold/v1/CLUSTER/c/JOB/TICK               whose the run of this tick of a job is, and what became of it
 //! /leasehold/v1/CLUSTER/e/FLEET/NODE[/SLOT]       where work can be sent, with the lease of that node's records
 //! /leasehold/v1/CLUSTER/p/NODE                   which lease that is
@@ -73,6 +74,11 @@ impl Prefix {
         // To the millisecond, so that keys are in the order of time.
         let tick = format!("{:.3}", scheduled.timestamp());
         format!("{}c/{job}/{tick}", self.0)
+    }
+
+    /// How far back a job's runs are known.
+    pub(super) fn floor(&self, job: &FleetName) -> String {
+        format!("{}c/{job}/floor", self.0)
     }
 
     /// Which run is this of?
@@ -195,6 +201,12 @@ pub(super) struct RunCard {
     /// In a few.
     #[serde(default)]
     pub(super) reason: Option<String>,
+}
+
+/// Of a job: what was due by then was decided upon, and is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FloorCard {
+    pub(super) through: Stamp,
 }
 
 /// What somebody in a queue says of himself.
