@@ -231,10 +231,20 @@ mod tests {
         );
         let fails = EndpointFigures {
             fails: Some((Moment(0), "refused".to_owned())),
+            failures: 2,
             cluster: Some(8),
             ..well
         };
         assert_eq!(about(&fails, false, 9), ["id http://a"]);
         assert_eq!(about(&fails, false, 10), ["down http://a", "id http://a"]);
+        let once = EndpointFigures {
+            failures: 1,
+            ..fails
+        };
+        assert_eq!(
+            about(&once, false, 10),
+            ["id http://a"],
+            "one lost answer says nothing"
+        );
     }
 }

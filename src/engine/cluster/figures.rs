@@ -43,6 +43,8 @@ pub struct EndpointFigures {
     pub heard: Option<Moment>,
     /// Since when it has failed, and how it did so last; none: its last answer was one.
     pub fails: Option<(Moment, String)>,
+    /// So many requests in a row have failed.
+    pub failures: u32,
     /// What it said of itself last.
     pub health: Option<Health>,
     /// Of the cluster that it belongs to.
@@ -52,9 +54,8 @@ pub struct EndpointFigures {
 impl EndpointFigures {
     /// Can it not be asked? One lost answer says nothing.
     pub fn is_down(&self, now: Moment) -> bool {
-        self.fails
-            .as_ref()
-            .is_some_and(|(since, _)| since.after(DOWN_AFTER) <= now)
+        let long = |(since, _): &(Moment, String)| since.after(DOWN_AFTER) <= now;
+        self.failures > 1 && self.fails.as_ref().is_some_and(long)
     }
 }
 
@@ -105,7 +106,7 @@ impl Figures {
         match result {
             Ok(reply) => {
                 endpoint.heard = Some(now);
-                endpoint.fails = None;
+                (endpoint.fails, endpoint.failures) = (None, 0);
                 endpoint.cluster = Some(reply.from.cluster);
                 if let Body::Status(health) = &reply.body {
                     endpoint.health = Some(health.clone());
@@ -114,11 +115,12 @@ impl Figures {
             // It is there, and refused: that is an answer.
             Err(Failure::NoLease | Failure::Compacted | Failure::NoSpace) => {
                 endpoint.heard = Some(now);
-                endpoint.fails = None;
+                (endpoint.fails, endpoint.failures) = (None, 0);
             }
             Err(failure) => {
                 let since = endpoint.fails.as_ref().map_or(now, |(since, _)| *since);
                 endpoint.fails = Some((since, failure.to_string()));
+                endpoint.failures = endpoint.failures.saturating_add(1);
             }
         }
     }
