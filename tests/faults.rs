@@ -31,6 +31,8 @@ mod world;
 
 #[path = "faults/chaos.rs"]
 mod chaos;
+#[path = "faults/commands.rs"]
+mod commands;
 #[path = "faults/jobs.rs"]
 mod jobs;
 #[path = "faults/members.rs"]

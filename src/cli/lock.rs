@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    cli::{Outcome, parse_span, print, print_json},
+    cli::{Outcome, directories, parse_span, print, print_json},
     driver,
     exit::ExitCode,
     http::Directories,
@@ -30,9 +30,10 @@ const NOT_EXECUTABLE: u8 = 126;
 #[command(after_help = "Examples:
   leasehold lock backup --no-wait -- pg_dumpall -f /srv/all.sql
   leasehold lock -n 3 encode --timeout 10m -- ffmpeg -i in.mkv out.webm
+  leasehold lock --cluster migrate -- /srv/app/bin/migrate
 
 The lock is that of a fleet's `singleton = { scope = \"node\", lock = NAME }`, of every daemon of this user; flock(1) respects it on the printed
-path. The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD, LEASEHOLD_FENCE and LEASEHOLD_PAGE_FD in its environment, and what it leaves running is killed
+path. With --cluster it is that of `scope = \"cluster\"`: when etcd is not heard of any more, the command is ended before anybody else can have it. The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD, LEASEHOLD_FENCE and LEASEHOLD_PAGE_FD in its environment, and what it leaves running is killed
 when it ends, or when this process does.
 
 Exit codes: the command's own; 128+n if signal n ended it, or ended the waiting (130: ^C); 126 not executable, 127 not found, 2 usage;
@@ -53,11 +54,20 @@ pub(super) struct LockArgs {
     /// What to end with when the lock was not had
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = 69)]
     exit_code: u8,
+    /// The lock of this name of the whole cluster, by the [etcd] of a configuration: one machine has it, and no longer than its lease lasts
+    #[arg(long)]
+    cluster: bool,
+    /// With --cluster: where [etcd] stands [default: ./leasehold.toml, then /etc/leasehold/leasehold.toml]
+    #[arg(short, long, value_name = "FILE", requires = "cluster")]
+    config: Option<PathBuf>,
+    /// With --cluster: run although what the command starts may outlive us if we are killed; needed where we are neither root nor PID 1
+    #[arg(long, requires = "cluster")]
+    weak: bool,
     /// Make no cgroup: hold the command's processes together by process group and by scanning /proc
     #[arg(long)]
     no_cgroup: bool,
     /// Print the lock's file, one line a slot, and run nothing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cluster")]
     print_path: bool,
     /// Print JSON
     #[arg(long, requires = "print_path")]
@@ -81,6 +91,10 @@ pub(super) struct TendArgs {
     patience_ns: Option<u64>,
     #[arg(long)]
     exit_code: u8,
+    #[arg(long)]
+    cluster: Option<PathBuf>,
+    #[arg(long)]
+    weak: bool,
 }
 
 fn parse_name(text: &str) -> Result<FleetName, String> {
@@ -116,6 +130,17 @@ pub(super) fn lock(args: &LockArgs) -> u8 {
             return code;
         }
     };
+    let cluster = match args.cluster {
+        true => directories::configuration(args.config.clone()).map(Some),
+        false => Ok(None),
+    };
+    let cluster = match cluster {
+        Ok(path) => path,
+        Err(failure) => {
+            eprintln!("leasehold: {}", failure.why);
+            return args.exit_code;
+        }
+    };
     let patience = match args.timeout {
         _ if args.no_wait => Some(Span::ZERO),
         timeout => timeout.filter(|span| !span.is_forever()),
@@ -127,6 +152,8 @@ pub(super) fn lock(args: &LockArgs) -> u8 {
         format!("--exit-code={}", args.exit_code),
     ];
     line.extend(patience.map(|span| format!("--patience-ns={}", span.as_nanos())));
+    line.extend(cluster.map(|path| format!("--cluster={}", path.display())));
+    line.extend(args.weak.then(|| "--weak".to_owned()));
     line.push(args.name.to_string());
     let line = line.into_iter().filter_map(|word| CString::new(word).ok());
     keeper::run_errand(command, line.collect(), args.no_cgroup).unwrap_or_else(|error| {
@@ -174,6 +201,10 @@ pub(super) fn tend(args: TendArgs) -> u8 {
             slots: args.slots,
             patience: args.patience_ns.map(Span::nanos),
             code: args.exit_code,
+            cluster: args.cluster.map(|config| driver::ClusterErrand {
+                config,
+                weak: args.weak,
+            }),
         }),
     })
 }

@@ -52,7 +52,7 @@ use std::{
 };
 
 pub use fault::{Fault, Faults};
-pub use resolve::{check, load};
+pub use resolve::{check, load, membership};
 pub use spec::Config;
 
 use crate::wire::Credentials;

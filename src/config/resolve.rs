@@ -110,6 +110,24 @@ pub fn check(path: &Path, around: &dyn Surroundings) -> Result<(Config, Faults),
     Ok((config, warnings))
 }
 
+/// Reads `[etcd]` and the node's name, and nothing else: what somebody needs who has one command to run. None without `[etcd]`.
+pub fn membership(
+    path: &Path,
+    around: &dyn Surroundings,
+) -> Result<Option<(EtcdSpec, String)>, Faults> {
+    let reader = Reader::new(around);
+    let tables = files::read_all(&reader, path);
+    let base = path.parent().unwrap_or(Path::new("")).to_owned();
+    let top = Top::gather(&reader, tables, &base);
+    let (node, etcd) = (node(&top.node), etcd::etcd(&top.etcd));
+    drop(top);
+    let (faults, _) = reader.into_findings();
+    match faults.list.is_empty() {
+        true => Ok(etcd.map(|etcd| (etcd, node.name))),
+        false => Err(faults),
+    }
+}
+
 /// What a named table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Named {

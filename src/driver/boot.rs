@@ -93,7 +93,7 @@ pub(super) fn configuration(
         }
     }
     let config = match &settings.errand {
-        Some(errand) => errand.config(),
+        Some(errand) => errand.config(welcome)?,
         None => {
             config::load(&settings.config, &ThisMachine::of_daemon(welcome)).map_err(|faults| {
                 let colour = std::io::IsTerminal::is_terminal(&io::stderr())

@@ -55,7 +55,7 @@ use std::path::PathBuf;
 
 use crate::{exit::ExitCode, http::Directories};
 
-pub use errand::Errand;
+pub use errand::{ClusterErrand, Errand};
 pub use inputs::parse_note;
 
 /// What the supervisor is told on its command line.

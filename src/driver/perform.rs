@@ -86,6 +86,8 @@ impl Driver {
                     given,
                 } => self.gates.watch(worker, spec, given),
                 Effect::Etcd(order) => self.ways.obey(order),
+                // One command has nothing to remember it by.
+                Effect::Pin(_) if self.settings.errand.is_some() => {}
                 Effect::Pin(pin) => self.pin(pin),
                 Effect::ShutGate(worker) => ops.extend(self.gates.shut(&worker)),
                 Effect::Arm {

@@ -193,7 +193,7 @@ impl Driver {
                 return self.cut_off(&error).await;
             }
             if let Some(code) = self.leaving {
-                return self.leave(code);
+                return self.leave(code).await;
             }
             let event = self.next().await;
             let began = self.now();
@@ -599,7 +599,11 @@ impl Driver {
     }
 
     /// Everything is stopped: the last lines are written before the keeper lets the pipes go.
-    fn leave(&mut self, code: u8) -> u8 {
+    async fn leave(&mut self, code: u8) -> u8 {
+        // Whoever gave up waiting stands in the queue still.
+        if self.settings.errand.is_some() {
+            self.give_lease_back().await;
+        }
         let logs = std::mem::replace(&mut self.logs, Capture::none());
         let lost = logs.finish();
         if lost > 0 {

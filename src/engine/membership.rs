@@ -18,6 +18,9 @@ use crate::{
     time::Moment,
 };
 
+/// Stands between the name of a machine and that of one command's run on it: such a node comes and goes, and is not missed.
+pub const PASSING: &str = "/lock-";
+
 /// How a node of this configuration takes part in a cluster, if it does.
 pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
     let etcd = config.etcd.as_ref()?;
@@ -30,6 +33,7 @@ pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
         ttl: etcd.lease_ttl,
         epoch: etcd.epoch,
         pin: facts.pin,
+        is_passing: facts.node.contains(PASSING),
     })
 }
 

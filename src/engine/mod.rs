@@ -66,6 +66,7 @@ pub use command::{Command, Denial, Reply};
 pub use effect::{Effect, Effects, Transition};
 pub use event::Event;
 pub use intent::Intent;
+pub use membership::PASSING;
 pub use publish::agent_name;
 pub use spawn::{Facts, lock_name, log_pipes, socket_name, source_pipe};
 pub use status::Status;

@@ -81,7 +81,7 @@ impl Errand {
         pass: &[BorrowedFd<'_>],
         cgroup: Option<BorrowedFd<'_>>,
         rlimits: &[(u32, u64, u64)],
-        seat: Option<&Seat>,
+        (seat, birthplace): (Option<&Seat>, Birthplace<'_>),
     ) -> Result<Child, SpawnFailure> {
         let first_pass = self.free_numbers(pass.len());
         let env: Vec<CString> = inherited(&env)
@@ -91,7 +91,7 @@ impl Errand {
         let mut start = |program: &CStr, argv: &[CString]| {
             spawner.spawn(&Order {
                 program: Program::Path(program),
-                birthplace: Birthplace::Here,
+                birthplace,
                 argv,
                 env: &env,
                 listen_pid: false,

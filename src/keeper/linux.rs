@@ -735,7 +735,14 @@ impl Linux {
             let errand = errand.ok_or(SpawnFailed(SpawnStep::Prepare, libc::ENOENT))?;
             let cgroup = cgroup.as_ref().map(AsFd::as_fd);
             return errand
-                .spawn(&mut self.spawner, env, &pass, cgroup, &rlimits, seat)
+                .spawn(
+                    &mut self.spawner,
+                    env,
+                    &pass,
+                    cgroup,
+                    &rlimits,
+                    (seat, birthplace),
+                )
                 .map_err(|failure| SpawnFailed(failure.step, failure.errno));
         }
         let order = Order {

@@ -83,6 +83,8 @@ pub struct Membership {
     pub epoch: u64,
     /// What this node has seen of it before.
     pub pin: Option<Pin>,
+    /// It is there for one command, and nobody misses it afterwards.
+    pub is_passing: bool,
 }
 
 /// What names a place in a queue; in the row of whoever won it.
@@ -306,7 +308,8 @@ impl Cluster {
         let inventory = self.session.stamp().map(|_| self.inventory_at);
         let farewell = self.leaves_until.filter(|at| *at > self.looked);
         let all = session.into_iter().chain(queues).chain(candidates);
-        let census = self.census.deadline().filter(|_| self.session.is_open());
+        let is_counted = self.session.is_open() && !self.membership.is_passing;
+        let census = self.census.deadline().filter(|_| is_counted);
         let docket = self.docket.deadline();
         let docket =
             docket.filter(|_| self.session.stamp().is_some() && self.leaves_until.is_none());
@@ -768,7 +771,8 @@ impl Cluster {
                 desk.ask(endpoint, Request::Status, PATIENCE, Purpose::Health);
             }
         }
-        if let Some(created) = self.session.created().filter(|_| !stays_away) {
+        let is_counted = !stays_away && !self.membership.is_passing;
+        if let Some(created) = self.session.created().filter(|_| is_counted) {
             let own = own(&self.session, &self.scene, created);
             self.census.tend(&own, self.scene.wall, endpoint, &mut desk);
         }
