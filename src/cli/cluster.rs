@@ -168,12 +168,7 @@ fn node_row(view: &NodeView, all: &ClusterView) -> Vec<String> {
     vec![
         name,
         state,
-        since.map_or_else(dash, |at| {
-            at.to_string()
-                .split('.')
-                .next()
-                .map_or_else(dash, |at| format!("{}Z", at.trim_end_matches('Z')))
-        }),
+        since.map_or_else(dash, |at| table::seconds(&at.to_string())),
         node.version.clone().unwrap_or_else(dash),
         if has.is_empty() {
             dash()

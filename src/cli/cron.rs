@@ -161,8 +161,7 @@ fn row(job: &CronView) -> Vec<String> {
 
 /// `succeeded in 2.1s at 2026-11-21T02:30:02Z`.
 fn last(run: &RunView) -> String {
-    let ended = run.ended.split('.').next().unwrap_or(&run.ended);
-    let ended = format!("{}Z", ended.trim_end_matches('Z'));
+    let ended = table::seconds(&run.ended);
     match run.took_ms {
         Some(ms) => format!(
             "{} after {} at {ended}",

@@ -180,18 +180,14 @@ fn holder_words(holder: &HolderView, gate: &SlotView) -> String {
         .keeper
         .map_or_else(String::new, |pid| format!(", keeper pid {pid}"));
     let since = holder.since.as_deref();
-    let since = since.map_or_else(String::new, |since| format!(", since {}", seconds(since)));
+    let since = since.map_or_else(String::new, |since| {
+        format!(", since {}", table::seconds(since))
+    });
     format!("{whose}{pid}{keeper}{since}")
 }
 
 fn pid_words(pid: i32) -> String {
     format!("pid {pid}")
-}
-
-/// RFC 3339 without what nobody reads.
-fn seconds(at: &str) -> String {
-    let whole = at.split('.').next().unwrap_or(at);
-    format!("{}Z", whole.trim_end_matches('Z'))
 }
 
 fn shown(client: &Client, name: &str) -> Result<ShownView, Failure> {
@@ -258,7 +254,7 @@ fn render(view: &ShownView, width: Option<usize>) -> String {
         let age = gate
             .for_ms
             .map(|ms| format!(" for {}", Rough(Span::millis(ms))));
-        let since = gate.since.as_deref().map(seconds);
+        let since = gate.since.as_deref().map(table::seconds);
         let since = since.map(|since| format!(" (since {since})"));
         let state = format!(
             "{}{}{}",
@@ -288,7 +284,7 @@ fn render(view: &ShownView, width: Option<usize>) -> String {
             .map_or_else(String::new, |n| format!(" [{n}]"));
         let line = format!(
             "{} {}{generation} {}",
-            seconds(&row.at),
+            table::seconds(&row.at),
             row.subject,
             row.text
         );

@@ -88,7 +88,8 @@ fn render(view: &StatusView, verbose: bool) -> String {
     if let Some(drained) = &view.drained {
         text.push_str(&format!(
             "the node takes no work: drained by {} at {}; `leasehold undrain` ends that\n\n",
-            drained.who, drained.since
+            drained.who,
+            table::seconds(&drained.since)
         ));
     }
     if let Some(why) = &view.config.rejected {

@@ -43,6 +43,12 @@ pub(super) fn cut(line: &str, width: Option<usize>) -> String {
     }
 }
 
+/// RFC 3339 to the second.
+pub(super) fn seconds(at: &str) -> String {
+    let whole = at.split('.').next().unwrap_or(at);
+    format!("{}Z", whole.trim_end_matches('Z'))
+}
+
 /// The terminal's width, if `out` is one.
 pub(super) fn width_of(out: impl AsFd) -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(out).ok()?;

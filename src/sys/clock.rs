@@ -22,18 +22,22 @@ fn read(clock: ClockId) -> Moment {
     Moment((t.tv_sec as u64) * 1_000_000_000 + t.tv_nsec as u64)
 }
 
-/// The wall clock as it is now. It may jump: only for people and for expiry dates they wrote. Read through libc, so that a preloaded
-/// library may show a wrong one.
+/// The wall clock as it is now, to the millisecond. It may jump: only for people and for expiry dates they wrote. Read through libc, so
+/// that a preloaded library may show a wrong one.
 pub fn wall() -> jiff::Timestamp {
-    jiff::Timestamp::now()
+    to_millis(jiff::Timestamp::now())
+}
+
+/// What is below is noise to people.
+fn to_millis(at: jiff::Timestamp) -> jiff::Timestamp {
+    at.round(jiff::Unit::Millisecond).unwrap_or(at)
 }
 
 /// What the wall clock, as it is set now, would have shown at `moment`.
 pub fn wall_at(moment: Moment) -> jiff::Timestamp {
     let ago = now().0 as i64 - moment.0 as i64;
-    let shown = wall()
+    let shown = jiff::Timestamp::now()
         .checked_sub(jiff::SignedDuration::from_nanos(ago))
         .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    // The two clocks are read one after the other: what is below a microsecond is noise.
-    shown.round(jiff::Unit::Millisecond).unwrap_or(shown)
+    to_millis(shown)
 }

@@ -15,6 +15,8 @@ use crate::{
 
 /// It is looked so often: no absence is dated later than that.
 const LOOK_EVERY: Span = Span::secs(30);
+/// What could not be written is written again after this.
+const RETRY: Span = Span::secs(5);
 /// So many absences are written down at once.
 const MISSES_MAX: usize = 16;
 
@@ -37,6 +39,8 @@ pub(super) struct Census {
     due: Moment,
     looks: Option<CallId>,
     writes: Option<CallId>,
+    /// Nothing is written before.
+    retry: Moment,
     /// Cards, and the revisions that wrote them.
     cards: Option<BTreeMap<String, (KnownCard, i64)>>,
     /// Nodes that are there.
@@ -51,6 +55,7 @@ impl Census {
             due: now,
             looks: None,
             writes: None,
+            retry: now,
             cards: None,
             present: Vec::new(),
         }
@@ -90,19 +95,34 @@ impl Census {
             self.looks = Some(desk.ask(endpoint, request, PATIENCE, Purpose::Census));
             return;
         }
-        let Some(card) = self.card(own, wall) else {
+        if self.retry > desk.now {
             return;
+        }
+        if let Some(card) = self.card(own, wall) {
+            self.writes = Some(self.put(&self.node, &card, vec![is_ours(own)], endpoint, desk));
+        }
+    }
+
+    /// A card is written, as long as that holds.
+    fn put(
+        &self,
+        node: &str,
+        card: &KnownCard,
+        when: Vec<When>,
+        endpoint: usize,
+        desk: &mut Desk<'_>,
+    ) -> CallId {
+        let put = Do::Put {
+            key: self.prefix.card(node),
+            value: keys::encode(card),
+            lease: None,
         };
         let txn = Txn {
-            when: vec![When::Created(own.key.to_owned(), own.created)],
-            then: vec![Do::Put {
-                key: self.prefix.card(&self.node),
-                value: keys::encode(&card),
-                lease: None,
-            }],
+            when,
+            then: vec![put],
             otherwise: Vec::new(),
         };
-        self.writes = Some(desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Census));
+        desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Census)
     }
 
     /// Our own card, if it does not say what it should.
@@ -130,11 +150,11 @@ impl Census {
     ) {
         if self.writes == Some(call) {
             self.writes = None;
-            // What came of it is looked at; what failed waits its turn.
-            self.due = match read {
-                Some(_) => desk.now,
-                None => desk.now.after(LOOK_EVERY),
-            };
+            if read.is_none() {
+                self.retry = desk.now.after(RETRY);
+            }
+            // What came of it is looked at.
+            self.due = self.retry.max(desk.now);
             return;
         }
         if self.looks != Some(call) {
@@ -162,21 +182,12 @@ impl Census {
                 gone: Some(wall),
                 ..card.clone()
             };
-            let key = self.prefix.card(name);
             // Whoever misses it at the same time, or sees it come back, is not contradicted.
-            let txn = Txn {
-                when: vec![
-                    When::Created(self.prefix.node(name), 0),
-                    When::Modified(key.clone(), *modified),
-                ],
-                then: vec![Do::Put {
-                    key,
-                    value: keys::encode(&card),
-                    lease: None,
-                }],
-                otherwise: Vec::new(),
-            };
-            desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Census);
+            let when = vec![
+                When::Created(self.prefix.node(name), 0),
+                When::Modified(self.prefix.card(name), *modified),
+            ];
+            self.put(name, &card, when, endpoint, desk);
         }
         self.cards = Some(cards);
     }
@@ -197,15 +208,146 @@ impl Census {
             gone: Some(wall),
             ..card
         };
-        let txn = Txn {
-            when: vec![When::Created(own.key.to_owned(), own.created)],
-            then: vec![Do::Put {
-                key: self.prefix.card(&self.node),
-                value: keys::encode(&card),
-                lease: None,
-            }],
-            otherwise: Vec::new(),
+        self.put(&self.node, &card, vec![is_ours(own)], endpoint, desk);
+    }
+}
+
+/// The session that writes is the one whose key stands there.
+fn is_ours(own: &Own<'_>) -> When {
+    When::Created(own.key.to_owned(), own.created)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::cluster::{calls::Calls, rpc::Order};
+
+    const WALL: Stamp = Stamp(1_800_000_000_000);
+
+    struct Bench {
+        census: Census,
+        calls: Calls,
+        now: Moment,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Moment(0);
+            Self {
+                census: Census::new(Prefix::new("c"), "a".to_owned(), now),
+                calls: Calls::default(),
+                now,
+            }
+        }
+
+        fn tend(&mut self) -> Option<(CallId, Txn)> {
+            let own = Own {
+                key: "/leasehold/v1/c/n/a",
+                created: 7,
+                version: "1.0",
+                drained: None,
+            };
+            let (now, mut out) = (self.now, Vec::new());
+            let calls = &mut self.calls;
+            let mut desk = Desk {
+                now,
+                calls,
+                out: &mut out,
+            };
+            self.census.tend(&own, WALL, 0, &mut desk);
+            asked(out).pop()
+        }
+
+        fn answer(&mut self, call: CallId, read: Option<Vec<Vec<KeyValue>>>) -> Vec<Txn> {
+            let (now, mut out) = (self.now, Vec::new());
+            let calls = &mut self.calls;
+            let mut desk = Desk {
+                now,
+                calls,
+                out: &mut out,
+            };
+            self.census.answered(call, read, WALL, 0, &mut desk);
+            asked(out).into_iter().map(|(_, txn)| txn).collect()
+        }
+    }
+
+    fn asked(out: Vec<Order>) -> Vec<(CallId, Txn)> {
+        let txn = |order| match order {
+            Order::Call(call) => match call.request {
+                Request::Txn(txn) => Some((call.id, txn)),
+                _ => None,
+            },
+            Order::Watch { .. } | Order::Unwatch(_) => None,
         };
-        desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Census);
+        out.into_iter().filter_map(txn).collect()
+    }
+
+    fn kv(key: &str, value: String) -> KeyValue {
+        KeyValue {
+            key: format!("/leasehold/v1/c/{key}"),
+            value,
+            created: 3,
+            modified: 5,
+            lease: None,
+        }
+    }
+
+    /// An etcd that is full, or away, answers at once: whoever asks as fast makes it no better.
+    #[test]
+    fn what_failed_waits_its_turn() {
+        let mut bench = Bench::new();
+        let (look, _) = bench.tend().unwrap();
+        bench.answer(look, Some(vec![vec![], vec![]]));
+        let (write, txn) = bench.tend().unwrap();
+        assert!(txn.writes());
+        bench.answer(write, None);
+        assert_eq!(bench.tend(), None, "it is written again at once");
+        let due = bench.census.deadline().unwrap();
+        assert!(due >= bench.now.after(Span::secs(1)), "{due:?}");
+        bench.now = due;
+        let mut again = (0..4).filter_map(|_| {
+            let (call, txn) = bench.tend()?;
+            bench.answer(call, Some(vec![vec![], vec![]]));
+            Some(txn)
+        });
+        assert!(again.any(|txn| txn.writes()), "it is written in the end");
+    }
+
+    #[test]
+    fn whoever_is_gone_is_missed_once() {
+        let card = |gone| {
+            keys::encode(&KnownCard {
+                session: 3,
+                version: "1.0".to_owned(),
+                since: WALL,
+                drained: None,
+                gone,
+            })
+        };
+        let mut bench = Bench::new();
+        let (look, _) = bench.tend().unwrap();
+        let cards = vec![
+            kv("k/b", card(None)),
+            kv("k/c", card(None)),
+            kv("k/d", card(Some(WALL))),
+        ];
+        let missed = bench.answer(look, Some(vec![vec![kv("n/c", String::new())], cards]));
+        let [txn] = &missed[..] else {
+            panic!("{missed:?}")
+        };
+        let key = Prefix::new("c").card("b");
+        let when = [
+            When::Created(Prefix::new("c").node("b"), 0),
+            When::Modified(key.clone(), 5),
+        ];
+        assert_eq!(txn.when, when);
+        let value = card(Some(WALL));
+        let put = Do::Put {
+            key,
+            value,
+            lease: None,
+        };
+        assert_eq!(txn.then, [put]);
+        assert_eq!(bench.census.counts(), Some((1, 2)));
     }
 }

@@ -102,6 +102,8 @@ pub(super) struct Docket {
     due: Moment,
     looks: Option<CallId>,
     closes: Option<(CallId, Tick)>,
+    /// No end is written before; none: nothing failed.
+    retry: Option<Moment>,
     claims: BTreeMap<FleetName, Claim>,
     /// Ours, and not ended, as etcd has them.
     open: BTreeMap<Tick, RunCard>,
@@ -119,6 +121,7 @@ impl Docket {
             due: now,
             looks: None,
             closes: None,
+            retry: None,
             claims: BTreeMap::new(),
             open: BTreeMap::new(),
             floors: BTreeMap::new(),
@@ -129,6 +132,7 @@ impl Docket {
     /// A session has begun, or was taken over: what was asked before is not answered any more.
     pub(super) fn begin(&mut self, now: Moment) {
         (self.due, self.looks, self.closes) = (now, None, None);
+        self.retry = None;
         self.claims.clear();
     }
 
@@ -145,7 +149,7 @@ impl Docket {
         let claims = self.claims.values().filter(|one| one.call.is_none());
         let claims = claims.map(|one| one.retry);
         let look = Some(self.due).filter(|_| self.looks.is_none());
-        claims.chain(look).min()
+        claims.chain(look).chain(self.retry).min()
     }
 
     /// Asks for what is wanted, and writes down what has ended.
@@ -170,9 +174,10 @@ impl Docket {
             let read = Txn::read(vec![Do::List(self.prefix.runs())]);
             self.looks = Some(desk.ask(endpoint, Request::Txn(read), PATIENCE, Purpose::Docket));
         }
-        if self.closes.is_some() {
+        if self.closes.is_some() || self.retry.is_some_and(|at| at > desk.now) {
             return;
         }
+        self.retry = None;
         let ended = self.open.iter().find_map(|(tick, card)| {
             let Some(Fate::Ended(outcome, ended)) = jobs.fates.get(tick) else {
                 return None;
@@ -235,8 +240,11 @@ impl Docket {
                 Some((true, _)) => {
                     self.open.remove(&tick);
                 }
-                Some((false, _)) => return true,
-                None => {}
+                Some((false, _)) => {
+                    self.retry = Some(desk.now.after(RETRY));
+                    return true;
+                }
+                None => self.retry = Some(desk.now.after(RETRY)),
             }
             return false;
         }
@@ -606,6 +614,45 @@ mod tests {
         assert_eq!(other.verdict(), None);
         let (_, txn) = other.tend(3, 2).pop().unwrap();
         assert!(txn.when.contains(&When::Modified(key, 11)), "{txn:?}");
+    }
+
+    /// An etcd that is full, or away, answers at once: whoever asks as fast makes it no better.
+    #[test]
+    fn an_end_that_could_not_be_written_waits_its_turn() {
+        let mut bench = Bench::new();
+        let (call, _) = bench.tend(1, 20).pop().unwrap();
+        bench.answer(call, true, vec![vec![], vec![]]);
+        let fates = [(tick(1), Fate::Ended(Outcome::Succeeded, tick(1).1))];
+        let jobs = Jobs {
+            disputes: Vec::new(),
+            fates: fates.into(),
+        };
+        let close = |bench: &mut Bench| {
+            let stamp = When::Modified("n".to_owned(), 7);
+            let (now, mut out) = (bench.now, Vec::new());
+            let calls = &mut bench.calls;
+            let mut desk = Desk {
+                now,
+                calls,
+                out: &mut out,
+            };
+            bench.docket.tend(&jobs, &stamp, 0, &mut desk);
+            writes(out).pop().map(|(call, _)| call)
+        };
+        let call = close(&mut bench).unwrap();
+        let (now, mut out) = (bench.now, Vec::new());
+        let mut desk = Desk {
+            now,
+            calls: &mut bench.calls,
+            out: &mut out,
+        };
+        bench.docket.answered(call, None, 0, &mut desk);
+        assert_eq!(close(&mut bench), None, "it is written again at once");
+        assert!(bench.docket.deadline().unwrap() > bench.now);
+        bench.now = bench.now.after(RETRY);
+        let call = close(&mut bench).expect("it is written in the end");
+        bench.answer(call, true, vec![]);
+        assert_eq!(bench.docket.open().count(), 0);
     }
 
     #[test]
