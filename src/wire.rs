@@ -333,6 +333,11 @@ pub struct SpawnSpec {
     pub dies_with_keeper: bool,
 }
 
+/// The role of who holds what its gate protects.
+pub const HOLDER: u64 = 1;
+/// The role of who waits for it: it may read, and learns from its page when it may write.
+pub const STANDBY: u64 = 2;
+
 /// A gated worker's lease page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageSpec {
@@ -454,6 +459,17 @@ pub enum Op {
     Echo {
         /// Any number.
         number: u64,
+    },
+    /// A worker that stood by holds its lock from now on: its page says so, and its deadline is armed. It is killed if that has passed.
+    Promote {
+        /// Where.
+        key: RowKey,
+        /// Which generation is meant; another one is left alone.
+        generation: Generation,
+        /// What its page says.
+        page: PageSpec,
+        /// The row that says so.
+        body: Vec<u8>,
     },
 }
 

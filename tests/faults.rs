@@ -43,3 +43,5 @@ mod network;
 mod operators;
 #[path = "faults/processes.rs"]
 mod processes;
+#[path = "faults/warm.rs"]
+mod warm;

@@ -124,9 +124,10 @@ fn op_number(op: &Op) -> usize {
         Op::Notify { .. } => 10,
         Op::Exit { .. } => 11,
         Op::Echo { .. } => 12,
+        Op::Promote { .. } => 13,
     }
 }
-const OPS: usize = 13;
+const OPS: usize = 14;
 
 fn news_number(news: &News) -> usize {
     match news {
@@ -260,6 +261,20 @@ fn ops() -> Vec<(&'static str, Op)> {
         ),
         ("EXIT", Op::Exit { code: 78 }),
         ("ECHO", Op::Echo { number: 128 }),
+        (
+            "PROMOTE",
+            Op::Promote {
+                key: slot(),
+                generation,
+                page: PageSpec {
+                    fence: 300,
+                    epoch: 2,
+                    role: HOLDER,
+                    timed: true,
+                },
+                body: vec![7],
+            },
+        ),
     ]
 }
 

@@ -4,6 +4,10 @@
     if page.left() > 0.5:       # a write that takes no more than half a second
         write(fence=page.lease().fence)
 
+A worker that is started before its lock is had (`warm = true`) gets ready, reads, and waits:
+
+    lease = page.lead()         # returns when it holds what its gate protects
+
 Run by itself it says what the page says; exit code 0 while it may write, 1 when it may not.
 """
 
@@ -17,6 +21,7 @@ import time
 Lease = collections.namedtuple("Lease", "boottime raw fence epoch generation role")
 OVER = Lease(0, 0, 0, 0, 0, 0)
 NEVER = 2**64 - 1
+HOLDER, STANDBY = 1, 2
 
 
 class Page:
@@ -36,6 +41,12 @@ class Page:
             if before % 2 == 0 and before == words.unpack_from(self._page, 8)[0]:
                 return Lease(*lease)
         return OVER
+
+    def lead(self, pause=0.005):
+        """Waits until it is the holder; for ever, if it never is."""
+        while (lease := self.lease()).role != HOLDER:
+            time.sleep(pause)
+        return lease
 
     def left(self):
         """Seconds that are left: infinite without a deadline, 0 when it is over."""

@@ -259,6 +259,11 @@ fn lock(
         };
         section.fault("E224", "singleton", message, help);
     }
+    if said.as_ref().is_some_and(|spec| spec.warm) {
+        let message = format!("{} keeps nothing warm", section.name("singleton.warm"));
+        let help = "remove it: a run begins at its tick, and there is none before";
+        section.fault("E278", "singleton", message, help);
+    }
     said.filter(|_| locked || !cron.cluster).or_else(|| {
         locked.then(|| SingletonSpec {
             lock: name.clone(),

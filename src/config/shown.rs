@@ -313,6 +313,7 @@ impl Shown {
             preference,
             takeover,
             bond,
+            warm,
         } = singleton;
         let authority = lease.as_ref().map(|lease| &lease.authority);
         let scope = match authority {
@@ -328,6 +329,7 @@ impl Shown {
         );
         self.put("singleton.slots", slots);
         self.put("singleton.allow_network_fs", allow_network_fs);
+        self.put("singleton.warm", warm);
         let Some(lease) = lease.as_ref().filter(|_| singleton.is_of_cluster()) else {
             return;
         };

@@ -70,6 +70,7 @@ pub(super) fn singleton(
             Some(Scope::Cluster) => bond.unwrap_or(Bond::Strict),
             Some(Scope::Node) | None => bond.unwrap_or(Bond::Weak),
         },
+        warm: warm(&table),
     };
     // On one machine all of them are on this node.
     let per_node = table.integer("per_node", 1, SLOTS_MAX).map(|n| n as u32);
@@ -193,6 +194,21 @@ fn refuse_lease_keys(table: &Section<'_, '_>, refused: bool) {
             table.fault("E276", key, message, help);
         }
     }
+}
+
+/// Whether standbys run is the user's to say: what they do meanwhile is nobody's to prevent.
+fn warm(table: &Section<'_, '_>) -> bool {
+    let warm = table.boolean("warm").unwrap_or(false);
+    if warm {
+        let message = format!(
+            "{} = true: workers run where the lock is not had, and nothing but themselves keeps them from writing there",
+            table.name("warm")
+        );
+        let help = "let them read only, until their lease page says role 1, holder (examples/page/); they get no LEASEHOLD_FENCE and no LEASEHOLD_LOCK_FD";
+        let place = table.place_of("warm");
+        table.reader.warn("W273", place, message, help.to_owned());
+    }
+    warm
 }
 
 fn takeover_delay(table: &Section<'_, '_>) -> Takeover {

@@ -289,6 +289,11 @@ impl FleetSpec {
         self.scale.as_ref().map_or(self.workers, |scale| scale.max)
     }
 
+    /// Are its workers started before they have their locks?
+    pub fn is_warm(&self) -> bool {
+        self.singleton.as_ref().is_some_and(|lock| lock.warm)
+    }
+
     /// Is it well without a single worker?
     pub fn may_be_empty(&self) -> bool {
         self.scale.as_ref().map_or(self.workers, |scale| scale.min) == 0
@@ -476,6 +481,8 @@ pub struct SingletonSpec {
     pub takeover: Takeover,
     /// In a cluster: what its worker may leave behind when the daemon dies.
     pub bond: Bond,
+    /// A worker is started before the lock is had, and told by its page when it is.
+    pub warm: bool,
 }
 
 /// What of a worker ends with the daemon.
@@ -628,6 +635,7 @@ impl Default for SingletonSpec {
             preference: Preference::default(),
             takeover: Takeover::default(),
             bond: Bond::default(),
+            warm: false,
         }
     }
 }

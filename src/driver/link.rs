@@ -182,7 +182,8 @@ fn weight(op: &Op) -> usize {
         Op::Put { body, .. }
         | Op::Signal { body, .. }
         | Op::Kill { body, .. }
-        | Op::Forget { body, .. } => fixed + body.len(),
+        | Op::Forget { body, .. }
+        | Op::Promote { body, .. } => fixed + body.len(),
         Op::Spawn { body, spec, .. } => {
             let texts = |list: &[String]| list.iter().map(|text| text.len() + 2).sum::<usize>();
             fixed * 2 + body.len() + texts(&spec.argv) + texts(&spec.env) + texts(&spec.pass)

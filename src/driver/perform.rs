@@ -239,7 +239,7 @@ impl Driver {
 
     /// A lock that was replaced a moment ago is not run under: whoever took the new file has looked for us already.
     fn is_called_off(&mut self, op: &Op) -> bool {
-        let Op::Spawn { key, after, .. } = op else {
+        let (Op::Spawn { key, .. } | Op::Promote { key, .. }) = op else {
             return false;
         };
         let RowKey::Slot(worker) = key else {
@@ -252,8 +252,14 @@ impl Driver {
             worker: worker.clone(),
             news: GateNews::Lost(why),
         };
-        let (key, after) = (key.clone(), *after);
-        for event in [lost, Event::Refused { key, after }] {
+        let refused = match op {
+            Op::Spawn { key, after, .. } => Some(Event::Refused {
+                key: key.clone(),
+                after: *after,
+            }),
+            _ => None,
+        };
+        for event in [Some(lost), refused].into_iter().flatten() {
             let _ = self.hand_in.send(Inbox::Gate(event));
         }
         true

@@ -675,6 +675,11 @@ pub enum What {
         /// Of a cluster's lock: how long nobody had it, if that was seen.
         gap: Option<Span>,
     },
+    /// It stood by, and has its lock now.
+    Promoted {
+        /// Names the holder.
+        fence: u64,
+    },
     /// It ran on when its lease was over: somebody else may have run beside it.
     Outlived {
         /// For so long.

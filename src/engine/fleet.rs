@@ -166,7 +166,7 @@ impl Fleet {
 
     /// Slots that wait for their lock: another one may hold it for good.
     pub(super) fn standby(&self) -> u32 {
-        let waits = |slot: &&Slot| slot.gate.waits() && !slot.is_live();
+        let waits = |slot: &&Slot| slot.is_warm() || (slot.gate.waits() && !slot.is_live());
         self.slots.values().filter(waits).count() as u32
     }
 
@@ -275,6 +275,9 @@ impl Fleet {
             return;
         }
         self.tend_gates(stance, room);
+        if stance == Stance::Keep {
+            self.tend_standbys(&places, room);
+        }
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(&places, stance, room);
         }

@@ -18,17 +18,15 @@ use crate::{
         fleet::{Fleet, Room, Stance},
         intent::Intent,
         lease::{Lease, LeaseNews},
+        places::Places,
         release::Release,
         slot::{Desk, Slot, State},
         status::GateStatus,
     },
     id::{SlotIndex, WorkerId},
     time::{Clocks, Moment, Span},
-    wire::PageSpec,
+    wire::{self, Op, PageSpec},
 };
-
-/// The role of a worker whose gate is open.
-const HOLDER: u64 = 1;
 
 /// What an open gate gives to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,9 +133,19 @@ impl Gate {
         Some(PageSpec {
             fence: self.fence()?,
             epoch: self.lease_spec().map_or(0, |lease| lease.epoch),
-            role: HOLDER,
+            role: wire::HOLDER,
             timed: self.lease_spec().is_some(),
         })
+    }
+
+    /// What the lease page of a worker says that waits for it to open: that it may not.
+    pub(super) fn standby_page(&self) -> PageSpec {
+        PageSpec {
+            fence: 0,
+            epoch: 0,
+            role: wire::STANDBY,
+            timed: false,
+        }
     }
 
     /// Names us as its holder, while it is open.
@@ -218,8 +226,44 @@ impl Slot {
             self.gate.since = Some(desk.now);
             self.seek_gate(desk);
         }
+        self.may_lead(desk.now) || spec.warm
+    }
+
+    /// May what needs the lock be there from now on?
+    fn may_lead(&self, now: Moment) -> bool {
         let open = self.gate.is_open() && self.gate.release.is_none();
-        open && self.lease_allows(desk.now)
+        open && self.lease_allows(now)
+    }
+
+    /// Is what is started now to wait for its lock?
+    pub(super) fn is_to_stand_by(&self, desk: &Desk<'_>) -> bool {
+        desk.spec.is_warm() && !self.may_lead(desk.now)
+    }
+
+    /// A worker that stands by has its lock asked for, and is told when it is had.
+    pub(super) fn stand_by(&mut self, desk: &mut Desk<'_>) {
+        self.passes(desk);
+        let there = matches!(self.state, State::Starting { .. } | State::Running { .. });
+        let Some(page) = self
+            .gate
+            .page()
+            .filter(|_| there && self.may_lead(desk.now))
+        else {
+            return;
+        };
+        self.stands_by = false;
+        let fence = page.fence;
+        desk.record(self.generation, What::Promoted { fence });
+        self.promote(page, desk);
+    }
+
+    fn promote(&self, page: PageSpec, desk: &mut Desk<'_>) {
+        desk.out.keeper(Op::Promote {
+            key: desk.key(),
+            generation: self.generation,
+            page,
+            body: Vec::new(),
+        });
     }
 
     /// Has the lock looked for that is asked for. One of a cluster is first waited for there.
@@ -264,7 +308,7 @@ impl Slot {
                 let fence = ticket.fence.unsigned_abs();
                 self.release_gate(fence, &who, desk);
             }
-            (Said::Passed, Some(_)) if self.is_live() => {}
+            (Said::Passed, Some(_)) if self.leads() => {}
             (Said::Passed, Some(_)) => self.shut_gate(Cause::Passed, desk),
             (Said::Renewed { sent, ttl }, Some(ticket)) => {
                 let fence = ticket.fence.unsigned_abs();
@@ -327,7 +371,7 @@ impl Slot {
 
     /// Gives the lock back, or asks for it no longer. Nothing of the worker may be there.
     pub(super) fn shut_gate(&mut self, cause: Cause, desk: &mut Desk<'_>) {
-        debug_assert!(!self.is_live(), "{} gave its lock back alive", desk.worker);
+        debug_assert!(!self.leads(), "{} gave its lock back alive", desk.worker);
         let gate = std::mem::take(&mut self.gate);
         self.gate.since = Some(desk.now);
         desk.out.list.push(Effect::ShutGate(desk.worker.clone()));
@@ -357,17 +401,22 @@ impl Slot {
     /// After a supervisor's death: `kept` is what the keeper holds for it.
     pub(super) fn resume_gate(&mut self, kept: Option<Kept>, desk: &mut Desk<'_>) {
         match (&self.gate.sought, kept) {
-            (None, None) => {}
+            // Its row may have been lost: what has no lock stands by.
+            (None, None) => self.stands_by |= self.is_live() && desk.spec.is_warm(),
             (Some(_), Some(kept)) => self.reopen(kept, desk),
             // Its row was lost, its process was not.
-            (None, Some(kept)) if self.is_live() => {
+            (None, Some(kept)) if self.leads() => {
                 self.gate.sought = Some(desk.spec.singleton.clone().unwrap_or_default());
                 self.gate.since = Some(desk.now);
                 self.reopen(kept, desk);
+                // Whether it was told that it holds it is not known: to hear it twice does no harm.
+                if let Some(page) = self.gate.page().filter(|_| desk.spec.is_warm()) {
+                    self.promote(page, desk);
+                }
             }
             (None, Some(_)) => self.shut_gate(Cause::NotWanted, desk),
             (Some(_), None) => {
-                debug_assert!(!self.is_live(), "{} lives without its lock", desk.worker);
+                debug_assert!(!self.leads(), "{} lives without its lock", desk.worker);
                 if !self.resume_yielding(desk) {
                     self.seek_gate(desk);
                 }
@@ -384,7 +433,7 @@ impl Slot {
         }
         self.take_back_yielding();
         self.gate.lease.adopt(kept.until);
-        if self.gate.lease_spec().is_some() && kept.until.is_none() && self.is_live() {
+        if self.gate.lease_spec().is_some() && kept.until.is_none() && self.leads() {
             self.lose_gate("its deadline has passed".to_owned(), desk);
         }
         if let Some(why) = kept.lost {
@@ -430,10 +479,13 @@ impl Fleet {
             Stance::Drain | Stance::Kill => Some(Cause::Shutdown),
             Stance::Keep | Stance::Wait | Stance::Closing => None,
         };
+        // Who only waits for it gives it up like one who is not there.
+        let is_vacant = slot.state == State::Vacant || slot.is_warm();
         let starts_not = match (&slot.state, stance) {
-            (State::Vacant, Stance::Keep) | (State::BackingOff { .. }, _) => stops,
-            (State::Vacant, Stance::Wait) => Some(Cause::Dependencies),
-            (State::Vacant, _) => Some(Cause::Shutdown),
+            (_, Stance::Keep) if is_vacant => None,
+            (_, Stance::Wait) if is_vacant => Some(Cause::Dependencies),
+            (_, _) if is_vacant => Some(Cause::Shutdown),
+            (State::BackingOff { .. }, _) => stops,
             // It failed: somebody else may do better, until it is tried again.
             (State::Failed { retry }, _) => {
                 let due = retry.is_some_and(|at| at <= now);
@@ -457,7 +509,7 @@ impl Fleet {
         let mut lost = Vec::new();
         let mut unwanted = Vec::new();
         for (index, slot) in sought {
-            match slot.is_live() {
+            match slot.leads() {
                 true if slot.gate.is_lost => lost.push(*index),
                 true => {}
                 false => {
@@ -474,6 +526,19 @@ impl Fleet {
         for (index, cause) in unwanted {
             self.with_slot(index, room, |slot, desk| slot.shut_gate(cause, desk));
             self.stand_back(index, room);
+        }
+    }
+
+    /// Workers that stand by ask for their locks, and are told when they are had.
+    pub(super) fn tend_standbys(&mut self, places: &Places, room: &mut Room<'_>) {
+        let waits = |(index, slot): &(&SlotIndex, &Slot)| {
+            let is_wanted = places.contains(**index) && !room.intent.holds(&self.name, **index);
+            slot.is_warm() && slot.ending.is_none() && is_wanted
+        };
+        let waiting = self.slots.iter().filter(waits);
+        let waiting: Vec<SlotIndex> = waiting.map(|(index, _)| *index).collect();
+        for index in waiting {
+            self.with_slot(index, room, Slot::stand_by);
         }
     }
 }

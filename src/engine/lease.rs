@@ -169,6 +169,9 @@ impl Slot {
         }
         self.gate.lease.lapsing = true;
         desk.record(self.generation, What::LeaseLapsed);
+        if !self.leads() {
+            return;
+        }
         match self.state {
             State::Vacant
             | State::Clearing { .. }

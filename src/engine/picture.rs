@@ -146,7 +146,8 @@ impl Supervisor {
     ) -> Option<WorkerStatus> {
         let held =
             self.intent.holds(&fleet.name, index) && !slot.is_live() && shown.contains(index);
-        let waits = slot.gate.waits() && !slot.is_live();
+        let is_warm = slot.is_warm() && matches!(slot.state, State::Running { .. });
+        let waits = is_warm || (slot.gate.waits() && !slot.is_live());
         if slot.state == State::Vacant && !held && !waits {
             return None;
         }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Version of the bodies; a body begins with it.
-const BODY_VERSION: u8 = 3;
+const BODY_VERSION: u8 = 4;
 
 impl Supervisor {
     pub(super) fn take_over(
@@ -161,7 +161,8 @@ impl Supervisor {
                 Op::Spawn { key, body, .. }
                 | Op::Signal { key, body, .. }
                 | Op::Kill { key, body, .. }
-                | Op::Forget { key, body, .. },
+                | Op::Forget { key, body, .. }
+                | Op::Promote { key, body, .. },
             ) = effect
             else {
                 continue;

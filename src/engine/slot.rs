@@ -133,6 +133,8 @@ pub(super) struct Slot {
     pub(super) ending: Option<Ending>,
     /// Its lock, if it needs one.
     pub(super) gate: Gate,
+    /// This generation was started without its lock, and has not been told that it is had.
+    pub(super) stands_by: bool,
     /// The process, while there is one.
     #[serde(skip)]
     pub(super) process: Option<Alive>,
@@ -224,7 +226,17 @@ impl Slot {
 
     /// Does it take work?
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.state, State::Running { ready: true, .. })
+        matches!(self.state, State::Running { ready: true, .. }) && !self.stands_by
+    }
+
+    /// Is there, or will there presently be, something of it that needs its lock, if it has one?
+    pub(super) fn leads(&self) -> bool {
+        self.is_live() && !self.stands_by
+    }
+
+    /// Is there a worker that waits for its lock?
+    pub(super) fn is_warm(&self) -> bool {
+        self.is_live() && self.stands_by
     }
 
     /// Does it end what it has, told to stop or about to be?
@@ -259,6 +271,7 @@ impl Slot {
         self.revision = desk.spec.revision;
         self.round = round;
         self.ending = None;
+        self.stands_by = self.is_to_stand_by(desk);
         self.said.clear();
         match desk.spec.process.pre_start.clone() {
             Some(hook) => {
@@ -287,6 +300,7 @@ impl Slot {
 
     fn spawn(&mut self, extra: Vec<(String, String)>, desk: &mut Desk<'_>) {
         self.state = State::Spawning;
+        self.stands_by = self.is_to_stand_by(desk);
         desk.out.keeper(Op::Spawn {
             key: desk.key(),
             after: self.generation,
@@ -297,7 +311,7 @@ impl Slot {
                 &desk.worker,
                 desk.spec,
                 desk.facts,
-                &self.gate,
+                (&self.gate, self.stands_by),
                 desk.occasion,
                 extra,
             )),

@@ -61,7 +61,7 @@ pub(super) fn worker(
     worker: &WorkerId,
     spec: &FleetSpec,
     facts: &Facts,
-    gate: &Gate,
+    (gate, stands_by): (&Gate, bool),
     occasion: Option<Occasion>,
     extra: Vec<(String, String)>,
 ) -> SpawnSpec {
@@ -85,13 +85,19 @@ pub(super) fn worker(
         .iter()
         .map(|(name, socket)| socket_name(&worker.fleet, name, socket, worker.slot.0))
         .collect();
-    if let Some(pass) = gate.pass() {
+    let page = match stands_by {
+        true => Some(gate.standby_page()),
+        false => gate.page(),
+    };
+    if let Some(pass) = gate.pass().filter(|_| !stands_by) {
         env.push(format!("LEASEHOLD_LOCK={}", pass.path));
         env.push(format!("LEASEHOLD_LOCK_FD={}", 3 + passed.len()));
         env.push(format!("LEASEHOLD_FENCE={}", pass.fence));
         let epoch = gate.page().map_or(0, |page| page.epoch);
         env.push(format!("LEASEHOLD_EPOCH={epoch}"));
         passed.push(lock_name(worker));
+    }
+    if page.is_some() {
         env.push(format!("LEASEHOLD_PAGE_FD={}", 3 + passed.len()));
     }
     SpawnSpec {
@@ -103,7 +109,7 @@ pub(super) fn worker(
         pass: passed,
         cgroup_limits: process.cgroup_limits.clone(),
         session: process.session,
-        page: gate.page(),
+        page,
         ..common(spec)
     }
 }

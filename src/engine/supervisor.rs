@@ -404,7 +404,7 @@ impl Supervisor {
                 AfterState::Started => other
                     .slots
                     .values()
-                    .filter(|slot| slot.process.is_some())
+                    .filter(|slot| slot.process.is_some() && slot.leads())
                     .count() as u32,
             };
             // A dependency that an operator holds is not there.

@@ -171,6 +171,7 @@ impl fmt::Display for What {
                 from.as_ref()
                     .map_or(Ok(()), |from| write!(f, ", last held by {from}"))
             }
+            Self::Promoted { fence } => write!(f, "stood by, and leads now, fence {fence}"),
             Self::Outlived { by } => write!(
                 f,
                 "ran on for {} when its lease was over: another node may have run it meanwhile",

@@ -16,8 +16,8 @@ use crate::{
     id::Generation,
     time::{Moment, Span},
     wire::{
-        Alive, Asked, BODY_MAX, ExitRecord, ExitStatus, Header, News, Op, Process, RowKey,
-        SpawnSpec, StopRecord, Stopping, Target,
+        Alive, Asked, BODY_MAX, ExitRecord, ExitStatus, Header, News, Op, PageSpec, Process,
+        RowKey, SpawnSpec, StopRecord, Stopping, Target,
     },
 };
 
@@ -33,6 +33,8 @@ pub trait Kernel {
         generation: Generation,
         spec: &SpawnSpec,
     ) -> Result<Alive, ExitStatus>;
+    /// Has a leader hold what its page says; false: it may not any more, and its page is over.
+    fn promote(&mut self, key: &RowKey, page: &PageSpec) -> bool;
     /// Signals a leader that has not been reaped, or its group.
     fn signal(&mut self, key: &RowKey, number: i32, to: Target);
     /// SIGKILL to the whole containment, repeated by the kernel side until it is empty.
@@ -142,6 +144,17 @@ impl Core {
                 {
                     row.header.process = Process::Vacant;
                     row.deadline = None;
+                }
+            }
+            Op::Promote {
+                key,
+                generation,
+                page,
+                body,
+            } => {
+                self.store(&key, body);
+                if self.leads(&key, generation) && !kernel.promote(&key, &page) {
+                    kernel.kill(&key);
                 }
             }
             Op::Stop { key, stop } => {
@@ -390,6 +403,12 @@ impl Core {
             })
     }
 
+    fn leads(&self, key: &RowKey, generation: Generation) -> bool {
+        self.rows.get(key).is_some_and(|row| {
+            row.header.generation == generation && matches!(row.header.process, Process::Alive(_))
+        })
+    }
+
     fn lives(&self, key: &RowKey, generation: Generation) -> bool {
         self.rows.get(key).is_some_and(|row| {
             row.header.generation == generation
@@ -440,6 +459,10 @@ mod tests {
                 since: Moment(0),
                 containment: Containment::Group,
             })
+        }
+        fn promote(&mut self, key: &RowKey, page: &PageSpec) -> bool {
+            self.0.push(format!("promote {key} {}", page.fence));
+            page.fence != 0
         }
         fn signal(&mut self, key: &RowKey, number: i32, _: Target) {
             self.0.push(format!("signal {key} {number}"));
@@ -509,6 +532,39 @@ mod tests {
                 "spawn web/0.2"
             ]
         );
+    }
+
+    /// Whoever would hold what is over does not go on as if he did, and one that has ended holds nothing.
+    #[test]
+    fn a_worker_is_promoted_or_killed() {
+        let (mut core, mut kernel) = (Core::new(), Diary::default());
+        let key = slot("billing", 0);
+        core.apply(spawn(&key, 0, 0), Moment(0), &mut kernel);
+        kernel.0.clear();
+        let promote = |generation, fence| Op::Promote {
+            key: key.clone(),
+            generation: Generation(generation),
+            page: PageSpec {
+                fence,
+                epoch: 0,
+                role: 1,
+                timed: true,
+            },
+            body: vec![1],
+        };
+        core.apply(promote(2, 7), Moment(0), &mut kernel);
+        core.apply(promote(1, 7), Moment(0), &mut kernel);
+        core.apply(promote(1, 0), Moment(0), &mut kernel);
+        let done = [
+            "promote billing/0 7",
+            "promote billing/0 0",
+            "kill billing/0",
+        ];
+        assert_eq!(kernel.0, done);
+        core.leader_ended(&key, ExitStatus::Code(0), Moment(1), &mut kernel);
+        kernel.0.clear();
+        core.apply(promote(1, 7), Moment(2), &mut kernel);
+        assert!(kernel.0.is_empty(), "{:?}", kernel.0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         page::{Contents, Page},
         pipe,
         poll::{EventFlags, Poll},
-        seats::{Hold, Seat as TimedSeat, Seats},
+        seats::{Hold, Leader, Seat as TimedSeat, Seats},
         spawn::{Birthplace, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
     },
     time::{Clocks, Moment, Span},
@@ -50,8 +50,8 @@ pub(super) enum SeatNews {
 
 /// The lease page of a generation, zero once this is dropped.
 enum Lease {
-    /// Without a deadline.
-    Open(Page),
+    /// Without a deadline; none: it is under one since.
+    Open(Option<Page>),
     /// Under a deadline.
     Timed(Hold),
 }
@@ -68,7 +68,11 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         match self {
-            Self::Open(page) => page.words().write(&Contents::OVER),
+            Self::Open(page) => {
+                if let Some(page) = page {
+                    page.words().write(&Contents::OVER);
+                }
+            }
             // The other thread's hands are taken off first.
             Self::Timed(_) => {}
         }
@@ -567,19 +571,13 @@ impl Linux {
         init: Option<&Child>,
     ) -> Result<(Lease, OwnedFd), SpawnFailed> {
         let page = |e: io::Error| SpawnFailed(SpawnStep::Page, errno(&e));
-        let contents = Contents {
-            until: Clocks::NEVER,
-            fence: spec.fence,
-            epoch: spec.epoch,
-            generation: generation.0,
-            role: spec.role,
-        };
+        let contents = contents(&spec, generation);
         let RowKey::Slot(worker) = key else {
             return Err(SpawnFailed(SpawnStep::Page, libc::EINVAL));
         };
         if !spec.timed {
             let (page, fd) = Page::new(&contents).map_err(page)?;
-            return Ok((Lease::Open(page), fd));
+            return Ok((Lease::Open(Some(page)), fd));
         }
         let killer = leaf.and_then(Leaf::killer);
         let held = self.timed.hold(wire::seat_key(worker), killer, &contents);
@@ -847,6 +845,39 @@ impl Kernel for Linux {
         Ok(alive)
     }
 
+    fn promote(&mut self, key: &RowKey, spec: &PageSpec) -> bool {
+        let (Some(seat), RowKey::Slot(worker)) = (self.seats.get_mut(key), key) else {
+            return false;
+        };
+        let contents = contents(spec, seat.generation);
+        let page = match &mut seat.lease {
+            Some(Lease::Open(page)) if spec.timed => page.take(),
+            Some(Lease::Open(page)) => {
+                let said = page.as_ref().map(|page| page.words().write(&contents));
+                return said.is_some();
+            }
+            // Told twice, by a supervisor that died in between and by its successor.
+            Some(Lease::Timed(hold)) => return hold.fence() == spec.fence,
+            None => None,
+        };
+        let Some(page) = page else {
+            return false;
+        };
+        let killer = seat.leaf.as_ref().and_then(Leaf::killer);
+        let who = Leader {
+            pidfd: seat.child.as_fd().as_raw_fd(),
+            group: seat.child.pid(),
+            init: match &seat.enclosure {
+                Enclosure::Open(init, _) => Some(init.pid()),
+                Enclosure::None | Enclosure::Gone => None,
+            },
+        };
+        let key = wire::seat_key(worker);
+        let hold = self.timed.promote(key, killer, page, &contents, who);
+        seat.lease = hold.map(Lease::Timed);
+        seat.lease.is_some()
+    }
+
     fn signal(&mut self, key: &RowKey, number: i32, to: Target) {
         let Some(seat) = self.seats.get(key).filter(|seat| !seat.reaped) else {
             return;
@@ -899,6 +930,20 @@ impl Kernel for Linux {
             self.orphans_at
                 .get_or_insert(clock::now().after(ORPHANS_EVERY));
         }
+    }
+}
+
+/// What a page says first. A standby's is over.
+fn contents(spec: &PageSpec, generation: Generation) -> Contents {
+    Contents {
+        until: match spec.role {
+            wire::STANDBY => Contents::OVER.until,
+            _ => Clocks::NEVER,
+        },
+        fence: spec.fence,
+        epoch: spec.epoch,
+        generation: generation.0,
+        role: spec.role,
     }
 }
 

@@ -14,8 +14,9 @@
 //! | 48 | generation |
 //! | 56 | role: 1 holder, 2 standby |
 //!
-//! It is over as soon as either clock has reached its deadline. When the generation has ended, everything but name and sequence is
-//! zero for ever, which reads as a deadline long past. Readers are under `examples/page/`.
+//! It is over as soon as either clock has reached its deadline. A standby's is over from the beginning, and its fence 0, until it is
+//! promoted to holder in the same page. When the generation has ended, everything but name and sequence is zero for ever, which reads as
+//! a deadline long past. Readers are under `examples/page/`.
 #![expect(
     unsafe_code,
     reason = "memory that is shared with another process is mapped and dereferenced by address"

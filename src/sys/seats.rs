@@ -324,21 +324,40 @@ impl Seats {
         leaf: Option<OwnedFd>,
         contents: &Contents,
     ) -> io::Result<Option<(Hold, OwnedFd)>> {
-        let Some(seat) = self.find(key) else {
+        let Some(seat) = self.standing(key, contents.fence) else {
             return Ok(None);
         };
-        if !seat.is_armed() || seat.is_occupied() || seat.fence.load(SeqCst) != contents.fence {
-            return Ok(None);
-        }
         let (page, fd) = Page::new(contents)?;
-        let hold = Hold { seat, leaf, page };
-        if let Some(leaf) = &hold.leaf {
-            seat.leaf.store(leaf.as_raw_fd(), SeqCst);
-        }
-        hold.publish_page();
-        // It may have been given back or have fired meanwhile.
-        let still = seat.is_armed() && seat.fence.load(SeqCst) == contents.fence;
-        Ok(still.then_some((hold, fd)))
+        Ok(Hold::take((seat, contents.fence), leaf, page, None).map(|hold| (hold, fd)))
+    }
+
+    /// Puts a process that is there already into its seat, with the page that it has had so far. None if no such deadline stands, and the
+    /// page is over then.
+    pub fn promote(
+        &'static self,
+        key: u64,
+        leaf: Option<OwnedFd>,
+        page: Page,
+        contents: &Contents,
+        who: Leader,
+    ) -> Option<Hold> {
+        let Some(seat) = self.standing(key, contents.fence) else {
+            page.words().write(&Contents::OVER);
+            return None;
+        };
+        // Over until the other thread would kill it.
+        page.words().write(&Contents {
+            until: Contents::OVER.until,
+            ..*contents
+        });
+        Hold::take((seat, contents.fence), leaf, page, Some(who))
+    }
+
+    /// The seat of a holder whose deadline stands, if nobody is in it.
+    fn standing(&'static self, key: u64, fence: u64) -> Option<&'static Seat> {
+        let seat = self.find(key)?;
+        let is_free = seat.is_armed() && !seat.is_occupied();
+        (is_free && seat.fence.load(SeqCst) == fence).then_some(seat)
     }
 
     fn find(&self, key: u64) -> Option<&Seat> {
@@ -364,6 +383,17 @@ fn next_look(now: Clocks, until: Clocks) -> Moment {
     now.boottime.after(by_boottime.min(by_raw))
 }
 
+/// A process that is there already.
+#[derive(Clone, Copy, Debug)]
+pub struct Leader {
+    /// Its pidfd, which stays open until [`Seat::forget_process`].
+    pub pidfd: i32,
+    /// Its process group.
+    pub group: i32,
+    /// The first process of its PID namespace, if it has one of its own.
+    pub init: Option<i32>,
+}
+
 /// A gated process's place in the table. When it is dropped, nothing in the table names the process any more and its page is zero.
 #[derive(Debug)]
 pub struct Hold {
@@ -373,9 +403,35 @@ pub struct Hold {
 }
 
 impl Hold {
+    /// Takes the seat. None if it was given back, or has fired, meanwhile.
+    fn take(
+        (seat, fence): (&'static Seat, u64),
+        leaf: Option<OwnedFd>,
+        page: Page,
+        who: Option<Leader>,
+    ) -> Option<Self> {
+        let hold = Self { seat, leaf, page };
+        if let Some(leaf) = &hold.leaf {
+            seat.leaf.store(leaf.as_raw_fd(), SeqCst);
+        }
+        if let Some(Leader { pidfd, group, init }) = who {
+            seat.pidfd.store(pidfd, SeqCst);
+            seat.group.store(group, SeqCst);
+            seat.init.store(init.unwrap_or(0), SeqCst);
+        }
+        hold.publish_page();
+        let still = seat.is_armed() && seat.fence.load(SeqCst) == fence;
+        still.then_some(hold)
+    }
+
     /// Its seat, for the making of the process.
     pub fn seat(&self) -> &'static Seat {
         self.seat
+    }
+
+    /// Names the holder.
+    pub fn fence(&self) -> u64 {
+        self.seat.fence.load(SeqCst)
     }
 
     /// Shows the page the deadline that stands, and leaves it to the other thread, unless the deadline moved meanwhile.
@@ -462,23 +518,28 @@ mod tests {
         }
 
         fn page(&self) -> Contents {
-            let mut bytes = [0; 64];
-            assert_eq!(rustix::io::pread(&self.page, &mut bytes, 0), Ok(64));
-            let word = |n: usize| u64::from_ne_bytes(bytes[n * 8..][..8].try_into().unwrap());
-            Contents {
-                until: Clocks {
-                    boottime: Moment(word(2)),
-                    raw: Moment(word(3)),
-                },
-                fence: word(4),
-                epoch: word(5),
-                generation: word(6),
-                role: word(7),
-            }
+            said(&self.page)
         }
 
         fn has_ended(&mut self) -> bool {
             self.child.try_wait().unwrap().is_some()
+        }
+    }
+
+    /// What a worker reads.
+    fn said(page: &OwnedFd) -> Contents {
+        let mut bytes = [0; 64];
+        assert_eq!(rustix::io::pread(page, &mut bytes, 0), Ok(64));
+        let word = |n: usize| u64::from_ne_bytes(bytes[n * 8..][..8].try_into().unwrap());
+        Contents {
+            until: Clocks {
+                boottime: Moment(word(2)),
+                raw: Moment(word(3)),
+            },
+            fence: word(4),
+            epoch: word(5),
+            generation: word(6),
+            role: word(7),
         }
     }
 
@@ -545,6 +606,41 @@ mod tests {
         worker.hold = None;
         assert_eq!(fired(seats, now.after(Span::secs(2))).len(), 1);
         assert!(!worker.has_ended());
+    }
+
+    #[test]
+    fn a_standby_is_promoted_in_the_page_that_it_has() {
+        let (seats, now) = (Seats::new(), clock::both());
+        let standby = Contents {
+            until: Contents::OVER.until,
+            fence: 0,
+            role: crate::wire::STANDBY,
+            ..CONTENTS
+        };
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let who = Leader {
+            pidfd: pidfd.as_raw_fd(),
+            group: 0,
+            init: None,
+        };
+        let until = now.after(Span::secs(10));
+        let (page, shown) = Page::new(&standby).unwrap();
+        assert!(seats.promote(1, None, page, &CONTENTS, who).is_none());
+        assert_eq!(said(&shown), Contents::OVER, "nobody armed it");
+        seats.arm(1, 7, until);
+        let (page, shown) = Page::new(&standby).unwrap();
+        assert_eq!(said(&shown), standby);
+        let hold = seats.promote(1, None, page, &CONTENTS, who).unwrap();
+        assert_eq!(said(&shown), Contents { until, ..CONTENTS });
+        let later = now.after(Span::secs(20));
+        seats.arm(1, 7, later);
+        assert_eq!(said(&shown).until, later);
+        assert_eq!(fired(seats, later).len(), 1);
+        child.wait().unwrap();
+        drop(hold);
+        assert_eq!(said(&shown), Contents::OVER);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use leasehold::{
     id::{Generation, WorkerId},
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
-    wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
+    wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
 use crate::rng::Rng;
@@ -26,6 +26,7 @@ pub(crate) struct Proc {
     pub(crate) generation: Generation,
     pub(crate) leader: bool,
     pub(crate) family: bool,
+    /// 0: it stands by.
     pub(crate) fence: u64,
     killed: bool,
 }
@@ -60,7 +61,8 @@ pub(crate) struct Host {
     pub(crate) stubborn: bool,
     /// What was killed is gone by then.
     pub(crate) linger: Span,
-    pub(crate) spawned: Vec<(WorkerId, u64)>,
+    /// Who leads from now on, and whether he stood by before.
+    pub(crate) began: Vec<(WorkerId, u64, bool)>,
     next_pid: i32,
 }
 
@@ -77,15 +79,26 @@ impl Host {
             tempers: true,
             stubborn: false,
             linger,
-            spawned: Vec::new(),
+            began: Vec::new(),
             next_pid: 100,
         }
+    }
+
+    /// What lives for this worker, and leads.
+    pub(crate) fn leader(&self, worker: &WorkerId) -> Option<&Proc> {
+        self.process(worker).filter(|proc| proc.fence != 0)
     }
 
     /// What lives for this worker.
     pub(crate) fn process(&self, worker: &WorkerId) -> Option<&Proc> {
         let pid = self.by_key.get(&RowKey::Slot(worker.clone()))?;
         self.procs.get(pid)
+    }
+
+    /// Will it be killed in time?
+    fn is_armed(&self, worker: &WorkerId, fence: u64) -> bool {
+        let stands = |seat: &Seat| seat.fence == fence && !seat.fired;
+        self.is_careless || self.seats.get(worker).is_some_and(stands)
     }
 
     pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
@@ -137,15 +150,17 @@ impl Kernel for Host {
             .page
             .as_ref()
             .expect("a worker of a cluster has a page");
-        let stands = |seat: &&Seat| seat.fence == page.fence && !seat.fired;
-        let seat = self.seats.get(worker).filter(stands);
-        if seat.is_none() && !self.is_careless {
+        let stands_by = page.role == wire::STANDBY;
+        assert_eq!(stands_by, page.fence == 0, "{page:?}");
+        if !stands_by && !self.is_armed(worker, page.fence) {
             return Err(ExitStatus::SpawnFailed {
                 step: SpawnStep::Deadline,
                 errno: 62,
             });
         }
-        self.spawned.push((worker.clone(), page.fence));
+        if !stands_by {
+            self.began.push((worker.clone(), page.fence, false));
+        }
         let pid = self.next_pid;
         self.next_pid += 1;
         let proc = Proc {
@@ -170,6 +185,25 @@ impl Kernel for Host {
             since: self.now,
             containment: Containment::Cgroup,
         })
+    }
+
+    fn promote(&mut self, key: &RowKey, page: &PageSpec) -> bool {
+        let RowKey::Slot(worker) = key else {
+            panic!("nothing but workers is promoted: {key}");
+        };
+        assert!(page.role == wire::HOLDER && page.timed, "{page:?}");
+        let armed = self.is_armed(worker, page.fence);
+        let Some(proc) = self.by_key.get(key).and_then(|pid| self.procs.get_mut(pid)) else {
+            return false;
+        };
+        if proc.fence != 0 {
+            return proc.fence == page.fence;
+        }
+        if armed {
+            proc.fence = page.fence;
+            self.began.push((worker.clone(), page.fence, true));
+        }
+        armed
     }
 
     fn signal(&mut self, key: &RowKey, number: i32, _: Target) {

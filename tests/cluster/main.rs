@@ -42,6 +42,7 @@ const fn lock(name: &'static str, slots: u32, takeover: Takeover) -> Contended {
         is_disputed: false,
         home: None,
         group: None,
+        is_warm: false,
     }
 }
 
@@ -50,7 +51,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays the stories of a sweep; `vary` says what one seed's etcd is.
-fn sweep(name: &str, locks: &[Contended], vary: fn(u64) -> Faults) {
+fn sweep(name: &str, locks: &[Contended], vary: fn(u64) -> Faults) -> Totals {
     let one = number("CLUSTER_SEED");
     let count = number("CLUSTER_SEEDS").unwrap_or(SEEDS);
     let seeds = one.map_or(0..count, |seed| seed..seed + 1);
@@ -69,6 +70,7 @@ fn sweep(name: &str, locks: &[Contended], vary: fn(u64) -> Faults) {
     }
     println!("{name}: {totals:?}");
     assert!(one.is_some() || totals.spawns > 3 * count, "{totals:?}");
+    totals
 }
 
 const NEW: Flavour = Flavour {
@@ -200,6 +202,33 @@ fn preferred() {
         far: seed % 5 == 0,
         flavour: OLD,
     });
+}
+
+/// Workers that stand by lead only when they may, whatever befalls whom; in the end everybody who does not lead stands by.
+#[test]
+fn warm() {
+    let one = |name, takeover| Contended {
+        is_warm: true,
+        ..lock(name, 1, takeover)
+    };
+    let locks = [
+        one("billing", AFTER_A_SECOND),
+        one("ledger", Takeover::Strict),
+    ];
+    let totals = sweep("warm", &locks, |seed| Faults {
+        troubles: 8,
+        removals: if seed % 6 == 5 { 2 } else { 0 },
+        moves: 6,
+        drains: if seed % 3 == 1 { 3 } else { 0 },
+        restored: false,
+        slewed: seed % 2 == 0,
+        stubborn: seed % 7 == 0,
+        aims: seed % 3 == 0,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
+    });
+    assert!(totals.promotions > totals.spawns / 2, "{totals:?}");
 }
 
 /// Whatever befell them, in the end no node has two while another one has none.

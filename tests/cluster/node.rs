@@ -39,6 +39,8 @@ pub(crate) struct Contended {
     pub(crate) home: Option<&'static str>,
     /// It is not to be together with others of this group.
     pub(crate) group: Option<&'static str>,
+    /// Whoever waits for it does so with a worker that stands by.
+    pub(crate) is_warm: bool,
 }
 
 pub(crate) fn fleet(text: &str) -> FleetName {
@@ -79,6 +81,7 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
             grace: Span::secs(2),
             kill_margin: Span::secs(1),
         }),
+        warm: lock.is_warm,
         ..SingletonSpec::default()
     });
     spec.publish = Some(published(lock.name));

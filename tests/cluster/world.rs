@@ -61,6 +61,7 @@ pub(crate) struct Totals {
     pub(crate) steps: u64,
     pub(crate) spawns: u64,
     pub(crate) takeovers: u64,
+    pub(crate) promotions: u64,
     pub(crate) deadlines: u64,
     pub(crate) supervisor_deaths: u64,
     pub(crate) elections: u64,
@@ -76,6 +77,7 @@ impl Totals {
         self.steps += other.steps;
         self.spawns += other.spawns;
         self.takeovers += other.takeovers;
+        self.promotions += other.promotions;
         self.deadlines += other.deadlines;
         self.supervisor_deaths += other.supervisor_deaths;
         self.elections += other.elections;
@@ -458,7 +460,7 @@ impl World {
                     .seats
                     .get(&worker)
                     .is_some_and(|seat| seat.fence == fence);
-                if ours && node.host.process(&worker).is_none() {
+                if ours && node.host.leader(&worker).is_none() {
                     node.host.seats.remove(&worker);
                 }
             }
@@ -900,7 +902,8 @@ impl World {
 
     /// The worst moment to be stopped at.
     fn aim(&mut self, index: usize) {
-        let holds = !self.nodes[index].host.procs.is_empty();
+        let mut procs = self.nodes[index].host.procs.values();
+        let holds = procs.any(|proc| proc.fence != 0);
         let long_before = self.now.after(Span::secs(40)) < self.quiet_from;
         if self.faults.aims && holds && long_before && self.rng.chance(6) {
             let first = Fault::SupervisorHangs(index, self.rng.span(1_000, 5_500));
@@ -1082,7 +1085,7 @@ impl World {
             let at = node.keeper_until;
             return self.at_moment(at, Item::Arm(index, incarnation, worker, fence, until));
         }
-        let living = node.host.process(&worker).is_some();
+        let living = node.host.leader(&worker).is_some();
         let fired = node.is_past(until, self.now);
         match node.host.seats.get_mut(&worker) {
             Some(seat) if seat.fence == fence && !seat.fired => {
@@ -1138,7 +1141,10 @@ impl World {
             seat.fired = true;
         }
         self.totals.deadlines += 1;
-        node.host.kill(&RowKey::Slot(worker.clone()));
+        // Who stands by has no deadline.
+        if node.host.leader(worker).is_some() {
+            node.host.kill(&RowKey::Slot(worker.clone()));
+        }
         self.say(|| format!("node{index} {worker} deadline"));
         self.after_keeper(index);
         self.report(index, worker);
@@ -1251,8 +1257,9 @@ impl World {
 
     /// Fences grow from holder to holder.
     fn look_at_spawns(&mut self, index: usize) {
-        for (id, fence) in std::mem::take(&mut self.nodes[index].host.spawned) {
+        for (id, fence, stood_by) in std::mem::take(&mut self.nodes[index].host.began) {
             self.totals.spawns += 1;
+            self.totals.promotions += u64::from(stood_by);
             let lock = id.fleet.to_string();
             let slots = self.locks.iter().find(|one| one.name == lock);
             let before = self.fences.get(&lock).copied();
@@ -1266,7 +1273,7 @@ impl World {
                 );
                 self.totals.takeovers += u64::from(whose != index);
             }
-            self.say(|| format!("node{index} {id} spawned with fence {fence}"));
+            self.say(|| format!("node{index} {id} begins with fence {fence}"));
             self.fences.insert(lock, (fence, index));
         }
     }
@@ -1279,7 +1286,7 @@ impl World {
                 .nodes
                 .iter()
                 .enumerate()
-                .filter_map(|(index, node)| Some((index, node.host.process(&id)?.fence)))
+                .filter_map(|(index, node)| Some((index, node.host.leader(&id)?.fence)))
                 .collect();
             assert!(
                 running.len() <= lock.slots as usize,
@@ -1295,7 +1302,7 @@ impl World {
         for lock in &self.locks {
             let id = worker(lock.name);
             let mut nodes = self.nodes.iter();
-            let running = nodes.find(|node| node.host.process(&id).is_some());
+            let running = nodes.find(|node| node.host.leader(&id).is_some());
             let whose = running.map(|node| &node.name);
             assert_eq!(whose, None, "{} runs", lock.name);
         }
@@ -1347,7 +1354,7 @@ impl World {
             let (name, id) = (lock.name, worker(lock.name));
             let prefix = format!("/leasehold/v1/sim/e/{name}/");
             let nodes = self.nodes.iter();
-            let running = nodes.filter(|node| node.host.process(&id).is_some());
+            let running = nodes.filter(|node| node.host.leader(&id).is_some());
             let running: Vec<String> = running
                 .map(|node| format!("{prefix}{}", node.name))
                 .collect();
@@ -1388,7 +1395,7 @@ impl World {
             let running = self
                 .nodes
                 .iter()
-                .filter(|node| node.host.process(&id).is_some());
+                .filter(|node| node.host.leader(&id).is_some());
             let running = running.count();
             let open = self.nodes.iter().filter(|node| !node.is_drained());
             let open: Vec<&str> = open.map(|node| node.name.as_str()).collect();
@@ -1409,6 +1416,10 @@ impl World {
             });
             let waits: Vec<String> = waits.collect();
             assert_eq!(running, should, "{} does not run: {waits:#?}", lock.name);
+            let nodes = self.nodes.iter();
+            let there = nodes.filter(|node| node.host.process(&id).is_some());
+            let expected = if lock.is_warm { open.len() } else { should };
+            assert_eq!(there.count(), expected, "{}: {waits:#?}", lock.name);
             let prefix = format!("/leasehold/v1/sim/s/{}/", lock.name);
             assert_eq!(
                 self.etcd.places(&prefix),

@@ -1,11 +1,13 @@
 /* A worker that says "NODE FENCE LEADER PID BOOTTIME" to one file, again and again: whoever has its lines between another node's runs beside
  * it. On SIGTERM it says so once more and ends. "i": it ignores SIGTERM. "g": it has a grandchild in a session of its own, without
- * descriptors, that ignores SIGTERM and says it too. "d" behind that: which drops its environment as well, and its parent. */
+ * descriptors, that ignores SIGTERM and says it too. "d" behind that: which drops its environment as well, and its parent. "w": it says
+ * nothing until its page calls it the holder, and looks there no more. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,6 +41,25 @@ static void witness(const char *path, const char *node, int leader, const char *
     }
 }
 
+/* The fence, as its lease page says it when it calls it the holder. The layout is in examples/page/leasehold_page.h. */
+static const char *promoted(void) {
+    static char fence[24];
+    const char *fd = getenv("LEASEHOLD_PAGE_FD");
+    if (!fd) _exit(5);
+    volatile unsigned long long *page = mmap(NULL, 64, PROT_READ, MAP_SHARED, atoi(fd), 0);
+    if (page == MAP_FAILED) _exit(6);
+    for (;;) {
+        unsigned long long before = page[1], holder = page[4], role = page[7];
+        __sync_synchronize();
+        if (before % 2 == 0 && before == page[1] && role == 1) {
+            snprintf(fence, sizeof fence, "%llu", holder);
+            return fence;
+        }
+        if (asked) _exit(0);
+        usleep(1000);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc < 4) return 2;
     int leader = own_pid();
@@ -46,6 +67,7 @@ int main(int argc, char **argv) {
     if (!fence) fence = "0";
     if (argc == 6) witness(argv[1], argv[2], atoi(argv[4]), argv[5]);
     signal(SIGTERM, strchr(argv[3], 'i') ? SIG_IGN : term);
+    if (strchr(argv[3], 'w')) fence = promoted();
     if (strchr(argv[3], 'g') && fork() == 0) {
         setsid();
         signal(SIGTERM, SIG_IGN);

@@ -75,6 +75,8 @@ impl Times {
 pub(crate) struct How {
     /// Letters for its worker.
     pub(crate) worker: &'static str,
+    /// Whoever stands by does so with a worker.
+    pub(crate) warm: bool,
     pub(crate) takeover: &'static str,
     pub(crate) containment: &'static str,
     pub(crate) mode: Mode,
@@ -88,6 +90,7 @@ impl Default for How {
     fn default() -> Self {
         Self {
             worker: "-",
+            warm: false,
             takeover: "1s",
             containment: if is_root() { "strict" } else { "weak" },
             mode: surest(),
@@ -192,7 +195,7 @@ impl World {
             lease_ttl = "{}s"
             [fleet.billing]
             command = ["{}", "{}", "n{number}", "{}"]
-            singleton = {{ scope = "cluster", flock = "{{dir}}/lock", grace = "{}ms", kill_margin = "{}ms", takeover_delay = "{}", containment = "{}" }}
+            singleton = {{ scope = "cluster", flock = "{{dir}}/lock", grace = "{}ms", kill_margin = "{}ms", takeover_delay = "{}", containment = "{}", warm = {} }}
             restart = {{ backoff = "1ms..5ms", burst = 100000 }}
             stop.timeout = "2s"
             "#,
@@ -204,6 +207,7 @@ impl World {
             kill_margin.as_millis(),
             how.takeover,
             how.containment,
+            how.warm,
         ));
         self.nodes.push(rig);
         number

@@ -11,7 +11,10 @@ use rustix::process::Signal;
 
 use crate::rig::{Rig, both_ways, send, until};
 
-both_ways!(every_reader_reads_the_page_and_its_end);
+both_ways!(
+    every_reader_reads_the_page_and_its_end,
+    a_standby_is_told_in_its_page_that_it_leads,
+);
 
 /// The three examples, ready to be run.
 pub(crate) struct Readers(Vec<(&'static str, Vec<PathBuf>)>);
@@ -75,6 +78,60 @@ pub(crate) fn page_of(pid: i32) -> fs::File {
             .ok_or_else(|| String::from_utf8_lossy(&environ).into_owned())
     });
     fs::File::open(format!("/proc/{pid}/fd/{number}")).unwrap()
+}
+
+/// Two daemons of one machine, and workers that are started before they have the lock (`warm`).
+fn a_standby_is_told_in_its_page_that_it_leads(mut a: Rig) {
+    let Some(mut b) = Rig::new(a.mode) else {
+        return;
+    };
+    let readers = Readers::new(&a);
+    let lock = a.path("lock");
+    for rig in [&a, &b] {
+        rig.configure(&format!(
+            r#"
+            [fleet.job]
+            command = [{{worker}}, "sleep"]
+            singleton = {{ scope = "node", flock = "{}", warm = true }}
+            "#,
+            lock.display()
+        ));
+    }
+    let led = a.start_settled().worker("job/0").unwrap().pid;
+    b.start();
+    let standby = |rig: &Rig| {
+        let status = rig.wait("a worker stands by", 5_000, |status| {
+            let worker = status.worker("job/0");
+            worker.is_some_and(|one| one.all["state"] == "standby" && one.all["pid"].is_i64())
+        });
+        let worker = status.worker("job/0").unwrap();
+        assert!(!worker.ready, "{}", worker.all);
+        worker.pid
+    };
+    let pid = standby(&b);
+    let page = page_of(pid);
+    for (language, said) in readers.ask(&page) {
+        assert_eq!(said, "no", "{language}");
+    }
+    a.ok(&["singletons", "release", "job"]);
+    let status = b.wait("it leads", 5_000, |status| {
+        status.worker("job/0").is_some_and(|worker| worker.ready)
+    });
+    let worker = status.worker("job/0").unwrap();
+    assert_eq!((worker.pid, worker.generation), (pid, 1));
+    let fence = status.fleet("job")["gate"]["fence"].as_u64().unwrap();
+    let expected = format!("yes fence {fence} epoch 0 generation 1 role 1");
+    for (language, said) in readers.ask(&page) {
+        assert_eq!(said, expected, "{language}");
+    }
+    assert_ne!(standby(&a), led);
+    b.drain(5_000);
+    for (language, said) in readers.ask(&page) {
+        assert_eq!(said, "no", "{language}");
+    }
+    a.wait("it leads again", 5_000, |status| {
+        status.worker("job/0").is_some_and(|worker| worker.ready)
+    });
 }
 
 /// A page of its own for every generation; nobody can write it, and it is over when its generation is.

@@ -21,7 +21,7 @@ use leasehold::{
     id::{FleetName, Generation, SlotIndex, WorkerId},
     keeper::core::{Core, Kernel},
     time::{Moment, Span, Stamp},
-    wire::{Alive, Containment, ExitStatus, News, Op, RowKey, SpawnSpec, Target},
+    wire::{Alive, Containment, ExitStatus, News, Op, PageSpec, RowKey, SpawnSpec, Target},
 };
 
 use crate::{
@@ -128,6 +128,10 @@ impl Kernel for Machine {
             since: self.now,
             containment: Containment::Cgroup,
         })
+    }
+
+    fn promote(&mut self, key: &RowKey, _: &PageSpec) -> bool {
+        panic!("{key} needs no lock");
     }
 
     fn signal(&mut self, key: &RowKey, number: i32, _: Target) {

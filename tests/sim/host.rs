@@ -7,7 +7,7 @@ use leasehold::{
     id::Generation,
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
-    wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
+    wire::{Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
 use crate::{jobs::Jobs, rng::Rng};
@@ -277,6 +277,10 @@ impl Kernel for Host {
             since: self.now,
             containment: Containment::Cgroup,
         })
+    }
+
+    fn promote(&mut self, key: &RowKey, _: &PageSpec) -> bool {
+        panic!("{key} does not stand by");
     }
 
     fn signal(&mut self, key: &RowKey, number: i32, _: Target) {
