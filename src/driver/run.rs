@@ -446,6 +446,8 @@ impl Driver {
             Inbox::Locked(worker, ticket, taken) => {
                 // Held by the keeper before anything that needs it can be asked of it.
                 let (request, event) = self.gates.settled(worker, ticket, taken);
+                // Of one that stood by it is known already whom it names.
+                self.note_leaders();
                 let ops = request.into_iter().collect();
                 match event {
                     Some(event) => self.step_after(ops, event),

@@ -124,6 +124,10 @@ fn a_standby_is_told_in_its_page_that_it_leads(mut a: Rig) {
     for (language, said) in readers.ask(&page) {
         assert_eq!(said, expected, "{language}");
     }
+    // Whoever takes the lock behind a dead daemon's back is to know whom to end.
+    let record = fs::read_to_string(&lock).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["leader"]["pid"], pid, "{record}");
     assert_ne!(standby(&a), led);
     b.drain(5_000);
     for (language, said) in readers.ask(&page) {
