@@ -69,3 +69,5 @@ mod terminal;
 mod traffic;
 #[path = "process/wall.rs"]
 mod wall;
+#[path = "process/warm.rs"]
+mod warm;

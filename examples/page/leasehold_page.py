@@ -44,7 +44,7 @@ class Page:
 
     def lead(self, pause=0.005):
         """Waits until it is the holder; for ever, if it never is."""
-        while (lease := self.lease()).role != HOLDER:
+        while (lease := self.lease()).role != HOLDER or self.left() == 0:
             time.sleep(pause)
         return lease
 

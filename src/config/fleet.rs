@@ -115,7 +115,7 @@ pub(super) fn fleet(
     spec.revision = revision(&spec);
     check_ports(section, &spec);
     if let Some(lock) = &spec.singleton {
-        singleton::check(section, lock, spec.workers, spec.rollout.max_surge);
+        singleton::check(section, lock, &spec);
     }
     if let Some(publish) = &spec.publish {
         publish::check_delay(section, publish, spec.stop.deregister_delay);

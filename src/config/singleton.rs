@@ -4,7 +4,9 @@ use crate::{
     config::{
         LastResort, forms,
         section::Section,
-        spec::{Authority, Bond, EtcdSpec, LeaseSpec, Preference, SingletonSpec, Takeover},
+        spec::{
+            Authority, Bond, EtcdSpec, FleetSpec, LeaseSpec, Preference, SingletonSpec, Takeover,
+        },
         units::count,
     },
     id::FleetName,
@@ -289,7 +291,16 @@ fn check_bond(table: &Section<'_, '_>, bond: Bond) {
 }
 
 /// What holds between the lock and the size of the fleet.
-pub(super) fn check(section: &Section<'_, '_>, spec: &SingletonSpec, workers: u32, surge: u32) {
+pub(super) fn check(section: &Section<'_, '_>, spec: &SingletonSpec, fleet: &FleetSpec) {
+    let (workers, surge) = (fleet.workers, fleet.rollout.max_surge);
+    if spec.warm && fleet.process.pre_start.is_some() {
+        let message = format!(
+            "{} would run where the lock is not had, beside whoever has it",
+            section.name("hooks.pre_start")
+        );
+        let help = "leave it to the worker, when its page says that it leads; or warm = false";
+        section.fault("E278", "hooks", message, help);
+    }
     if workers > spec.per_node && spec.is_of_cluster() {
         let message = format!(
             "{} has {workers} workers; of its lock it may have {} on this node",

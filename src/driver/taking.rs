@@ -137,15 +137,19 @@ impl Me {
             if replaced {
                 locks::give_way();
             }
+            let own = locks::Own {
+                cookie: &me.cookie,
+                cgroups: me.cgroups.as_deref(),
+            };
             let taken = loop {
                 let before = match file.record() {
                     Ok(before) => before,
                     Err(fault) => break Err(fault.into()),
                 };
-                let settled = locks::settle(file.path(), before.as_ref(), Patience(SAY_AFTER));
+                let settled = locks::settle(file.path(), before.as_ref(), own, Patience(SAY_AFTER));
                 let first = file.path().with_extension("0");
                 let settled = settled.and_then(|()| match slots {
-                    Some(slots) => locks::settle_others(&first, slots),
+                    Some(slots) => locks::settle_others(&first, slots, own),
                     None => Ok(()),
                 });
                 match settled {

@@ -59,7 +59,9 @@ impl Slot {
     }
 
     pub(super) fn run_pre_stop(&mut self, desk: &mut Desk<'_>) {
-        match desk.spec.process.pre_stop.clone() {
+        // Of one that stands by there is nothing to be undone.
+        let hook = desk.spec.process.pre_stop.clone();
+        match hook.filter(|_| self.leads()) {
             Some(hook) => {
                 self.state = State::PreStop {
                     until: desk.now.after(hook.timeout).after(Span::secs(1)),

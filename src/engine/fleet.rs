@@ -166,7 +166,7 @@ impl Fleet {
 
     /// Slots that wait for their lock: another one may hold it for good.
     pub(super) fn standby(&self) -> u32 {
-        let waits = |slot: &&Slot| slot.is_warm() || (slot.gate.waits() && !slot.is_live());
+        let waits = |slot: &&Slot| slot.is_warm() || slot.waits_cold(&self.spec);
         self.slots.values().filter(waits).count() as u32
     }
 

@@ -402,7 +402,10 @@ impl Slot {
     pub(super) fn resume_gate(&mut self, kept: Option<Kept>, desk: &mut Desk<'_>) {
         match (&self.gate.sought, kept) {
             // Its row may have been lost: what has no lock stands by.
-            (None, None) => self.stands_by |= self.is_live() && desk.spec.is_warm(),
+            (None, None) => {
+                let is_of_now = self.revision == desk.spec.revision;
+                self.stands_by |= self.is_live() && desk.spec.is_warm() && is_of_now;
+            }
             (Some(_), Some(kept)) => self.reopen(kept, desk),
             // Its row was lost, its process was not.
             (None, Some(kept)) if self.leads() => {
@@ -485,6 +488,8 @@ impl Fleet {
             (_, Stance::Keep) if is_vacant => None,
             (_, Stance::Wait) if is_vacant => Some(Cause::Dependencies),
             (_, _) if is_vacant => Some(Cause::Shutdown),
+            // One that never led fails before it is anybody's turn: whoever is well is next, and it queues again when it is tried again.
+            (State::BackingOff { .. }, _) if slot.stands_by => Some(Cause::Failed),
             (State::BackingOff { .. }, _) => stops,
             // It failed: somebody else may do better, until it is tried again.
             (State::Failed { retry }, _) => {

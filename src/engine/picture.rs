@@ -147,7 +147,7 @@ impl Supervisor {
         let held =
             self.intent.holds(&fleet.name, index) && !slot.is_live() && shown.contains(index);
         let is_warm = slot.is_warm() && matches!(slot.state, State::Running { .. });
-        let waits = is_warm || (slot.gate.waits() && !slot.is_live());
+        let waits = is_warm || slot.waits_cold(&fleet.spec);
         if slot.state == State::Vacant && !held && !waits {
             return None;
         }

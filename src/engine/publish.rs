@@ -350,7 +350,9 @@ impl Fleet {
         let state = |slot: &Slot| match () {
             () if slot.is_ready() && open => Some(Presence::Ready),
             // Its turn to drain has not come, and nobody may rely on it any more.
-            () if slot.is_ready() || slot.is_leaving() => Some(Presence::Draining),
+            () if slot.is_ready() || (slot.is_leaving() && slot.leads()) => {
+                Some(Presence::Draining)
+            }
             () => None,
         };
         let there = self

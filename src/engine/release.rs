@@ -76,7 +76,9 @@ impl Slot {
         };
         desk.record(self.generation, what);
         self.gate.release = Some(Release::Asked { who });
-        self.stop(Ending::Released, desk);
+        if !self.is_warm() {
+            self.stop(Ending::Released, desk);
+        }
     }
 
     /// The fence of a lock that can be given away, or is just being.

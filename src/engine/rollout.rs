@@ -128,8 +128,7 @@ impl Fleet {
         });
         wanted.map(|(_, slot)| slot).all(|slot| {
             // Who waits for its lock may do so for good, and has nobody to be replaced.
-            let stands_by = slot.gate.waits() && !slot.is_live();
-            stands_by || self.counts(slot, room.now) || slot.state == State::Done
+            slot.waits_cold(&self.spec) || self.counts(slot, room.now) || slot.state == State::Done
         })
     }
 
@@ -172,11 +171,12 @@ impl Fleet {
             if slot.is_ending() {
                 continue;
             }
-            if slot.is_ready() {
-                if available <= floor {
-                    continue;
-                }
-                available -= 1;
+            if slot.is_ready() && available <= floor {
+                continue;
+            }
+            // One that stands by is nobody's to miss, and counts all the same.
+            if slot.is_ready() || self.counts(slot, room.now) {
+                available = available.saturating_sub(1);
             }
             self.with_slot(index, room, |slot, desk| slot.stop(Ending::Rollout, desk));
         }

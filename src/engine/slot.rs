@@ -239,6 +239,12 @@ impl Slot {
         self.is_live() && self.stands_by
     }
 
+    /// Does it wait for its lock, with nothing there that should be?
+    pub(super) fn waits_cold(&self, spec: &FleetSpec) -> bool {
+        let may_be_empty = !spec.is_warm() || self.state == State::Vacant;
+        self.gate.waits() && !self.is_live() && may_be_empty
+    }
+
     /// Does it end what it has, told to stop or about to be?
     pub(super) fn is_leaving(&self) -> bool {
         matches!(

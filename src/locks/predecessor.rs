@@ -1,6 +1,6 @@
 //! Before a lock that was had is used: what is left of the holder before is ended, if it is provably there and ours to end.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{
     locks::record::Record,
@@ -21,6 +21,15 @@ const GLANCE: Span = Span::millis(2);
 #[derive(Clone, Copy, Debug)]
 pub struct Patience(pub Span);
 
+/// The run that takes a lock: what it has, its predecessor has not.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// `LEASEHOLD_RUN`.
+    pub cookie: &'a str,
+    /// The directory of its workers' cgroups, if they have any.
+    pub cgroups: Option<&'a str>,
+}
+
 /// The file that we waited for was replaced by this one: whoever ran under it hears that when we do, and ends what he sees of himself;
 /// what he had asked his keeper to start is there a moment later. Blocks.
 pub fn give_way() {
@@ -31,7 +40,12 @@ pub fn give_way() {
 /// after an error.
 ///
 /// `path` is the lock's: with no record at all, the file is new, and whoever runs under its name runs under a file that was unlinked.
-pub fn settle(path: &Path, before: Option<&Record>, patience: Patience) -> Result<(), String> {
+pub fn settle(
+    path: &Path,
+    before: Option<&Record>,
+    own: Own<'_>,
+    patience: Patience,
+) -> Result<(), String> {
     let until = clock::now().after(patience.0);
     if let Some(record) = before
         && record.held
@@ -45,10 +59,12 @@ pub fn settle(path: &Path, before: Option<&Record>, patience: Patience) -> Resul
     loop {
         let left = match before {
             None => others_of(path),
+            // Written by us, and nothing was started under it: our supervisor died in between.
+            Some(record) if record.cookie == own.cookie => return Ok(()),
             Some(record) if !record.held || !record.is_of_this_boot() => return Ok(()),
             // What we do see, as a host sees its containers, is known by its environment.
             Some(record) if record.pid_namespace != host::pid_namespace() => end_family(record),
-            Some(record) => end(record),
+            Some(record) => end(record, own),
         };
         match left {
             None => return Ok(()),
@@ -91,10 +107,12 @@ pub fn bury(record: &Record) {
 }
 
 /// Kills what is left of a holder; the text says who is left.
-fn end(record: &Record) -> Option<String> {
+fn end(record: &Record, own: Own<'_>) -> Option<String> {
+    // In the directory that we have since, there was nothing left when we began: what is there is ours.
     let leaves = record
         .cgroups
         .as_deref()
+        .filter(|base| own.cgroups != Some(*base))
         .map(|base| cgroup::leaves_of(Path::new(base), &record.worker))
         .unwrap_or_default();
     for leaf in leaves {
@@ -148,10 +166,14 @@ fn end_family(record: &Record) -> Option<String> {
     })
 }
 
-/// Processes that run under this lock's name: their own daemon sees that its file is gone, and ends them.
+/// Processes that run under this lock's name, or hold it for others that do: their own daemon sees that its file is gone, and ends them.
 fn others_of(path: &Path) -> Option<String> {
+    let mut pids: BTreeSet<i32> = family::with_lock(&format!("{} (deleted)", path.display()))
+        .into_iter()
+        .collect();
     let carriers = family::with_variables(&[format!("LEASEHOLD_LOCK={}", path.display())], &[]);
-    let pids: Vec<String> = carriers.iter().map(|c| c.pid.to_string()).collect();
+    pids.extend(carriers.iter().map(|carrier| carrier.pid));
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
     (!pids.is_empty()).then(|| {
         format!(
             "the lock file was replaced while somebody runs under it (pids {}); waiting for their daemon to end them",

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::{
     locks::{
         file::{LockFault, LockFile, holder_by_kernel},
-        predecessor::{Patience, settle},
+        predecessor::{Own, Patience, settle},
         record::Record,
     },
     time::Span,
@@ -40,7 +40,7 @@ pub fn others_held(first: &Path, slots: u32) -> bool {
 
 /// Ends what holders of another number of slots, dead since, left behind: no file that we may take says anything of them. Blocks; an error says who
 /// is left, for people.
-pub fn settle_others(first: &Path, slots: u32) -> Result<(), String> {
+pub fn settle_others(first: &Path, slots: u32, own: Own<'_>) -> Result<(), String> {
     for file in files_of(first) {
         let of_another =
             |file: &LockFile| record_of_another(file, slots).map_err(|fault| fault.to_string());
@@ -49,7 +49,7 @@ pub fn settle_others(first: &Path, slots: u32) -> Result<(), String> {
         }
         // Read again, now that nobody else may write.
         if let Some(record) = of_another(&file)? {
-            settle(file.path(), Some(&record), Patience(PATIENCE))?;
+            settle(file.path(), Some(&record), own, Patience(PATIENCE))?;
             let free = Record {
                 held: false,
                 ..record
@@ -115,7 +115,11 @@ mod tests {
         drop(other);
         assert_eq!(other_number(&first, 1).unwrap(), None);
         assert!(others_held(&first, 1) && !others_held(&first, 3));
-        settle_others(&first, 1).unwrap();
+        let own = Own {
+            cookie: "another run",
+            cgroups: None,
+        };
+        settle_others(&first, 1, own).unwrap();
         assert!(!others_held(&first, 1));
         let file = LockFile::open(&third, false, true).unwrap();
         assert!(!file.record().unwrap().unwrap().held);

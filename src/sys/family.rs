@@ -408,6 +408,24 @@ pub fn with_variables(wanted: &[String], spare: &[i32]) -> Vec<Carrier> {
         .collect()
 }
 
+/// Living processes with a descriptor through which that file is locked, by what /proc/PID/fd shows of it (flock(2); the lock is the open
+/// file's, and proc_pid_fdinfo(5) tells).
+pub fn with_lock(link: &str) -> Vec<i32> {
+    let locks = |pid: i32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut fds = fds.into_iter().flatten().flatten();
+        fds.any(|fd| {
+            let is_it = fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == link);
+            let info = format!("/proc/{pid}/fdinfo/{}", fd.file_name().display());
+            is_it && fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+        })
+    };
+    process_table()
+        .into_keys()
+        .filter(|pid| locks(*pid))
+        .collect()
+}
+
 /// Does its environment hold all of these? None if it has none. `space` is for the reading.
 fn carries(pid: i32, wanted: &[String], space: &mut Vec<u8>) -> Option<bool> {
     space.clear();

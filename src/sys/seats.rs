@@ -328,7 +328,7 @@ impl Seats {
             return Ok(None);
         };
         let (page, fd) = Page::new(contents)?;
-        Ok(Hold::take((seat, contents.fence), leaf, page, None).map(|hold| (hold, fd)))
+        Ok(Hold::take((seat, contents), leaf, page, None).map(|hold| (hold, fd)))
     }
 
     /// Puts a process that is there already into its seat, with the page that it has had so far. None if no such deadline stands, and the
@@ -345,12 +345,7 @@ impl Seats {
             page.words().write(&Contents::OVER);
             return None;
         };
-        // Over until the other thread would kill it.
-        page.words().write(&Contents {
-            until: Contents::OVER.until,
-            ..*contents
-        });
-        Hold::take((seat, contents.fence), leaf, page, Some(who))
+        Hold::take((seat, contents), leaf, page, Some(who))
     }
 
     /// The seat of a holder whose deadline stands, if nobody is in it.
@@ -405,7 +400,7 @@ pub struct Hold {
 impl Hold {
     /// Takes the seat. None if it was given back, or has fired, meanwhile.
     fn take(
-        (seat, fence): (&'static Seat, u64),
+        (seat, contents): (&'static Seat, &Contents),
         leaf: Option<OwnedFd>,
         page: Page,
         who: Option<Leader>,
@@ -414,14 +409,21 @@ impl Hold {
         if let Some(leaf) = &hold.leaf {
             seat.leaf.store(leaf.as_raw_fd(), SeqCst);
         }
+        let stands = || seat.is_armed() && seat.fence.load(SeqCst) == contents.fence;
         if let Some(Leader { pidfd, group, init }) = who {
             seat.pidfd.store(pidfd, SeqCst);
             seat.group.store(group, SeqCst);
             seat.init.store(init.unwrap_or(0), SeqCst);
+            // It learns that it leads when nothing can come between it and its deadline any more: whoever strikes says so first, and
+            // looks then whom.
+            if !stands() {
+                return None;
+            }
+            let until = seat.until();
+            hold.page.words().write(&Contents { until, ..*contents });
         }
         hold.publish_page();
-        let still = seat.is_armed() && seat.fence.load(SeqCst) == fence;
-        still.then_some(hold)
+        stands().then_some(hold)
     }
 
     /// Its seat, for the making of the process.
