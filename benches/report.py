@@ -13,7 +13,7 @@ from pathlib import Path
 from rows import KILL_GAP_S, SUPERVISOR_KILLS, Results
 from world import MS, SECOND
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+ALONE, CLUSTER = "results", "results of a cluster"  # the tables, by the comments around them
 
 Judgement = tuple[str, bool | None]  # the target in words; met, missed, or nothing to say
 
@@ -117,7 +117,7 @@ class Figure:
     summary: Callable[[list[float]], float] = statistics.median
 
 
-P50, P99 = quantile(0.5), quantile(0.99)
+P50, P99, MEAN = quantile(0.5), quantile(0.99), statistics.fmean
 
 FIGURES = (
     Figure("up", "start: exec to the last worker's report", duration, ratio_at_most(1.3, 1000)),
@@ -166,6 +166,58 @@ FIGURES = (
     Figure("grandchildren", "left of 6 grandchildren after the stop", count, zero, max),
 )  # fmt: skip
 
+NEAR, FAR = "on one site", "100 ms to etcd and back"
+GETS, RUNS = "the transaction that gets the lock", "request to the worker's first instruction"
+TO_HEIR = "to the successor's first instruction"
+WRITE, SUM, DUE = "; baseline: a write", "; baseline: 1.2 writes and a restart", "; baseline: `lease_ttl` and `takeover_delay`"
+
+
+def hand_overs(where: str, text: str) -> tuple[Figure, ...]:
+    """A hand-over and its parts."""
+    points = (("end", "the old worker's end", SUM), ("sent", "the release, when sent,", SUM), ("asked", "`singletons move`", ""))
+    return (
+        Figure(f"put_{where}", f"hand-over, {text}: a write, p50", duration, untargeted, P50),
+        Figure(f"restart_{where}", f"hand-over, {text}: a restart under the lock, which stays, p50", duration, untargeted, P50),
+        *(
+            Figure(f"handover_{point}_{where}", f"hand-over, {text}: {what} {TO_HEIR}, {name}{beside}", duration,
+                   ratio_at_most(1) if beside and name == "p50" else untargeted, summary)
+            for point, what, beside in points
+            for name, summary in (("p50", P50), ("p99", P99))
+        ),
+    )  # fmt: skip
+
+
+CLUSTER_FIGURES = (
+    *(
+        Figure(f"acquire_{part}_site", f"acquire, {NEAR}: {what}, {name}{WRITE}", duration, judge, summary)
+        for part, what in (("txn", GETS), ("start", RUNS))
+        for name, summary, judge in (
+            ("mean", MEAN, at_most(lambda _: 8.3 * MS, duration)),
+            ("p50", P50, untargeted),
+            ("p99", P99, untargeted),
+        )
+    ),
+    Figure("acquire_txn_far", f"acquire, {FAR}: {GETS}, p50{WRITE}", duration, untargeted, P50),
+    Figure("acquire_start_far", f"acquire, {FAR}: {RUNS}, p50{WRITE}", duration, ratio_at_most(1.2), P50),
+    Figure("acquire_writes", "acquire: writes to etcd until the worker runs, most", count, untargeted, max),
+    Figure("acquire_command", "`lock --cluster NAME -- CMD`, nobody else there, whole process; baseline: `etcdctl lock`",
+           duration, untargeted),
+    *hand_overs("site", NEAR),
+    *hand_overs("far", FAR),
+    Figure("failover_stop", f"holder's daemon stopped: its worker's end {TO_HEIR}, p50{WRITE}", duration, untargeted, P50),
+    Figure("failover_stop", f"holder's daemon stopped: its worker's end {TO_HEIR}, p99{WRITE}", duration, untargeted, P99),
+    *(
+        Figure(f"failover_{point}", f"holder's node dead: {what} {TO_HEIR}, {name}{beside}", duration, untargeted, summary)
+        for point, what, beside in (("renewal", "its last renewal", DUE), ("end", "its worker's end", ""))
+        for name, summary in (("p50", P50), ("worst", max))
+    ),
+    Figure("cluster_overlap", "successors that began before the old worker's end", count, zero, sum),
+    Figure("cluster_fence", "successors whose fence is no later", count, zero, sum),
+    Figure("cluster_unasked", "workers started beside a successor", count, zero, sum),
+    Figure("cluster_left", "processes left after the stop", count, zero, sum),
+)  # fmt: skip
+TABLES = {ALONE: FIGURES, CLUSTER: CLUSTER_FIGURES}
+
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
@@ -192,32 +244,41 @@ def line(figure: Figure, workers: int, results: Results) -> str | None:
     return f"| {' | '.join(cells)} |"
 
 
-def table(results: Results, sizes: list[int]) -> str:
-    """The whole table in Markdown."""
-    lines = ["| what | workers | baseline | leasehold | ratio | target | met |", "|---|---:|---:|---:|---:|---:|:-:|"]
+def table(figures: tuple[Figure, ...], results: Results, sizes: list[int]) -> str:
+    """A whole table in Markdown; nothing if no line of it was measured."""
     all_sizes = sorted({*sizes, *(workers for _, workers, _ in results.samples)})
-    for figure in FIGURES:
-        lines += filter(None, (line(figure, workers, results) for workers in all_sizes))
-    return "\n".join(lines)
+    lines = [line(figure, workers, results) for figure in figures for workers in all_sizes]
+    lines = [text for text in lines if text is not None]
+    head = ["| what | workers | baseline | leasehold | ratio | target | met |", "|---|---:|---:|---:|---:|---:|:-:|"]
+    return "\n".join(head + lines) if lines else ""
 
 
-def machine(load: float, repetitions: int, version: str) -> str:
-    """Where, when and how often: what a reader needs before believing the table."""
+def machine(load: float, repetitions: int, version: str, member: str) -> dict[str, str]:
+    """Where, when and how often: what a reader needs before believing each of the tables."""
     models = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
     model = models[0].split(":", 1)[1].strip() if models else platform.machine()
     kernel = platform.release().split("-")[0]
     memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    return (
+    where = (
         f"{time.strftime('%Y-%m-%d', time.gmtime())}, {version}; {os.cpu_count()} cores ({model}), "
-        f"{memory_gb:.0f} GB, Linux {kernel}, load average {load:.2f} at the start; repetitions: "
-        f"{repetitions}, each with {SUPERVISOR_KILLS} kills of the supervisor {KILL_GAP_S:g} s apart."
+        f"{memory_gb:.0f} GB, Linux {kernel}, load average {load:.2f} at the start; repetitions: {repetitions}"
     )
+    return {
+        ALONE: f"{where}, each with {SUPERVISOR_KILLS} kills of the supervisor {KILL_GAP_S:g} s apart.",
+        CLUSTER: f"{where}; {member}.",
+    }
 
 
-def section(results: Results, sizes: list[int], heading: str) -> str:
-    """What `--write` puts between the two comments."""
-    faults = "".join(f"\n- {fault.splitlines()[0]}" for fault in results.faults)
-    return f"{heading}\n\n{table(results, sizes)}\n" + (f"\nFaults:\n{faults}\n" if faults else "")
+def faults(results: Results) -> str:
+    """What must not have happened but did; nothing if nothing did."""
+    lines = "".join(f"\n- {fault.splitlines()[0]}" for fault in results.faults)
+    return f"\nFaults:\n{lines}\n" if lines else ""
+
+
+def sections(results: Results, sizes: list[int], headings: dict[str, str]) -> dict[str, str]:
+    """The tables of which something was measured, each with the run's faults: what `--write` puts between its two comments."""
+    tables = {name: table(figures, results, sizes) for name, figures in TABLES.items()}
+    return {name: f"{headings[name]}\n\n{text}\n{faults(results)}" for name, text in tables.items() if text}
 
 
 def write_samples(path: Path, results: Results) -> None:
@@ -229,11 +290,18 @@ def write_samples(path: Path, results: Results) -> None:
     path.write_text(json.dumps(samples, indent=1) + "\n")
 
 
-def replace_section(path: Path, text: str) -> None:
-    """Puts the text between the two comments of a file."""
+def comments(name: str) -> tuple[str, str]:
+    """What stands before and after a table."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def replace_sections(path: Path, texts: dict[str, str]) -> None:
+    """Puts each table between its two comments, and leaves the others as they were."""
     document = path.read_text()
-    if BEGIN not in document or END not in document:
-        raise SystemExit(f"{path}: no '{BEGIN}' and '{END}' to write between")
-    head, rest = document.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}")
+    for name, text in texts.items():
+        begin, end = comments(name)
+        if begin not in document or end not in document:
+            raise SystemExit(f"{path}: no '{begin}' and '{end}' to write between")
+        head, rest = document.split(begin, 1)
+        document = f"{head}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}"
+    path.write_text(document)

@@ -16,7 +16,9 @@ from subjects import HEALTHY_S, Baseline, Fleet, Instance, Leasehold, Workspace
 from world import SECOND, BenchError
 
 FLEET_ROWS = ("up", "memory", "idle", "status", "crash", "stop")  # measured on one fleet, in this order
-ROWS = (*FLEET_ROWS, "sampling", "log", "grandchildren", "kill", "takeover", "lock", "page", "deadline")
+CLUSTER_ROWS = ("acquire", "handover", "failover")  # with an etcd
+OTHER_ROWS = ("sampling", "log", "grandchildren", "kill", "takeover", "lock", "page", "deadline")
+ROWS = (*FLEET_ROWS, *OTHER_ROWS, *CLUSTER_ROWS)
 LINE_BYTES = 100
 WRITE_SIZES = (64 * 1024, 4 * 1024)
 LOG_RUNS = 3  # a repetition: who runs on which core makes single runs differ by a factor of two

@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the sources
 
+import cluster
+import etcd
 import leases
 import report
 import rows
@@ -37,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle-seconds", type=float, default=10, help="how long to watch an idle fleet (10)")
     parser.add_argument("--log-bytes", type=positive, default=2**30, help="bytes written in the log row (1 GiB)")
     parser.add_argument("--directory", help="where the temporary directory is made, with room for the logs")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the comments of this file")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put each table between its comments in this file")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write every single sample as JSON")
     return parser.parse_args()
 
@@ -120,6 +122,22 @@ class Session:
                     for workers in sizes:
                         label = f"{subject.name}, N={workers}, kill -9 of the supervisor"
                         self.attempt(label, rows.measure_kill, subject, workers)
+        for subject in subjects:
+            if isinstance(subject, Leasehold):  # puts and etcdctl take turns with it inside
+                self.cluster(subject, chosen)
+
+    def cluster(self, subject: Leasehold, chosen: set[str]) -> None:
+        """The rows with an etcd."""
+        for where in cluster.SITES:
+            if "acquire" in chosen:
+                self.attempt(f"{subject.name}, acquire, {where}", cluster.measure_acquire, subject, where)
+        if "acquire" in chosen:
+            self.attempt(f"{subject.name}, one command under a lock of the cluster", cluster.measure_commands, subject)
+        for where in cluster.SITES:
+            if "handover" in chosen:
+                self.attempt(f"{subject.name}, hand-over, {where}", cluster.measure_handover, subject, where)
+        if "failover" in chosen:
+            self.attempt(f"{subject.name}, failover", cluster.measure_failover, subject)
 
 
 def prepare() -> None:
@@ -134,8 +152,12 @@ def check(options: argparse.Namespace) -> None:
     """Refuses what cannot work, before anything is started."""
     if options.only != "baseline" and not os.access(options.binary, os.X_OK):
         sys.exit(f"no program at {options.binary}: cargo build --release, or --binary FILE, or --only baseline")
-    if options.write and not (options.write.is_file() and report.BEGIN in options.write.read_text()):
-        sys.exit(f"{options.write}: no '{report.BEGIN}' to write after")
+    if options.write and not options.write.is_file():
+        sys.exit(f"{options.write}: no such file")
+    for table in report.TABLES if options.write else ():
+        for comment in report.comments(table):
+            if comment not in options.write.read_text():
+                sys.exit(f"{options.write}: no '{comment}' to write at")
 
 
 def main() -> int:
@@ -146,6 +168,7 @@ def main() -> int:
     workspace = Workspace(options.directory)
     try:
         workspace.build()
+        member = etcd.described(workspace.directory)
         if "log" in options.rows and shutil.disk_usage(workspace.directory).free < 2 * options.log_bytes:
             sys.exit(f"{workspace.directory}: less than twice --log-bytes free; see --directory")
         subjects, version = [], "the baseline alone"
@@ -160,13 +183,13 @@ def main() -> int:
             session.repetition(options.sizes, subjects[:: -1 if repetition % 2 else 1])
     finally:
         workspace.close()
-    heading = report.machine(load, options.repetitions, version)
-    text = report.section(session.results, options.sizes, heading)
-    print(text)
+    headings = report.machine(load, options.repetitions, version, member)
+    texts = report.sections(session.results, options.sizes, headings)
+    print("\n".join(texts.values()) or report.faults(session.results))
     if options.samples:
         report.write_samples(options.samples, session.results)
     if options.write:
-        report.replace_section(options.write, text)
+        report.replace_sections(options.write, texts)
     return 1 if session.results.faults else 0
 
 

@@ -166,18 +166,17 @@ class Instance:
         """Two polite requests, then SIGKILL for everything, with the cgroups that only a dead keeper leaves behind."""
         for _ in range(2):
             if not self.gone:
-                with contextlib.suppress(ProcessLookupError):
+                try:
                     os.kill(self.pid, signal.SIGTERM)
-                self.gone = world.wait_for_exit(self.pid, 15) is not None
+                    self.gone = world.wait_for_exit(self.pid, 15) is not None
+                except ProcessLookupError:  # reaped when another instance ended everything by force
+                    self.gone = True
         left = self.workspace.processes() | (set() if self.gone else set(self.own_pids()))
         cgroups = set().union(*(own_cgroups(pid) for pid in left))
         world.end(left)
         world.wait_until(lambda: not self.workspace.processes(), 10, "SIGKILL of what was left")
         world.reap_orphans()
-        for cgroup in cgroups:
-            for directory in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+        remove_cgroups(cgroups)
 
 
 def first_number(log: Path) -> int:
@@ -196,6 +195,14 @@ def own_cgroups(pid: int) -> set[Path]:
         top = next(line for line in lines if line.startswith("0::/leasehold-")).split("/")[1]
         return {Path(root) / top}
     return set()
+
+
+def remove_cgroups(cgroups: set[Path]) -> None:
+    """Those directories with all below them, as far as nobody is in them."""
+    for cgroup in cgroups:
+        for directory in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def flock_program() -> str:
