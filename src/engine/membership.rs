@@ -194,6 +194,11 @@ impl Supervisor {
             };
             let drained = self.intent.node.as_ref().map(|hold| hold.who.as_str());
             cluster.see(self.clock.at(now), drained);
+            // A run's lock is wanted from tick to tick.
+            let fleets = self.fleets.values();
+            let fleets = fleets.filter(|fleet| !fleet.removed && fleet.spec.cron.is_none());
+            let specs = fleets.filter_map(|fleet| fleet.spec.singleton.as_ref());
+            cluster.attend(specs.filter(|spec| spec.is_of_cluster()));
             let moves = !cluster.fits(wanted.as_ref());
             if over || (moves && wants.is_empty()) {
                 cluster.leave(now);

@@ -48,6 +48,27 @@ fn a_deleted_place_ends_its_worker_before_another_begins() {
     );
 }
 
+/// Nobody stands there any more, and everybody who did left in order: who was there all the time need not wait for anybody.
+#[test]
+fn stopped_everywhere_it_starts_again_at_once() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    for node in [1, 2, 0] {
+        world.nodes[node].ok(&["stop", "billing"]);
+    }
+    world.nodes[1].ok(&["start", "billing"]);
+    let next = world.after(&holder, Span::secs(5));
+    assert_eq!(next.node, 1);
+    let said = world.nodes[1].stderr();
+    assert!(!said.contains("left without a word"), "{said}");
+    world.verdict(
+        "`stop` on every node, `start` on one that stood by",
+        "it begins without a delay",
+    );
+}
+
 fn revoke(world: &World) {
     let lease = world.lease_of_first();
     world.etcd.ctl(&["lease", "revoke", &lease]).unwrap();

@@ -6,7 +6,7 @@
 //! ```
 
 use crate::{
-    config::spec::{LeaseSpec, Preference, SingletonSpec, Takeover},
+    config::spec::{LeaseSpec, Preference, SingletonSpec},
     engine::cluster::{
         Ticket,
         calls::{Desk, Purpose},
@@ -86,10 +86,7 @@ impl Candidate {
             preference: spec.preference.clone(),
             rank: spec.preference.rank(node, 0),
             better_since: None,
-            delay: Delay {
-                span: spec.takeover_delay(),
-                strict: spec.takeover == Takeover::Strict,
-            },
+            delay: Delay::of(spec),
             stage: Stage::Waits { until: now },
             won: None,
             told: None,

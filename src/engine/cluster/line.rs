@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    config::spec::{SingletonSpec, Takeover},
     engine::cluster::{
         keys::{self, Card, Released, Wish},
         rpc::{Change, KeyValue},
@@ -23,6 +24,15 @@ pub(super) struct Delay {
     pub(super) span: Span,
     /// Or until he must be dead by his own lease, if that is longer.
     pub(super) strict: bool,
+}
+
+impl Delay {
+    pub(super) fn of(spec: &SingletonSpec) -> Self {
+        Self {
+            span: spec.takeover_delay(),
+            strict: spec.takeover == Takeover::Strict,
+        }
+    }
 }
 
 /// Somebody in the queue.

@@ -36,7 +36,7 @@ use crate::{
             docket::{Docket, Jobs},
             figures::Figures,
             keys::{NodeCard, Prefix},
-            line::Line,
+            line::{Delay, Line},
             queue::Queue,
             register::Register,
             rpc::{
@@ -143,6 +143,8 @@ pub(in crate::engine) struct Cluster {
     calls: Calls,
     queues: BTreeMap<String, Queue>,
     candidates: BTreeMap<WorkerId, Candidate>,
+    /// Locks whose queues are followed though nobody of ours stands there.
+    attended: BTreeMap<String, (u32, Delay)>,
     /// What is published, on a lease of its own.
     register: Register,
     said: Vec<(WorkerId, Said)>,
@@ -191,6 +193,7 @@ impl Cluster {
             calls: Calls::default(),
             queues: BTreeMap::new(),
             candidates: BTreeMap::new(),
+            attended: BTreeMap::new(),
             said: Vec::new(),
             replies: Vec::new(),
             docket: Docket::new(
@@ -619,6 +622,15 @@ impl Cluster {
         said
     }
 
+    /// Whoever may want these locks one day is not to find out then who has had them: their queues are followed from the beginning.
+    pub(in crate::engine) fn attend<'a>(&mut self, specs: impl Iterator<Item = &'a SingletonSpec>) {
+        let named = specs.map(|spec| {
+            let lock = self.prefix.lock(spec.lock.as_str());
+            (lock, (spec.slots, Delay::of(spec)))
+        });
+        self.attended = named.collect();
+    }
+
     /// Renewals that nobody hears of keep a lease alive that serves nobody: when no gate can be held by it any more, they end. Whoever has
     /// none and has not heard for as long as one would last is no use in front of a queue either.
     fn give_up(&mut self, wants: &[Want], now: Moment) {
@@ -704,10 +716,10 @@ impl Cluster {
         let candidates = &self.candidates;
         let open = self.session.is_open();
         self.queues.retain(|lock, queue| {
+            let mut candidates = candidates.values();
             let needed = open
-                && candidates
-                    .values()
-                    .any(|one| one.lock == *lock && !one.leaves());
+                && (self.attended.contains_key(lock)
+                    || candidates.any(|one| one.lock == *lock && !one.leaves()));
             if !needed {
                 queue.close(&mut desk);
             }
@@ -716,12 +728,14 @@ impl Cluster {
         if !open {
             return;
         }
-        for candidate in candidates.values().filter(|one| !one.leaves()) {
-            let (slots, delay) = (candidate.slots, candidate.delay);
+        let ours = candidates.values().filter(|one| !one.leaves());
+        let ours = ours.map(|one| (&one.lock, (one.slots, one.delay)));
+        let attended = self.attended.iter().map(|(lock, spec)| (lock, *spec));
+        for (lock, (slots, delay)) in attended.chain(ours) {
             self.queues
-                .entry(candidate.lock.clone())
+                .entry(lock.clone())
                 .and_modify(|queue| queue.reconfigure(slots, delay))
-                .or_insert_with(|| Queue::new(candidate.lock.clone(), slots, delay, now));
+                .or_insert_with(|| Queue::new(lock.clone(), slots, delay, now));
         }
     }
 
