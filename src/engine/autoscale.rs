@@ -109,7 +109,10 @@ impl Supervisor {
                 self.with_fleet(name, now, out, Fleet::ask_source);
             }
             let kept = self.stance(name) == Stance::Keep;
-            self.with_fleet(name, now, out, |fleet, room| fleet.obey_floor(kept, room));
+            self.with_fleet(name, now, out, |fleet, room| {
+                fleet.leave_units(room);
+                fleet.obey_floor(kept, room);
+            });
         }
         // It is decided on the sample that is asked for then, or without it if it does not come.
         if decide_at.after(SAMPLE_EVERY) <= now {

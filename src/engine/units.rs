@@ -18,11 +18,11 @@ use crate::{
         cluster::capacity::{Demand, Share},
         effect::Effects,
         fleet::{Fleet, Room, Stance},
-        intent::Intent,
         scale::{Block, Hold, Reason, Scaling, Verdict},
+        slot::Slot,
         supervisor::Supervisor,
     },
-    id::FleetName,
+    id::{FleetName, SlotIndex},
     time::{Moment, Span},
 };
 
@@ -71,10 +71,11 @@ impl Supervisor {
         let of = |fleet: &Fleet| {
             let max = fleet.spec.scale.as_ref()?.cluster_max?;
             let scaling = fleet.body.scale.as_ref()?;
-            let stays = matches!(self.stance(&fleet.name), Stance::Keep | Stance::Wait);
-            let wanted = if stays && !fleet.removed {
+            let stance = self.stance(&fleet.name);
+            let stays = matches!(stance, Stance::Keep | Stance::Wait) && !fleet.removed;
+            let wanted = if stays && !self.intent.holds_fleet(&fleet.name) {
                 let wish = scaling.units.wish(now).map_or(0, |wish| wish.more);
-                fleet.units_needed(scaling, &self.intent) + wish
+                fleet.units_needed(scaling) + wish
             } else {
                 fleet.live() as u32
             };
@@ -106,16 +107,40 @@ impl Supervisor {
 }
 
 impl Fleet {
-    /// One for each worker that is there or will be: those that leave keep theirs until they are gone.
-    fn units_needed(&self, scaling: &Scaling, intent: &Intent) -> u32 {
-        let leaving = self.slots.iter();
-        let leaving =
-            leaving.filter(|(index, slot)| slot.is_live() && !scaling.members.contains(index));
-        self.occupied(scaling, intent) + leaving.count() as u32
+    /// One for each worker that is there or will be: those that leave keep theirs until they are gone, and a slot that an operator holds may be
+    /// started at any time.
+    fn units_needed(&self, scaling: &Scaling) -> u32 {
+        let stays = |index: &&SlotIndex| {
+            let slot = self.slots.get(index);
+            slot.is_none_or(|slot| slot.is_live() || !slot.is_through())
+        };
+        let leaves = |(index, slot): &(&SlotIndex, &Slot)| {
+            slot.is_live() && !scaling.members.contains(index)
+        };
+        let members = scaling.members.iter().filter(stays).count();
+        (members + self.slots.iter().filter(leaves).count()) as u32
     }
 
-    fn spare_units(&self, scaling: &Scaling, intent: &Intent) -> u32 {
-        let needed = self.units_needed(scaling, intent);
+    /// A fleet that an operator stops gives its units to others: when it starts again, it does so with its least.
+    pub(super) fn leave_units(&mut self, room: &Room<'_>) {
+        let Some(spec) = &self.spec.scale else {
+            return;
+        };
+        if spec.cluster_max.is_none() || !room.intent.holds_fleet(&self.name) {
+            return;
+        }
+        let Some(scaling) = &mut self.body.scale else {
+            return;
+        };
+        let is_live = |index: &SlotIndex| self.slots.get(index).is_some_and(Slot::is_live);
+        let gone = scaling.members.iter().rev().filter(|index| !is_live(index));
+        let more = scaling.members.len().saturating_sub(spec.min as usize);
+        let gone: Vec<SlotIndex> = gone.take(more).copied().collect();
+        scaling.members.retain(|index| !gone.contains(index));
+    }
+
+    fn spare_units(&self, scaling: &Scaling) -> u32 {
+        let needed = self.units_needed(scaling);
         scaling.units.share.held.saturating_sub(needed)
     }
 
@@ -131,7 +156,7 @@ impl Fleet {
         let Some(max) = spec.cluster_max else {
             return self.grow(scaling, by, reason, spec, room);
         };
-        let spare = self.spare_units(scaling, room.intent);
+        let spare = self.spare_units(scaling);
         let some = by.min(must.max(spare));
         let verdict = match some {
             0 => scaling.units.shortage(max),
@@ -172,7 +197,7 @@ impl Fleet {
         }
         let free = spec.places();
         let free = free.saturating_sub(self.occupied(scaling, room.intent));
-        let spare = self.spare_units(scaling, room.intent);
+        let spare = self.spare_units(scaling);
         let some = wish.more.min(spare).min(free);
         if some == 0 {
             return false;
@@ -193,8 +218,8 @@ mod tests {
             Config,
             spec::{FleetSpec, HttpSpec, NodeSpec},
         },
-        engine::{Facts, supervisor::Origin},
-        id::Revision,
+        engine::{Facts, Intent, supervisor::Origin},
+        id::{Revision, WorkerId},
         time::Stamp,
         wire::{Asked, StopRecord, Stopping},
     };
@@ -362,5 +387,33 @@ mod tests {
         let live = node.engine.fleets[&name()].live() as u32;
         assert_eq!(node.wants(), live);
         assert!(!node.has(3, 3), "nobody grows while it stops");
+    }
+
+    /// Its units are others' as soon as its workers are gone.
+    #[test]
+    fn a_fleet_that_was_stopped_begins_with_its_least() {
+        let mut node = Node::new();
+        node.has(4, 4);
+        node.grows((3, 0), Reason::Cpu);
+        assert_eq!(node.wants(), 4);
+        let hold = crate::engine::intent::Hold::default();
+        node.engine.intent.hold_slot(
+            &WorkerId {
+                fleet: name(),
+                slot: SlotIndex(2),
+            },
+            hold.clone(),
+        );
+        assert_eq!(node.wants(), 4, "it may be started at any time");
+        node.engine.intent.node = Some(hold);
+        let live = node.engine.fleets[&name()].live() as u32;
+        assert_eq!(node.wants(), live, "those that are still there");
+        let (name, now) = (name(), node.now);
+        node.engine
+            .with_fleet(&name, now, &mut node.out, |fleet, room| {
+                fleet.leave_units(room)
+            });
+        node.engine.intent.node = None;
+        assert_eq!((node.members(), node.wants()), (1, 1));
     }
 }

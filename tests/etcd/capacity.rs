@@ -239,6 +239,31 @@ fn without_etcd_nobody_grows_and_nobody_is_ended() {
     assert!(first.iter().all(|one| last.contains(one)), "{last:?}");
 }
 
+#[test]
+fn a_drained_node_gives_its_units_to_others_and_comes_back_with_its_least() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    world.start(", cluster_max = 4");
+    world.start(", cluster_max = 4");
+    world.until_units("their least is counted", SOON, &[1, 1]);
+    world.want(0, 4);
+    world.until_live("one has three", SOON, |all| all == [3, 1]);
+    world.want(1, 4);
+    world.until_said(1, "blocked", "cluster_max");
+    world.nodes[0].ok(&["drain"]);
+    until("the other one has four", SOON, || match world.live(1) {
+        4 => Ok(()),
+        live => Err(live),
+    });
+    assert_eq!(world.units_of(0).len(), 0);
+    world.nodes[0].ok(&["undrain", "--no-wait"]);
+    world.until_said(0, "blocked", "cluster_max");
+    world.stays("the first one has its least", Span::secs(6), |world| {
+        world.live_of_all() == [1, 4] && world.units().len() == 4
+    });
+}
+
 /// It freezes for longer than leases last, and ends them when it goes on.
 #[test]
 fn a_lease_that_is_gone_ends_nobody_and_is_had_again() {
