@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use leasehold::{
     engine::event::Note,
-    id::{Generation, WorkerId},
+    id::{FleetName, Generation, WorkerId},
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
     wire::{Alive, Containment, ExitStatus, RowKey, SpawnSpec, SpawnStep, Target},
@@ -88,6 +88,12 @@ impl Host {
         self.procs.get(pid)
     }
 
+    /// Leaders that live for workers of this fleet.
+    pub(crate) fn count(&self, fleet: &FleetName) -> usize {
+        let is_its = |proc: &&Proc| matches!(&proc.key, RowKey::Slot(id) if id.fleet == *fleet);
+        self.procs.values().filter(is_its).count()
+    }
+
     pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
         let proc = self.procs.get_mut(&pid)?;
         match act {
@@ -133,19 +139,19 @@ impl Kernel for Host {
         let RowKey::Slot(worker) = key else {
             panic!("nothing but workers is started here: {key}");
         };
-        let page = spec
-            .page
-            .as_ref()
-            .expect("a worker of a cluster has a page");
-        let stands = |seat: &&Seat| seat.fence == page.fence && !seat.fired;
-        let seat = self.seats.get(worker).filter(stands);
-        if seat.is_none() && !self.is_careless {
-            return Err(ExitStatus::SpawnFailed {
-                step: SpawnStep::Deadline,
-                errno: 62,
-            });
+        // Whoever needs no lock has none.
+        let fence = spec.page.as_ref().map_or(0, |page| page.fence);
+        if spec.page.is_some() {
+            let stands = |seat: &&Seat| seat.fence == fence && !seat.fired;
+            let seat = self.seats.get(worker).filter(stands);
+            if seat.is_none() && !self.is_careless {
+                return Err(ExitStatus::SpawnFailed {
+                    step: SpawnStep::Deadline,
+                    errno: 62,
+                });
+            }
+            self.spawned.push((worker.clone(), fence));
         }
-        self.spawned.push((worker.clone(), page.fence));
         let pid = self.next_pid;
         self.next_pid += 1;
         let proc = Proc {
@@ -153,7 +159,7 @@ impl Kernel for Host {
             generation,
             leader: true,
             family: self.rng.chance(30),
-            fence: page.fence,
+            fence,
             killed: false,
         };
         self.procs.insert(pid, proc);

@@ -100,6 +100,7 @@ fn calm() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -118,6 +119,26 @@ fn trouble() {
         aims: seed % 3 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
+        counted: false,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
+    });
+}
+
+/// Workers that are counted over all nodes, whatever befalls them.
+#[test]
+fn counted() {
+    sweep("counted", &LOCKS[2..], |seed| Faults {
+        troubles: 8,
+        removals: if seed % 3 == 0 { 6 } else { 0 },
+        moves: 0,
+        drains: if seed % 3 == 1 { 4 } else { 0 },
+        restored: false,
+        slewed: seed % 2 == 0,
+        stubborn: false,
+        aims: false,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        counted: true,
         flavour: if seed % 3 == 0 { NEW } else { OLD },
     });
 }
@@ -136,6 +157,7 @@ fn removals() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -154,6 +176,7 @@ fn removals_in_trouble() {
         aims: seed % 3 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD_AND_EARLY,
     });
 }
@@ -176,6 +199,7 @@ fn disputed() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -198,6 +222,7 @@ fn preferred() {
         aims: false,
         endpoints: 3,
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD,
     });
 }
@@ -221,6 +246,7 @@ fn spread_out() {
         aims: false,
         endpoints: 3,
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD,
     });
 }
@@ -239,6 +265,7 @@ fn restored() {
         aims: false,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -279,6 +306,7 @@ const fn mischief(flavour: Flavour, endpoints: usize, far: bool) -> Faults {
         aims: true,
         endpoints,
         far,
+        counted: false,
         flavour,
     }
 }
