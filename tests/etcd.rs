@@ -23,6 +23,8 @@ mod rig;
 
 #[path = "etcd/auth.rs"]
 mod auth;
+#[path = "etcd/capacity.rs"]
+mod capacity;
 #[path = "etcd/records.rs"]
 mod records;
 #[path = "etcd/shell.rs"]

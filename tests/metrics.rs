@@ -101,6 +101,7 @@ fn scale() -> ScaleStatus {
     ScaleStatus {
         spec: ScaleSpec::between(1, 4),
         members: 4,
+        cluster: None,
         floor: None,
         paused: None,
         utilization: Some(912_345),

@@ -151,6 +151,15 @@ fn explain(client: &Client, args: &ScaleArgs) -> Outcome {
 /// What an operator or a source has to do with it.
 fn remarks(scale: &ScaleView) -> String {
     let mut text = String::new();
+    if let Some(units) = &scale.cluster {
+        let taken = units
+            .taken
+            .map_or_else(|| "?".to_owned(), |taken| taken.to_string());
+        text += &format!(
+            "of {} on all nodes {taken} are taken, {} of them here\n",
+            units.max, units.held
+        );
+    }
     if let Some(floor) = &scale.floor {
         let until = floor
             .until

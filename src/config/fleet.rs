@@ -74,7 +74,7 @@ pub(super) fn fleet(
     let (process, programs) = process::process(section, &placeholders);
     let (sockets, listens) = sockets(section);
     let (after, after_places) = after(section);
-    let scale = scale::scale(section, &programs, &sockets);
+    let scale = scale::scale(section, &programs, &sockets, etcd);
     let whose = Whose {
         fleet: name,
         node,

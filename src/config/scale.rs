@@ -20,6 +20,8 @@ const MAX: i64 = 1_500;
 const HIGH_MAX: u32 = 950_000;
 /// Two decisions are so far apart, and their samples a little more.
 const UP_WINDOW_MIN: Span = Span::secs(10);
+/// Most workers of a fleet on all nodes.
+const CLUSTER_MAX: i64 = 10_000;
 /// Windows below this are for tests.
 const DOWN_WINDOW_LEAST: Span = Span::secs(60);
 /// Between two questions to a source.
@@ -40,6 +42,7 @@ pub(super) fn scale(
     section: &Section<'_, '_>,
     programs: &Programs<'_, '_, '_>,
     sockets: &BTreeMap<String, SocketSpec>,
+    etcd: Option<&EtcdSpec>,
 ) -> Option<ScaleSpec> {
     let table = section.section("scale");
     if table.is_absent() {
@@ -56,6 +59,9 @@ pub(super) fn scale(
     };
     let span = |key, otherwise| table.span(key).unwrap_or(otherwise);
     let spec = ScaleSpec {
+        cluster_max: table
+            .integer("cluster_max", 1, CLUSTER_MAX)
+            .map(|n| n as u32),
         high: table.parsed("high", &forms::PERCENT).unwrap_or(usual.high),
         target: table
             .parsed("target", &forms::PERCENT)
@@ -80,6 +86,7 @@ pub(super) fn scale(
         ..usual
     };
     check(section, &table, &spec, sockets);
+    check_cluster(&table, &spec, etcd);
     warn(&table, &spec);
     table.finish();
     Some(spec)
@@ -233,6 +240,32 @@ fn warn(table: &Section<'_, '_>, spec: &ScaleSpec) {
         );
         let help = "fewer; or say in worker_cores how much of a core one can use: workers that mostly wait use less";
         warn("W252", "max", message, help);
+    }
+}
+
+/// A maximum over all nodes is what they tell each other.
+fn check_cluster(table: &Section<'_, '_>, spec: &ScaleSpec, etcd: Option<&EtcdSpec>) {
+    let Some(most) = spec.cluster_max else {
+        return;
+    };
+    if etcd.is_none() {
+        let message = format!(
+            "{} is of all nodes of a cluster, and there is no [etcd]",
+            table.name("cluster_max")
+        );
+        let help =
+            "add [etcd] with endpoints = [\"http://10.0.0.1:2379\", …]; for one node max is enough";
+        table.fault("E265", "cluster_max", message, help);
+    }
+    if most < spec.min {
+        let key = table.culprit(&["cluster_max", "min"]);
+        let message = format!(
+            "{} = {most} is less than min = {}, which each node has",
+            table.name("cluster_max"),
+            spec.min
+        );
+        let help = "min times the number of nodes at least: min starts whatever cluster_max says";
+        table.fault("E266", key, message, help);
     }
 }
 

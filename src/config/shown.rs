@@ -360,6 +360,7 @@ impl Shown {
         let ScaleSpec {
             min,
             max,
+            cluster_max,
             high,
             target,
             signals,
@@ -383,6 +384,7 @@ impl Shown {
         let words: Vec<&str> = words.map(|(word, _)| *word).collect();
         self.put("scale.min", min);
         self.put("scale.max", max);
+        self.maybe("scale.cluster_max", cluster_max);
         self.put("scale.high", percent(high));
         self.put("scale.target", percent(target));
         self.put("scale.signals", format!("{words:?}"));

@@ -307,6 +307,8 @@ pub struct ScaleSpec {
     pub min: u32,
     /// Never more.
     pub max: u32,
+    /// Over all nodes of the cluster it does not grow beyond; none: no node knows of the others'.
+    pub cluster_max: Option<u32>,
     /// Above this share of what its workers can use it grows ...
     pub high: u32,
     /// ... to land here; it shrinks only if that leaves it at or below.
@@ -345,6 +347,7 @@ impl ScaleSpec {
         Self {
             min,
             max,
+            cluster_max: None,
             high: 800_000,
             target: 600_000,
             signals: vec![Signal::Cpu, Signal::Backlog],

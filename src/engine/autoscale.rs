@@ -21,8 +21,8 @@ use crate::{
     wire::Stopping,
 };
 
-const SAMPLE_EVERY: Span = Span::secs(1);
-const DECIDE_EVERY: Span = Span::secs(5);
+pub(super) const SAMPLE_EVERY: Span = Span::secs(1);
+pub(super) const DECIDE_EVERY: Span = Span::secs(5);
 /// A sample that has not come by then is not waited for.
 const SAMPLE_PATIENCE: Span = Span::secs(5);
 /// Between two workers that a queue makes start.
@@ -109,7 +109,10 @@ impl Supervisor {
                 self.with_fleet(name, now, out, Fleet::ask_source);
             }
             let kept = self.stance(name) == Stance::Keep;
-            self.with_fleet(name, now, out, |fleet, room| fleet.obey_floor(kept, room));
+            self.with_fleet(name, now, out, |fleet, room| {
+                fleet.leave_units(room);
+                fleet.obey_floor(kept, room);
+            });
         }
         // It is decided on the sample that is asked for then, or without it if it does not come.
         if decide_at.after(SAMPLE_EVERY) <= now {
@@ -313,11 +316,11 @@ impl Fleet {
         else {
             return;
         };
-        let less = floor
-            .min(spec.max)
-            .saturating_sub(self.occupied(&scaling, room.intent));
+        let occupied = self.occupied(&scaling, room.intent);
+        let less = floor.min(spec.max).saturating_sub(occupied);
         if less > 0 && kept && !held {
-            self.grow(&mut scaling, less, Reason::Manual, &spec, room);
+            let by = (less, spec.min.saturating_sub(occupied));
+            self.grow_within(&mut scaling, by, Reason::Manual, &spec, room);
         }
         self.body.scale = Some(scaling);
     }
@@ -401,7 +404,8 @@ impl Fleet {
             } else {
                 Reason::Manual
             };
-            return Step::Done(self.grow(scaling, more, reason, spec, room));
+            let by = (more, spec.min.saturating_sub(*counted));
+            return Step::Done(self.grow_within(scaling, by, reason, spec, room));
         }
         if *members == 0 {
             scaling.idle_since = None;
@@ -620,7 +624,7 @@ impl Fleet {
             scaling.rescued_at = Some(room.now);
         }
         decision.verdict = if grant.workers > 0 {
-            self.grow(&mut scaling, grant.workers, reason, &spec, room)
+            self.grow_within(&mut scaling, (grant.workers, 0), reason, &spec, room)
         } else {
             Verdict::Blocked(grant.block.unwrap_or(Block::HostCpu))
         };
@@ -628,7 +632,7 @@ impl Fleet {
         self.body.scale = Some(scaling);
     }
 
-    fn grow(
+    pub(super) fn grow(
         &mut self,
         scaling: &mut Scaling,
         by: u32,
@@ -653,6 +657,7 @@ impl Fleet {
             _ => scaling.grew(spec, room.now),
         }
         scaling.idle_since = None;
+        scaling.units.settle();
         self.record(
             What::Grew {
                 from,

@@ -182,6 +182,7 @@ impl Supervisor {
         for _ in 0..4 {
             let wants = self.wants();
             let jobs = self.jobs();
+            let demands = self.demands(now);
             let wanted = membership(&self.config, &self.facts);
             let over = self.is_over(now);
             let Some(cluster) = &mut self.cluster else {
@@ -222,8 +223,10 @@ impl Supervisor {
                 fleet.is_some_and(|fleet| fleet.recorded().is_some())
             };
             cluster.keep_offers(is_there, now);
+            cluster.demand(&demands, now);
             let said = cluster.follow(&wants, &jobs, now, &mut orders);
             let verdicts = cluster.verdicts();
+            let shares = cluster.shares();
             self.node.session = cluster.row();
             self.node.register = cluster.register_row();
             for (fleet, word) in cluster.words() {
@@ -239,7 +242,8 @@ impl Supervisor {
                 self.cluster = None;
                 continue;
             }
-            if said.is_empty() && verdicts.is_empty() {
+            let grew = self.share_units(shares, now, out);
+            if said.is_empty() && verdicts.is_empty() && !grew {
                 return;
             }
             for ((job, scheduled), verdict) in verdicts {

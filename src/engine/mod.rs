@@ -57,6 +57,7 @@ pub mod status;
 pub mod supervisor;
 pub mod tally;
 mod ticks;
+mod units;
 mod vigil;
 mod vitals;
 pub mod weights;

@@ -10,7 +10,8 @@ use crate::{
         rollout::Rollout,
         slot::{Slot, State},
         status::{
-            ExitView, FleetStatus, GateStatus, LockStatus, ScaleStatus, Status, WorkerStatus,
+            ExitView, FleetStatus, GateStatus, LockStatus, ScaleStatus, Status, UnitsStatus,
+            WorkerStatus,
         },
         supervisor::Supervisor,
     },
@@ -120,6 +121,11 @@ impl Supervisor {
         let last = scaling.decisions.back();
         Some(ScaleStatus {
             members: scaling.members.len() as u32,
+            cluster: spec.cluster_max.map(|max| UnitsStatus {
+                max,
+                held: scaling.units.share.held,
+                taken: scaling.units.share.taken,
+            }),
             floor: self.intent.sizes.get(&fleet.name).cloned(),
             paused: self.intent.pauses.get(&fleet.name).cloned(),
             utilization: last.and_then(|decision| decision.utilization),

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::spec::{ScaleSpec, Signal},
-    engine::meter::{STALE, WHOLE},
+    engine::{
+        meter::{STALE, WHOLE},
+        units::Units,
+    },
     id::SlotIndex,
     time::{Moment, Span},
 };
@@ -66,6 +69,9 @@ pub(super) struct Scaling {
     /// Somebody is asked to say when there is a knock.
     #[serde(skip)]
     pub(super) watching: bool,
+    /// What it has of its cluster's, with a `cluster_max`.
+    #[serde(skip)]
+    pub(super) units: Units,
 }
 
 /// The accept queues of a fleet.
@@ -221,6 +227,8 @@ pub enum Hold {
     Window,
     /// Somebody waits at a socket.
     Queue,
+    /// It asks for what it needs of `cluster_max`.
+    Claiming,
     /// Nothing was measured.
     NoMetrics,
     /// The machine has no idle processor and its workers wait for one: that they use less means nothing.
@@ -240,6 +248,7 @@ impl Hold {
             Self::Confirming => "confirming",
             Self::Window => "window",
             Self::Queue => "queue",
+            Self::Claiming => "claiming",
             Self::NoMetrics => "no_metrics",
             Self::Starved => "starved",
             Self::Paused => "paused",
@@ -257,6 +266,10 @@ pub enum Block {
     HostCpu,
     /// The machine has not enough memory.
     HostMemory,
+    /// All nodes together have as many as they may have.
+    ClusterMax,
+    /// What all nodes have is not known, and so nobody adds to it.
+    Etcd,
 }
 
 impl Block {
@@ -266,15 +279,19 @@ impl Block {
             Self::Max => "max",
             Self::HostCpu => "host_cpu",
             Self::HostMemory => "host_mem",
+            Self::ClusterMax => "cluster_max",
+            Self::Etcd => "etcd",
         }
     }
 }
 
 /// Why a decision was not carried out, or not made: the words that are counted.
-pub const BLOCK_WORDS: [&str; 8] = [
+pub const BLOCK_WORDS: [&str; 10] = [
     "max",
     "host_cpu",
     "host_mem",
+    "cluster_max",
+    "etcd",
     "starting",
     "drain",
     "no_metrics",
@@ -539,6 +556,15 @@ impl Scaling {
     pub(super) fn count_block(&mut self, word: &'static str) {
         if BLOCK_WORDS.contains(&word) {
             *self.blocks.entry(word).or_default() += 1;
+        }
+    }
+
+    /// It grew by what the last decision waited for.
+    pub(super) fn was_claimed(&mut self, verdict: Verdict) {
+        self.blocked = None;
+        let last = self.decisions.back_mut();
+        if let Some(last) = last.filter(|one| one.verdict == Verdict::Holds(Hold::Claiming)) {
+            last.verdict = verdict;
         }
     }
 

@@ -111,6 +111,8 @@ pub struct ScaleStatus {
     pub spec: ScaleSpec,
     /// So many it is to have now.
     pub members: u32,
+    /// Of its workers on all nodes, with a `cluster_max`.
+    pub cluster: Option<UnitsStatus>,
     /// An operator wants at least so many.
     pub floor: Option<Size>,
     /// An operator wants it as it is.
@@ -135,6 +137,17 @@ pub struct ScaleStatus {
     pub host: Option<HostStatus>,
     /// The last decisions, oldest first.
     pub decisions: Vec<Decision>,
+}
+
+/// Workers of a fleet on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitsStatus {
+    /// It does not grow beyond.
+    pub max: u32,
+    /// So many are counted for this node.
+    pub held: u32,
+    /// So many for all nodes, as of the last look; none: nothing was seen yet.
+    pub taken: Option<u32>,
 }
 
 /// The machine, as far as it is ours to use.

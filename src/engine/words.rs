@@ -344,6 +344,8 @@ impl fmt::Display for Block {
             Self::Max => "scale.max",
             Self::HostCpu => "the machine has no idle processor left",
             Self::HostMemory => "the machine has not enough memory left",
+            Self::ClusterMax => "the nodes of its cluster have as many as they may have together",
+            Self::Etcd => "how many the other nodes have is not known: etcd is not to be had",
         })
     }
 }

@@ -17,7 +17,7 @@ pub struct ScaleView {
     pub utilization: Option<f64>,
     /// So many the last decision asked for.
     pub recommended: Option<u32>,
-    /// Why it cannot grow, if it should: `max`, `host_cpu`, `host_mem`.
+    /// Why it cannot grow, if it should: `max`, `host_cpu`, `host_mem`, `cluster_max`, `etcd`.
     pub blocked: Option<String>,
     /// Connections that nobody has accepted; none: it has no sockets, or they were not read.
     pub waiting: Option<u32>,
@@ -31,6 +31,20 @@ pub struct ScaleView {
     pub source: Option<f64>,
     /// Why its source says nothing.
     pub source_error: Option<String>,
+    /// Its workers on all nodes, with a `cluster_max`.
+    #[serde(default)]
+    pub cluster: Option<ClusterView>,
+}
+
+/// How much of a fleet's `cluster_max` is used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// It does not grow beyond.
+    pub max: u32,
+    /// So many are counted for this node.
+    pub held: u32,
+    /// So many for all nodes, as of the last look; none: nothing was seen yet.
+    pub taken: Option<u32>,
 }
 
 /// An operator's floor.
@@ -132,6 +146,11 @@ pub fn scale_view(scale: &ScaleStatus) -> ScaleView {
         paused: scale.paused.as_ref().map(|hold| hold.who.clone()),
         source: source.and_then(|said| Some(share(*said.as_ref().ok()?, 1e3))),
         source_error: source.and_then(|said| said.as_ref().err().cloned()),
+        cluster: scale.cluster.map(|units| ClusterView {
+            max: units.max,
+            held: units.held,
+            taken: units.taken,
+        }),
     }
 }
 

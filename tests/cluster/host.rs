@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use leasehold::{
     engine::event::Note,
-    id::{Generation, WorkerId},
+    id::{FleetName, Generation, WorkerId},
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
@@ -101,6 +101,12 @@ impl Host {
         self.is_careless || self.seats.get(worker).is_some_and(stands)
     }
 
+    /// Leaders that live for workers of this fleet.
+    pub(crate) fn count(&self, fleet: &FleetName) -> usize {
+        let is_its = |proc: &&Proc| matches!(&proc.key, RowKey::Slot(id) if id.fleet == *fleet);
+        self.procs.values().filter(is_its).count()
+    }
+
     pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
         let proc = self.procs.get_mut(&pid)?;
         match act {
@@ -146,20 +152,20 @@ impl Kernel for Host {
         let RowKey::Slot(worker) = key else {
             panic!("nothing but workers is started here: {key}");
         };
-        let page = spec
-            .page
-            .as_ref()
-            .expect("a worker of a cluster has a page");
-        let stands_by = page.role == wire::STANDBY;
-        assert_eq!(stands_by, page.fence == 0, "{page:?}");
-        if !stands_by && !self.is_armed(worker, page.fence) {
-            return Err(ExitStatus::SpawnFailed {
-                step: SpawnStep::Deadline,
-                errno: 62,
-            });
-        }
-        if !stands_by {
-            self.began.push((worker.clone(), page.fence, false));
+        // Whoever needs no lock has none.
+        let fence = spec.page.as_ref().map_or(0, |page| page.fence);
+        if let Some(page) = &spec.page {
+            let stands_by = page.role == wire::STANDBY;
+            assert_eq!(stands_by, fence == 0, "{page:?}");
+            if !stands_by && !self.is_armed(worker, fence) {
+                return Err(ExitStatus::SpawnFailed {
+                    step: SpawnStep::Deadline,
+                    errno: 62,
+                });
+            }
+            if !stands_by {
+                self.began.push((worker.clone(), fence, false));
+            }
         }
         let pid = self.next_pid;
         self.next_pid += 1;
@@ -168,7 +174,7 @@ impl Kernel for Host {
             generation,
             leader: true,
             family: self.rng.chance(30),
-            fence: page.fence,
+            fence,
             killed: false,
         };
         self.procs.insert(pid, proc);

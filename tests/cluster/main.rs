@@ -102,6 +102,7 @@ fn calm() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -120,6 +121,26 @@ fn trouble() {
         aims: seed % 3 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
+        counted: false,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
+    });
+}
+
+/// Workers that are counted over all nodes, whatever befalls them.
+#[test]
+fn counted() {
+    sweep("counted", &LOCKS[2..], |seed| Faults {
+        troubles: 8,
+        removals: if seed % 3 == 0 { 6 } else { 0 },
+        moves: 0,
+        drains: if seed % 3 == 1 { 4 } else { 0 },
+        restored: false,
+        slewed: seed % 2 == 0,
+        stubborn: false,
+        aims: false,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        counted: true,
         flavour: if seed % 3 == 0 { NEW } else { OLD },
     });
 }
@@ -138,6 +159,7 @@ fn removals() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -156,6 +178,7 @@ fn removals_in_trouble() {
         aims: seed % 3 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD_AND_EARLY,
     });
 }
@@ -178,6 +201,7 @@ fn disputed() {
         aims: false,
         endpoints: 3,
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -200,6 +224,7 @@ fn preferred() {
         aims: false,
         endpoints: 3,
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD,
     });
 }
@@ -224,6 +249,7 @@ fn warm() {
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
         aims: seed % 3 == 0,
+        counted: false,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: seed % 5 == 0,
         flavour: if seed % 3 == 0 { NEW } else { OLD },
@@ -250,6 +276,7 @@ fn spread_out() {
         aims: false,
         endpoints: 3,
         far: seed % 5 == 0,
+        counted: false,
         flavour: OLD,
     });
 }
@@ -268,6 +295,7 @@ fn restored() {
         aims: false,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
         far: false,
+        counted: false,
         flavour: NEW,
     });
 }
@@ -308,6 +336,7 @@ const fn mischief(flavour: Flavour, endpoints: usize, far: bool) -> Faults {
         aims: true,
         endpoints,
         far,
+        counted: false,
         flavour,
     }
 }

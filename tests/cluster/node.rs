@@ -7,14 +7,15 @@ use leasehold::{
         Config,
         spec::{
             Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference, PublishMode,
-            PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, SingletonSpec, Sink, Takeover,
-            TraefikProtocol, TraefikSpec, TraefikVersion,
+            PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, ScaleSpec, SingletonSpec, Sink,
+            Takeover, TraefikProtocol, TraefikSpec, TraefikVersion,
         },
     },
     engine::{
         Facts, Intent, Supervisor,
         cluster::{Pin, rpc::CallId},
         gate::{Kept, Pass},
+        intent::Size,
         supervisor::Origin,
     },
     id::{FleetName, Revision, WorkerId},
@@ -51,7 +52,7 @@ pub(crate) fn worker(lock: &str) -> WorkerId {
     WorkerId::new(fleet(lock), 0)
 }
 
-fn spec(node: &str, lock: &Contended) -> FleetSpec {
+fn process() -> FleetSpec {
     let mut spec = FleetSpec::unknown(&StopRecord::default());
     spec.workers = 1;
     spec.process.program = "/bin/worker".to_owned();
@@ -64,6 +65,11 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
     spec.restart.backoff_min = Span::millis(100);
     spec.restart.backoff_max = Span::secs(2);
     spec.restart.burst = 100;
+    spec
+}
+
+fn spec(node: &str, lock: &Contended) -> FleetSpec {
+    let mut spec = process();
     spec.singleton = Some(SingletonSpec {
         lock: fleet(lock.name),
         slots: lock.slots + u32::from(lock.is_disputed && node == "node2"),
@@ -118,11 +124,41 @@ fn published(name: &str) -> PublishSpec {
     }
 }
 
-fn config(node: &str, locks: &[Contended], endpoints: usize) -> Config {
-    let fleets: BTreeMap<FleetName, FleetSpec> = locks
+/// A fleet that follows the load, with fewer units than its nodes would have workers.
+pub(crate) const COUNTED: &str = "web";
+pub(crate) const UNITS: u32 = 5;
+pub(crate) const WANTED: u32 = 3;
+
+fn counted() -> FleetSpec {
+    let mut spec = process();
+    spec.scale = Some(ScaleSpec {
+        cluster_max: Some(UNITS),
+        ..ScaleSpec::between(1, WANTED)
+    });
+    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
+    spec
+}
+
+/// An operator wants them all, everywhere.
+fn intent(faults: &Faults) -> Intent {
+    let mut intent = Intent::default();
+    if faults.counted {
+        let size = Size {
+            workers: WANTED,
+            ..Size::default()
+        };
+        intent.sizes.insert(fleet(COUNTED), size);
+    }
+    intent
+}
+
+fn config(node: &str, locks: &[Contended], faults: &Faults) -> Config {
+    let fleets = locks
         .iter()
-        .map(|lock| (fleet(lock.name), spec(node, lock)))
-        .collect();
+        .map(|lock| (fleet(lock.name), spec(node, lock)));
+    let counted = faults.counted.then(|| (fleet(COUNTED), counted()));
+    let fleets: BTreeMap<FleetName, FleetSpec> = fleets.chain(counted).collect();
+    let endpoints = faults.endpoints;
     Config {
         revision: Revision::of(format!("{fleets:?}").as_bytes()),
         path: "sim.toml".to_owned(),
@@ -196,12 +232,11 @@ impl Node {
         rng: &mut Rng,
     ) -> Self {
         let name = format!("node{index}");
-        let endpoints = faults.endpoints;
         let mut host = Host::new(Rng::new(rng.next()), linger);
         host.stubborn = faults.stubborn;
         host.is_careless = mutant == Mutant::NoKeeper;
         Self {
-            config: config(&name, locks, endpoints),
+            config: config(&name, locks, faults),
             name,
             boot_ppm: if faults.slewed {
                 slew(rng) * 1_000
@@ -215,7 +250,7 @@ impl Node {
             engine: None,
             incarnation: 0,
             pin: None,
-            intent: Intent::default(),
+            intent: intent(faults),
             locks: BTreeMap::new(),
             lock_busy_until: Moment(0),
             sought: BTreeMap::new(),

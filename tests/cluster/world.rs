@@ -25,7 +25,7 @@ use crate::{
     etcd::{Etcd, Flavour, Out, Verdict},
     host::{Act, Change, Seat, ready},
     mutants::Mutant,
-    node::{Contended, Node, fleet, worker},
+    node::{COUNTED, Contended, Node, UNITS, WANTED, fleet, worker},
     rng::Rng,
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Faults {
     pub(crate) endpoints: usize,
     /// Half a second there and back.
     pub(crate) far: bool,
+    /// There is a fleet whose workers are counted over all nodes, too.
+    pub(crate) counted: bool,
     pub(crate) flavour: Flavour,
 }
 
@@ -277,6 +279,7 @@ impl World {
             false => self.check_progress(),
         }
         self.check_records();
+        self.check_units();
         self.totals.elections = self.etcd.elections;
         self.totals.early_revokes = self.etcd.early_revokes;
         self.totals.stale_renewals = self.etcd.stale_renewals;
@@ -1280,6 +1283,9 @@ impl World {
 
     /// Nobody runs beside another one.
     fn check(&self) {
+        if self.faults.counted {
+            self.check_numbers();
+        }
         for lock in &self.locks {
             let id = worker(lock.name);
             let running: Vec<(usize, u64)> = self
@@ -1369,6 +1375,44 @@ impl World {
             assert_eq!(servers.len(), 2 * running.len(), "{servers:?}: {told:#?}");
             let anchors = self.etcd.below(&format!("traefik/http/routers/{name}/"));
             assert_eq!(anchors.len(), 2, "{anchors:?}: {told:#?}");
+        }
+    }
+
+    /// With everything well again all units are had that somebody wants, by those who have workers for them.
+    fn check_units(&self) {
+        if !self.faults.counted {
+            return;
+        }
+        let prefix = format!("/leasehold/v1/sim/cap/{COUNTED}/");
+        let units = self.etcd.below(&prefix);
+        let cards = units.iter().filter_map(|key| self.etcd.value(key));
+        let cards: Vec<serde_json::Value> = cards
+            .map(|card| serde_json::from_str(&card).unwrap())
+            .collect();
+        let of = |node: &Node| {
+            let its = cards.iter().filter(|card| card["node"] == node.name);
+            (its.count(), node.host.count(&fleet(COUNTED)))
+        };
+        let all: Vec<(usize, usize)> = self.nodes.iter().map(of).collect();
+        let open = self.nodes.iter().filter(|node| !node.is_drained()).count();
+        let wanted = (UNITS as usize).min(open * WANTED as usize);
+        assert_eq!(units.len(), wanted, "units and workers: {all:?}");
+        for (node, (units, workers)) in self.nodes.iter().zip(&all) {
+            let least = usize::from(!node.is_drained());
+            let is_right = (least.max(*units)..=WANTED as usize).contains(workers);
+            assert!(is_right, "{}: {all:?}", node.name);
+        }
+    }
+
+    /// Of numbers that there are not there is no unit, at any time.
+    fn check_numbers(&self) {
+        let prefix = format!("/leasehold/v1/sim/cap/{COUNTED}/");
+        for key in self.etcd.below(&prefix) {
+            let number = key
+                .rsplit('/')
+                .next()
+                .and_then(|number| number.parse().ok());
+            assert!(number.is_some_and(|number: u32| number < UNITS), "{key}");
         }
     }
 

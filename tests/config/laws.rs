@@ -277,6 +277,30 @@ fn classes_are_ordered_from_harmless_to_drastic() {
     assert_eq!(class(&config.fleets[&name], &config.fleets[&name]), None);
 }
 
+/// How many there may be on all nodes moves nobody.
+#[test]
+fn a_maximum_over_all_nodes_is_live() {
+    let with = |scale: &str| {
+        let etcd = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]";
+        let fleet = "[fleet.web]\ncommand = [\"/bin/sleep\", \"1\"]";
+        let scale = format!("scale = {{ min = 1, max = 4{scale} }}");
+        load_text(format!("schema = 1\n{etcd}\n{fleet}\n{scale}\n"))
+    };
+    let all = [
+        with(""),
+        with(", cluster_max = 3"),
+        with(", cluster_max = 6"),
+    ];
+    for before in &all {
+        for after in all.iter().filter(|after| *after != before) {
+            let changes = diff(before, after);
+            assert_eq!(changes[0].class, Class::Live, "{changes:?}");
+            let keys = changes[0].differences.iter().map(|one| one.key.as_str());
+            assert_eq!(keys.collect::<Vec<_>>(), ["scale.cluster_max"]);
+        }
+    }
+}
+
 /// Keys that the random fleets leave out, one change each.
 #[test]
 fn classes_of_single_keys() {

@@ -8,6 +8,7 @@
 //! /leasehold/v1/CLUSTER/c/JOB/TICK               whose the run of this tick of a job is, and what became of it
 //! /leasehold/v1/CLUSTER/e/FLEET/NODE[/SLOT]       where work can be sent, with the lease of that node's records
 //! /leasehold/v1/CLUSTER/p/NODE                   which lease that is
+//! /leasehold/v1/CLUSTER/cap/FLEET/I               whose this unit of `cluster_max` is, with that lease
 //! /leasehold/v1/CLUSTER/a/FLEET                  what was written for it without a lease, as a map from keys to values
 //! /leasehold/v1/CLUSTER/s/LOCK/q/LEASE.STAMP.N   somebody in the queue of a lock, with his lease; the revision that created it is his fence
 //! /leasehold/v1/CLUSTER/s/LOCK/last              written by everybody who joins: when, is the highest fence that was ever given
@@ -118,6 +119,11 @@ impl Prefix {
         format!("{}a/{fleet}", self.0)
     }
 
+    /// The units of a fleet that has a `cluster_max`.
+    pub(super) fn units(&self, fleet: &FleetName) -> String {
+        format!("{}cap/{fleet}/", self.0)
+    }
+
     /// All queues of all locks.
     pub(super) fn locks(&self) -> String {
         format!("{}s/", self.0)
@@ -207,6 +213,15 @@ pub(super) struct RunCard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FloorCard {
     pub(super) through: Stamp,
+}
+
+/// Whose a unit of `cluster_max` is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct UnitCard {
+    /// On which node.
+    pub(super) node: String,
+    /// Of its state directory.
+    pub(super) identity: String,
 }
 
 /// What somebody in a queue says of himself.

@@ -7,6 +7,7 @@ mod anchors;
 mod asked;
 mod calls;
 mod candidate;
+pub(in crate::engine) mod capacity;
 mod census;
 pub(in crate::engine) mod docket;
 mod entry;
@@ -32,6 +33,7 @@ use crate::{
             asked::Told,
             calls::{Calls, Desk, Purpose},
             candidate::{Candidate, Granted},
+            capacity::{Demand, Share},
             census::Census,
             docket::{Docket, Jobs},
             figures::Figures,
@@ -279,6 +281,16 @@ impl Cluster {
         now: Moment,
     ) {
         self.register.keep(is_there, now);
+    }
+
+    /// What fleets want that have a maximum over all nodes; nobody else has units.
+    pub(in crate::engine) fn demand(&mut self, demands: &BTreeMap<FleetName, Demand>, now: Moment) {
+        self.register.demand(demands, now);
+    }
+
+    /// What they have.
+    pub(in crate::engine) fn shares(&self) -> Vec<(FleetName, Share)> {
+        self.register.shares()
     }
 
     /// What people are to hear of what is published.

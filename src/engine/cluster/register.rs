@@ -12,6 +12,8 @@
 //! there, too.
 //!
 //! Once in its time all that hangs on it is looked at: what somebody deleted is written again, and what nobody knows is deleted.
+//!
+//! The units of fleets that have a `cluster_max` hang on it as well (`capacity.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +24,7 @@ use crate::{
     engine::{
         cluster::{
             calls::{Desk, Purpose},
+            capacity::{Capacity, Demand, Share},
             entry::{Entry, Leases, Verdict, Word},
             keys::{self, Prefix},
             rpc::{Body, CallId, Do, Failure, KeyValue, LeaseId, Reply, Request, Txn, When},
@@ -114,6 +117,8 @@ pub(super) struct Register {
     retry: Span,
     /// By fleet; without a name what was found and is nobody's.
     entries: BTreeMap<Option<FleetName>, Entry>,
+    /// Of fleets that have a maximum over all nodes.
+    capacities: BTreeMap<FleetName, Capacity>,
     looked: Moment,
 }
 
@@ -135,6 +140,7 @@ impl Register {
             phase: Phase::Away { until: now },
             retry: Span::ZERO,
             entries: BTreeMap::new(),
+            capacities: BTreeMap::new(),
             looked: now,
         }
     }
@@ -212,6 +218,42 @@ impl Register {
         }
     }
 
+    /// What fleets want that have a maximum over all nodes. What others had is nobody's any more: it is found, and deleted.
+    pub(super) fn demand(&mut self, demands: &BTreeMap<FleetName, Demand>, now: Moment) {
+        let before = self.capacities.len();
+        self.capacities.retain(|name, _| demands.contains_key(name));
+        if let Phase::Held(held) = &mut self.phase
+            && self.capacities.len() < before
+            && matches!(held.look, Turn::Due(_))
+        {
+            held.look = Turn::Due(now);
+        }
+        for (name, demand) in demands {
+            let ours = (self.node.as_str(), self.identity.as_str());
+            let fresh = || Capacity::new(self.prefix.units(name), ours, *demand, now);
+            self.capacities
+                .entry(name.clone())
+                .or_insert_with(fresh)
+                .want(*demand);
+        }
+    }
+
+    /// What they have.
+    pub(super) fn shares(&self) -> Vec<(FleetName, Share)> {
+        let acts = self.acts();
+        let shares = self.capacities.iter().map(|(name, capacity)| {
+            let share = capacity.share();
+            let is_known = share.is_known && acts;
+            (name.clone(), Share { is_known, ..share })
+        });
+        shares.collect()
+    }
+
+    /// What hangs on its lease can be written.
+    fn acts(&self) -> bool {
+        matches!(&self.phase, Phase::Held(held) if held.may_write())
+    }
+
     pub(super) fn deadline(&self) -> Option<Moment> {
         let own = match &self.phase {
             Phase::Away { until } => self.is_needed().then_some(*until),
@@ -222,17 +264,20 @@ impl Register {
                 turns.min()
             }
         };
-        let acts = matches!(&self.phase, Phase::Held(held) if held.may_write());
+        let acts = self.acts();
         let entries = self.entries.values().filter(|_| acts);
         let entries = entries.filter_map(Entry::deadline);
+        let capacities = self.capacities.values().filter(|_| acts);
+        let capacities = capacities.filter_map(Capacity::deadline);
         own.into_iter()
             .chain(entries)
+            .chain(capacities)
             .filter(|at| *at > self.looked)
             .min()
     }
 
     fn is_needed(&self) -> bool {
-        !self.entries.is_empty()
+        !self.entries.is_empty() || !self.capacities.is_empty()
     }
 
     /// Does what is due; `leaves`: nothing is to be begun, and what hangs on the lease is to go.
@@ -290,6 +335,9 @@ impl Register {
                         held.look = ask(Request::LeaseKeys(held.lease), desk);
                     }
                     let leases = held.leases();
+                    for capacity in self.capacities.values_mut() {
+                        capacity.tend(leases.ours, favourite, desk);
+                    }
                     self.tend_entries(leases, desk);
                 }
             }
@@ -310,7 +358,7 @@ impl Register {
             // Whoever is configured with a key has it: one that goes to another fleet is not deleted behind that one's back.
             let others = |key: &String| {
                 let mut others = self.entries.iter().filter(|(other, _)| **other != name);
-                others.any(|(_, entry)| entry.wants(key))
+                others.any(|(_, entry)| entry.wants(key)) || self.is_unit(key)
             };
             let ceded: Vec<String> = unwanted.into_iter().filter(others).collect();
             if let Some(entry) = self.entries.get_mut(&name) {
@@ -322,7 +370,12 @@ impl Register {
         }
     }
 
-    /// An answer to something that it, or an entry, asked.
+    /// It is a unit of a fleet that counts them.
+    fn is_unit(&self, key: &str) -> bool {
+        self.capacities.values().any(|capacity| capacity.knows(key))
+    }
+
+    /// An answer to something that it, an entry or a capacity asked.
     pub(super) fn answered(
         &mut self,
         call: CallId,
@@ -347,11 +400,18 @@ impl Register {
             Phase::Held(held) => {
                 let place = (self.favourite, held.leases());
                 let mut entries = self.entries.values_mut();
-                let entry = entries.find(|entry| entry.asked(call));
-                match entry.map(|entry| entry.answered(call, result, place, desk)) {
-                    Some(Verdict::NoLease) => self.lose(now),
-                    Some(Verdict::Elsewhere) => self.next_member(),
-                    Some(Verdict::Fine) | None => {}
+                let mut capacities = self.capacities.values_mut();
+                let verdict = if let Some(entry) = entries.find(|entry| entry.asked(call)) {
+                    entry.answered(call, result, place, desk)
+                } else if let Some(capacity) = capacities.find(|one| one.asked(call)) {
+                    capacity.answered(result, place.1.ours, now)
+                } else {
+                    Verdict::Fine
+                };
+                match verdict {
+                    Verdict::NoLease => self.lose(now),
+                    Verdict::Elsewhere => self.next_member(),
+                    Verdict::Fine => {}
                 }
             }
             Phase::Away { .. } | Phase::Granting(_) | Phase::Revoking(_) => {}
@@ -396,6 +456,9 @@ impl Register {
         self.phase = Phase::Away { until };
         for entry in self.entries.values_mut() {
             entry.lost(now);
+        }
+        for capacity in self.capacities.values_mut() {
+            capacity.lost(now);
         }
     }
 
@@ -493,7 +556,8 @@ impl Register {
             entry.refresh(&self.endpoints);
             entry.compare(&there, revision, now);
         }
-        let known = |key: &str| self.entries.values().any(|entry| entry.knows(key));
+        let known =
+            |key: &str| self.entries.values().any(|entry| entry.knows(key)) || self.is_unit(key);
         let strays = there.iter().filter(|key| **key != card && !known(key));
         let strays: Vec<String> = strays.map(|key| (*key).to_owned()).collect();
         for key in strays {
@@ -629,20 +693,10 @@ mod tests {
             call
         }
 
-        fn finds(&mut self, call: CallId, there: Option<(&str, i64, i64)>) {
-            let kv = there.map(|(identity, lease, modified)| KeyValue {
-                key: "/leasehold/v1/c/p/n1".to_owned(),
-                value: format!("{{\"identity\":\"{identity}\"}}"),
-                created: 1,
-                modified,
-                lease: Some(LeaseId(lease)),
-            });
+        fn hears(&mut self, call: CallId, body: Body) {
             let reply = Reply {
                 from: Header::default(),
-                body: Body::Txn {
-                    held: false,
-                    read: vec![kv.into_iter().collect()],
-                },
+                body,
             };
             let mut out = Vec::new();
             let mut desk = Desk {
@@ -652,6 +706,18 @@ mod tests {
             };
             let sent = Clocks::default();
             self.register.answered(call, sent, Ok(reply), &mut desk);
+        }
+
+        fn finds(&mut self, call: CallId, there: Option<(&str, i64, i64)>) {
+            let kv = there.map(|(identity, lease, modified)| KeyValue {
+                key: "/leasehold/v1/c/p/n1".to_owned(),
+                value: format!("{{\"identity\":\"{identity}\"}}"),
+                created: 1,
+                modified,
+                lease: Some(LeaseId(lease)),
+            });
+            let read = vec![kv.into_iter().collect()];
+            self.hears(call, Body::Txn { held: false, read });
             self.now = self.now.after(RETRY_MIN);
         }
     }
@@ -686,5 +752,58 @@ mod tests {
         });
         assert!(said, "{words:?}");
         bench.signs(0);
+    }
+
+    /// What hangs on the lease and is counted stays; when it is not counted any more it is nobody's.
+    #[test]
+    fn units_hang_on_the_lease_of_the_records() {
+        let mut bench = Bench::new();
+        let call = bench.signs(0);
+        bench.finds(call, Some(("me", 7, 90)));
+        let web: FleetName = "web".parse().unwrap();
+        let demand = Demand { wanted: 2, max: 4 };
+        let all = BTreeMap::from([(web, demand)]);
+        bench.register.demand(&all, bench.now);
+        let unit = "/leasehold/v1/c/cap/web/1";
+        let asked = bench.asks();
+        let lists = Request::Txn(Txn::read(vec![Do::List(unit.replace("/1", "/"))]));
+        assert!(asked.iter().any(|(_, one)| *one == lists), "{asked:?}");
+        assert!(!bench.register.shares()[0].1.is_known);
+        let look = |asked: &[(CallId, Request)]| {
+            let mut all = asked.iter();
+            let look = all.find(|(_, one)| *one == Request::LeaseKeys(LeaseId(7)));
+            look.expect("it is looked through").0
+        };
+        let keys = || Body::LeaseKeys {
+            ttl: 10,
+            keys: vec!["/leasehold/v1/c/p/n1".to_owned(), unit.to_owned()],
+        };
+        bench.hears(look(&asked), keys());
+        let strays = |register: &Register| register.entries.contains_key(&None);
+        assert!(!strays(&bench.register));
+        // It is configured away: that is seen at once, and what it had goes.
+        bench.register.demand(&BTreeMap::new(), bench.now);
+        let asked = bench.asks();
+        bench.hears(look(&asked), keys());
+        assert!(strays(&bench.register));
+        assert!(bench.register.entries[&None].knows(unit));
+    }
+
+    #[test]
+    fn units_alone_need_a_lease_and_go_with_it() {
+        let mut bench = Bench::new();
+        bench.register.entries.clear();
+        let demand = Demand { wanted: 1, max: 4 };
+        let all = BTreeMap::from([("web".parse().unwrap(), demand)]);
+        bench.register.demand(&all, bench.now);
+        assert!(bench.register.is_needed());
+        bench.register.lose(bench.now);
+        assert_eq!(bench.register.shares()[0].1, Share::default());
+        bench.now = bench.now.after(RETRY_MAX);
+        let asked = bench.asks();
+        assert!(
+            matches!(asked[..], [(_, Request::Grant { ttl: 10 })]),
+            "{asked:?}"
+        );
     }
 }
