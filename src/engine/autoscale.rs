@@ -684,6 +684,7 @@ impl Fleet {
             scaling.members.remove(&index);
         }
         scaling.shrank(room.now);
+        scaling.units.settle();
         scaling.idle_since = None;
         self.record(
             What::Shrank {

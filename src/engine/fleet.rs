@@ -416,6 +416,7 @@ impl Fleet {
         let rolling = spec.revision != self.spec.revision;
         if self.removed {
             self.publication.begin_anew();
+            self.forget_size();
         }
         self.removed = false;
         let before = std::mem::replace(&mut self.spec, spec);

@@ -107,28 +107,33 @@ impl Supervisor {
 }
 
 impl Fleet {
-    /// One for each worker that is there or will be: those that leave keep theirs until they are gone, and a slot that an operator holds may be
-    /// started at any time.
+    /// One for each worker that is there or will be: those that leave keep theirs until they are gone, and a slot that an operator holds, or
+    /// that failed for good, may be started at any time.
     fn units_needed(&self, scaling: &Scaling) -> u32 {
-        let stays = |index: &&SlotIndex| {
-            let slot = self.slots.get(index);
-            slot.is_none_or(|slot| slot.is_live() || !slot.is_through())
-        };
         let leaves = |(index, slot): &(&SlotIndex, &Slot)| {
             slot.is_live() && !scaling.members.contains(index)
         };
-        let members = scaling.members.iter().filter(stays).count();
+        let members = scaling.members.len();
         (members + self.slots.iter().filter(leaves).count()) as u32
     }
 
     /// A fleet that an operator stops gives its units to others: when it starts again, it does so with its least.
     pub(super) fn leave_units(&mut self, room: &Room<'_>) {
-        let Some(spec) = &self.spec.scale else {
+        if room.intent.holds_fleet(&self.name) {
+            self.forget_size();
+        }
+    }
+
+    /// Down to its least, as far as they are gone: their units may be others' by now.
+    pub(super) fn forget_size(&mut self) {
+        let Some(spec) = self
+            .spec
+            .scale
+            .as_ref()
+            .filter(|spec| spec.cluster_max.is_some())
+        else {
             return;
         };
-        if spec.cluster_max.is_none() || !room.intent.holds_fleet(&self.name) {
-            return;
-        }
         let Some(scaling) = &mut self.body.scale else {
             return;
         };
@@ -195,7 +200,7 @@ impl Fleet {
         if paused || room.intent.holds_fleet(&self.name) {
             return false;
         }
-        let free = spec.places();
+        let free = spec.max.min(spec.places());
         let free = free.saturating_sub(self.occupied(scaling, room.intent));
         let spare = self.spare_units(scaling);
         let some = wish.more.min(spare).min(free);

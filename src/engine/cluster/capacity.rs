@@ -79,6 +79,8 @@ pub(super) struct Capacity {
     /// As of then; none: nothing was seen under this lease.
     looked: Option<Moment>,
     asked: Option<Asked>,
+    /// Given back, and not answered: whether they are ours still is seen when all are looked at.
+    doubtful: BTreeSet<u32>,
     /// What was asked last failed.
     has_failed: bool,
     /// Nothing is asked before.
@@ -105,6 +107,7 @@ impl Capacity {
             taken: BTreeSet::new(),
             looked: None,
             asked: None,
+            doubtful: BTreeSet::new(),
             has_failed: false,
             until: now,
             retry: Span::ZERO,
@@ -125,6 +128,7 @@ impl Capacity {
         self.held.clear();
         self.strays.clear();
         self.taken.clear();
+        self.doubtful.clear();
         (self.looked, self.asked, self.has_failed) = (None, None, false);
         (self.until, self.retry) = (now, Span::ZERO);
     }
@@ -141,10 +145,8 @@ impl Capacity {
     fn kept(&self) -> impl Iterator<Item = u32> {
         let leaving = self.asked.as_ref().map(|asked| &asked.leaving);
         let leaves = move |index: &u32| leaving.is_some_and(|leaving| leaving.contains(index));
-        self.held
-            .keys()
-            .copied()
-            .filter(move |index| !leaves(index))
+        let kept = self.held.keys().copied();
+        kept.filter(move |index| !leaves(index) && !self.doubtful.contains(index))
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
@@ -277,7 +279,8 @@ impl Capacity {
         lease: LeaseId,
         now: Moment,
     ) -> Verdict {
-        let writes = self.asked.take().is_some_and(|asked| asked.writes);
+        let asked = self.asked.take();
+        let writes = asked.as_ref().is_some_and(|asked| asked.writes);
         let failure = match result {
             Ok(Reply {
                 body: Body::Txn { read, .. },
@@ -292,6 +295,8 @@ impl Capacity {
             Err(failure) => failure,
         };
         // What was written is not known: that is seen when it is tried again, or looked at.
+        self.doubtful
+            .extend(asked.into_iter().flat_map(|asked| asked.leaving));
         self.has_failed = true;
         self.retry = self.retry.plus(self.retry).clamp(RETRY_MIN, RETRY_MAX);
         self.until = now.after(self.retry);
@@ -310,6 +315,7 @@ impl Capacity {
         self.held.clear();
         self.strays.clear();
         self.taken.clear();
+        self.doubtful.clear();
         for kv in all {
             let index = kv.key.strip_prefix(&self.below);
             let Some(index) = index.and_then(|index| index.parse().ok()) else {
@@ -317,7 +323,8 @@ impl Capacity {
             };
             self.taken.insert(index);
             let is_ours = keys::decode::<UnitCard>(&kv.value).is_some_and(|card| card == self.card);
-            if is_ours && kv.lease == Some(lease) {
+            // Whatever it says: nobody else has our lease.
+            if kv.lease == Some(lease) {
                 self.held.insert(index, kv.created);
             } else if is_ours {
                 self.strays.insert(index, kv.modified);
@@ -534,9 +541,9 @@ mod tests {
         let (_, txn) = bench.asks().unwrap();
         assert_eq!(bench.held(), 3, "one is being given back");
         assert_eq!(bench.ours().len(), 4);
-        // It could not be: it is ours still.
+        // Whether it could be is not known, and nobody counts on it.
         bench.hears(Err(Failure::Unanswered(PATIENCE)));
-        assert_eq!(bench.held(), 4);
+        assert_eq!(bench.held(), 3);
         assert!(txn.then.contains(&Do::Delete("/cap/web/3".to_owned())));
         bench.now = bench.now.after(RETRY_MIN);
         bench.settle();
@@ -544,6 +551,33 @@ mod tests {
         bench.want(1, 2);
         bench.settle();
         assert_eq!(bench.ours(), [0]);
+        assert_eq!(bench.there.len(), 1);
+    }
+
+    /// It was given back, though that was not answered: whoever wants it again may find it somebody else's.
+    #[test]
+    fn what_may_have_been_given_back_is_not_counted_on() {
+        let mut bench = Bench::new(2, 2);
+        bench.settle();
+        bench.want(1, 2);
+        let (_, txn) = bench.asks().unwrap();
+        bench.does(&txn);
+        bench.hears(Err(Failure::Unanswered(PATIENCE)));
+        bench.put(1, "you", THEIRS);
+        bench.want(2, 2);
+        assert_eq!(bench.held(), 1);
+        bench.settle();
+        assert_eq!((bench.held(), bench.ours()), (1, vec![0]));
+    }
+
+    /// Written under another name of this node: nobody else has our lease.
+    #[test]
+    fn what_hangs_on_our_lease_is_ours_whatever_it_says() {
+        let mut bench = Bench::new(1, 4);
+        bench.put(1, "me before", OURS);
+        bench.put(2, "me before", OURS);
+        bench.settle();
+        assert_eq!(bench.ours(), [1]);
         assert_eq!(bench.there.len(), 1);
     }
 

@@ -65,8 +65,22 @@ pub(super) struct Listing {
     pub(super) places: Vec<KeyValue>,
     pub(super) released: Option<KeyValue>,
     pub(super) wish: Option<KeyValue>,
-    /// The highest fence that had been given when we joined; none if this is no answer to our joining.
-    pub(super) before_us: Option<i64>,
+    /// The highest fence that had been given; 0: none was.
+    pub(super) last: i64,
+    /// Of those who stand there the one of ours who asked, if this is the answer to his joining.
+    pub(super) ours: Option<i64>,
+}
+
+impl Listing {
+    /// Who is first of the others.
+    fn first(&self) -> Option<i64> {
+        let fences = self.places.iter().map(|kv| kv.created);
+        fences.filter(|fence| Some(*fence) != self.ours).min()
+    }
+
+    fn released(&self) -> Option<i64> {
+        self.released.as_ref().and_then(fence_released)
+    }
 }
 
 /// The queue.
@@ -85,6 +99,9 @@ pub(super) struct Line {
     suspicious: Option<Moment>,
     /// Somebody who had it was gone, then.
     vacated: Option<Moment>,
+    /// Whoever is first now was so when we looked, and how those before him left was not seen: that he did not begin does not say that they
+    /// are gone.
+    is_blind: bool,
     /// What an operator wants, since when it is known.
     wish: Option<(Wish, Moment)>,
 }
@@ -100,24 +117,21 @@ impl Line {
             places: BTreeMap::new(),
             suspicious: None,
             vacated: None,
+            is_blind: false,
             wish: None,
         };
         line.wish(listing.wish.as_ref(), now);
-        let had = listing.before_us;
-        let released = listing.released.as_ref().and_then(fence_released);
-        line.fill(listing.places);
-        // Who was here before us, and is not any more? With one holder at a time he who released it last was the only one, unless
-        // somebody joined after him.
-        let in_order = match had {
-            Some(0) => true,
-            Some(last) => slots == 1 && released == Some(last),
-            None => false,
-        };
-        // Everybody else stands before us then, and how he leaves will be seen.
-        let someone_has_it = had.is_some() && slots == 1 && line.places.len() > 1;
+        // Who was here before, and is not any more? With one holder at a time he who released it last was the only one, unless somebody
+        // joined after him.
+        let in_order =
+            listing.last == 0 || (slots == 1 && listing.released() == Some(listing.last));
+        // How whoever has it now leaves will be seen.
+        let someone_has_it = slots == 1 && listing.first().is_some();
+        line.is_blind = !in_order && someone_has_it;
         if !in_order && !someone_has_it {
             line.suspicious = Some(now);
         }
+        line.fill(listing.places);
         line
     }
 
@@ -128,7 +142,8 @@ impl Line {
     /// Is it as this listing has it?
     pub(super) fn shows(&self, listing: &Listing) -> bool {
         let listed = listing.places.iter().map(|kv| kv.created);
-        listed.eq(self.in_order_of_keys())
+        // Somebody may have come and gone.
+        listing.last <= self.revision && listed.eq(self.in_order_of_keys())
     }
 
     /// Fences, in the order in which etcd lists their keys.
@@ -147,18 +162,19 @@ impl Line {
         if listing.revision < self.revision {
             return;
         }
-        self.revision = listing.revision;
+        let known = std::mem::replace(&mut self.revision, listing.revision);
         self.wish(listing.wish.as_ref(), now);
+        let (first, released, last) = (listing.first(), listing.released(), listing.last);
         let before = std::mem::take(&mut self.places);
         self.fill(listing.places);
+        if before.is_empty() {
+            self.vacated = None;
+        }
         let gone: Vec<i64> = before
             .keys()
             .filter(|fence| !self.places.contains_key(fence))
             .copied()
             .collect();
-        // What happened meanwhile, and in which order, is not known; that the last of those who are gone released it is enough where only
-        // one can have it, since he began after everybody before him had ended.
-        let released = listing.released.as_ref().and_then(fence_released);
         if before
             .keys()
             .take(self.slots as usize)
@@ -166,8 +182,19 @@ impl Line {
         {
             self.vacated = Some(now);
         }
-        let in_order = self.slots == 1 && gone.last().is_none_or(|last| released == Some(*last));
-        if !gone.is_empty() && !in_order {
+        // What happened meanwhile, and in which order, is not known; that the last of those who are gone released it is enough where only
+        // one can have it, since he began after everybody before him had ended.
+        let mut gone_last = gone.last().copied();
+        let unseen = last > known;
+        if unseen && self.slots == 1 && first.is_some_and(|first| first > known) {
+            // Of those who came meanwhile one is first now: others may have been so before him.
+            self.is_blind = true;
+        } else if unseen && (self.slots > 1 || first.is_none()) {
+            // They came, and went.
+            gone_last = Some(last);
+        }
+        let in_order = self.slots == 1 && gone_last.is_none_or(|last| released == Some(last));
+        if gone_last.is_some() && !in_order {
             let dead = gone
                 .iter()
                 .filter_map(|fence| before.get(fence))
@@ -193,6 +220,10 @@ impl Line {
                 Change::Put(kv) if kv.key == pass => passed = fence_released(kv),
                 Change::Put(kv) if kv.key == wish => self.wish(Some(kv), now),
                 Change::Put(kv) if kv.key.starts_with(&queue) => {
+                    // Nobody wanted it meanwhile.
+                    if self.places.is_empty() {
+                        self.vacated = None;
+                    }
                     let (fence, place) = place(kv.clone());
                     self.places.insert(fence, place);
                 }
@@ -213,9 +244,16 @@ impl Line {
                 self.vacated = Some(now);
             }
             self.places.remove(&fence);
-            if could_have_it && ![released, passed].contains(&Some(fence)) {
+            if !could_have_it {
+                continue;
+            }
+            let vouches = released == Some(fence);
+            let is_believed = passed == Some(fence) && !self.is_blind;
+            if !vouches && !is_believed {
                 self.suspect(dead, now);
             }
+            // He had ended everybody before him, or everybody is waited for.
+            self.is_blind = false;
         }
     }
 
@@ -400,4 +438,142 @@ fn place(kv: KeyValue) -> (i64, Place) {
 
 fn fence_released(kv: &KeyValue) -> Option<i64> {
     keys::decode::<Released>(&kv.value).map(|released| released.fence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::cluster::rpc::LeaseId;
+
+    const LOCK: &str = "/s/billing/";
+    const NOW: Moment = Moment(1_000_000_000);
+    const DELAY: Delay = Delay {
+        span: Span::secs(1),
+        strict: false,
+    };
+
+    fn kv(key: String, value: String, fence: i64) -> KeyValue {
+        KeyValue {
+            key,
+            value,
+            created: fence,
+            modified: fence,
+            lease: Some(LeaseId(1)),
+        }
+    }
+
+    fn released(fence: i64) -> String {
+        let node = "b".to_owned();
+        keys::encode(&Released { fence, node })
+    }
+
+    fn stands(fence: i64) -> KeyValue {
+        kv(
+            format!("{}{fence}", keys::queue(LOCK)),
+            String::new(),
+            fence,
+        )
+    }
+
+    /// `last` has been given, `rel` was released last; we stand there with `ours`.
+    fn listing(revision: i64, there: &[i64], last: i64, rel: i64, ours: Option<i64>) -> Listing {
+        let all = there.iter().copied().chain(ours);
+        Listing {
+            revision,
+            places: all.map(stands).collect(),
+            released: (rel > 0).then(|| kv(keys::released(LOCK), released(rel), rel)),
+            wish: None,
+            last,
+            ours,
+        }
+    }
+
+    fn new(listing: Listing) -> Line {
+        Line::new(1, DELAY, listing, NOW)
+    }
+
+    fn leaves(line: &mut Line, fence: i64, marker: Option<String>, revision: i64) {
+        let key = stands(fence).key;
+        let gone = Change::Deleted { key, revision };
+        let said = marker.map(|key| Change::Put(kv(key, released(fence), revision)));
+        let changes: Vec<Change> = said.into_iter().chain([gone]).collect();
+        line.follow(LOCK, &changes, revision, NOW);
+    }
+
+    fn waits(line: &Line) -> bool {
+        line.clear_at().is_some()
+    }
+
+    #[test]
+    fn who_was_there_before_is_known_by_who_left_last() {
+        for (last, rel, doubted) in [(0, 0, false), (8, 8, false), (8, 5, true), (8, 0, true)] {
+            for ours in [None, Some(20)] {
+                let line = new(listing(20, &[], last, rel, ours));
+                assert_eq!(waits(&line), doubted, "{last} {rel} {ours:?}");
+            }
+        }
+        // An answer that was lost: our own place is nobody's who has it.
+        assert!(waits(&new(listing(21, &[], 20, 8, Some(20)))));
+    }
+
+    /// Nobody of ours stood there: what a watch missed shows in the number that was given last.
+    #[test]
+    fn who_came_and_went_unseen_is_waited_for() {
+        for (there, last, rel, doubted) in [
+            (vec![], 8, 8, false),
+            (vec![], 30, 30, false),
+            (vec![], 30, 8, true),
+            // The first of those who are there was there before; whoever came behind him never had it.
+            (vec![15], 30, 8, false),
+        ] {
+            let mut line = new(listing(20, &there, *there.last().unwrap_or(&8), 8, None));
+            assert!(!waits(&line));
+            line.relist(listing(40, &there, last, rel, Some(40)), NOW);
+            assert_eq!(waits(&line), doubted, "{there:?} {last} {rel}");
+        }
+        let line = new(listing(20, &[15], 15, 8, None));
+        assert!(line.shows(&listing(40, &[15], 15, 8, None)));
+        assert!(!line.shows(&listing(40, &[15], 30, 8, None)));
+        // The one we knew released it, and whoever came after him vanished.
+        let mut line = line;
+        line.relist(listing(40, &[], 30, 15, Some(40)), NOW);
+        assert!(waits(&line));
+    }
+
+    #[test]
+    fn whoever_did_not_begin_vouches_for_nobody_before_him() {
+        // How those before him left nobody of us saw.
+        let blind = || new(listing(20, &[15], 15, 8, Some(20)));
+        let mut line = blind();
+        leaves(&mut line, 15, Some(keys::passed(LOCK)), 21);
+        assert!(waits(&line));
+        let mut line = blind();
+        leaves(&mut line, 15, Some(keys::released(LOCK)), 21);
+        assert!(!waits(&line));
+        let mut line = blind();
+        leaves(&mut line, 15, None, 21);
+        assert!(waits(&line));
+        // Somebody came while we did not look, and is first.
+        let mut line = new(listing(20, &[], 8, 8, None));
+        line.relist(listing(40, &[30], 30, 8, Some(40)), NOW);
+        assert!(!waits(&line));
+        leaves(&mut line, 30, Some(keys::passed(LOCK)), 41);
+        assert!(waits(&line));
+        // Of those who came behind our eyes it is known.
+        let mut line = new(listing(20, &[], 8, 8, None));
+        line.follow(LOCK, &[Change::Put(stands(25))], 25, NOW);
+        leaves(&mut line, 25, Some(keys::passed(LOCK)), 26);
+        assert!(!waits(&line));
+    }
+
+    #[test]
+    fn a_gap_begins_when_somebody_waits() {
+        let mut line = new(listing(20, &[15], 15, 8, None));
+        leaves(&mut line, 15, Some(keys::released(LOCK)), 21);
+        line.follow(LOCK, &[Change::Put(stands(30))], 30, NOW);
+        assert_eq!(line.vacated(), None);
+        line.follow(LOCK, &[Change::Put(stands(31))], 31, NOW);
+        leaves(&mut line, 30, Some(keys::released(LOCK)), 32);
+        assert_eq!(line.vacated(), Some(NOW));
+    }
 }

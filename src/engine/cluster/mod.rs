@@ -452,7 +452,7 @@ impl Cluster {
                 if let Some(queue) = self.queues.get_mut(&lock) {
                     match read_of(result) {
                         Ok((from, true, read)) => {
-                            queue.listed(call, from.revision, read, false, now);
+                            queue.listed(call, from.revision, read, (false, None), now);
                         }
                         Ok(_) | Err(_) => queue.not_listed(call, now),
                     }
@@ -541,6 +541,9 @@ impl Cluster {
             Err(why) => {
                 candidate.not_joined(call, now);
                 self.waits = Some(why.to_string());
+                if let Some(queue) = self.queues.get_mut(&candidate.lock) {
+                    queue.not_listed(call, now);
+                }
                 return;
             }
         };
@@ -559,9 +562,10 @@ impl Cluster {
         if let Some(queue) = self.queues.get_mut(&lock)
             && let Some(places) = read.last_mut()
         {
+            let fence = ours.created;
             places.retain(|kv| kv.key != ours.key);
             places.push(ours);
-            queue.listed(call, from.revision, read, held, now);
+            queue.listed(call, from.revision, read, (held, Some(fence)), now);
         }
     }
 

@@ -138,13 +138,13 @@ impl Queue {
         ]
     }
 
-    /// It was read; `joined`: by whoever joined it, just before he did.
+    /// It was read: by whoever joined it, just before he did, or by `ours`, who stood there already.
     pub(super) fn listed(
         &mut self,
         call: CallId,
         revision: i64,
         read: Vec<Vec<KeyValue>>,
-        joined: bool,
+        (joined, ours): (bool, Option<i64>),
         now: Moment,
     ) {
         if self.listing == Some(call) {
@@ -153,13 +153,13 @@ impl Queue {
         let mut read = read.into_iter();
         let mut next = || read.next().unwrap_or_default();
         let (last, released, wish, places) = (next(), next(), next(), next());
-        let before_us = joined.then(|| last.first().map_or(0, |kv| kv.modified));
         let listing = Listing {
             revision,
             places,
             released: released.into_iter().next(),
             wish: wish.into_iter().next(),
-            before_us,
+            last: last.first().map_or(0, |kv| kv.modified),
+            ours,
         };
         match &mut self.line {
             Some(line) if !self.is_stale && !joined && line.shows(&listing) => self.doubtful = None,
