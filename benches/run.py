@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the sources
 
-import cluster
 import etcd
 import leases
+import nodes
 import report
 import rows
 import world
@@ -128,16 +128,16 @@ class Session:
 
     def cluster(self, subject: Leasehold, chosen: set[str]) -> None:
         """The rows with an etcd."""
-        for where in cluster.SITES:
+        for where in nodes.SITES:
             if "acquire" in chosen:
-                self.attempt(f"{subject.name}, acquire, {where}", cluster.measure_acquire, subject, where)
+                self.attempt(f"{subject.name}, acquire, {where}", nodes.measure_acquire, subject, where)
         if "acquire" in chosen:
-            self.attempt(f"{subject.name}, one command under a lock of the cluster", cluster.measure_commands, subject)
-        for where in cluster.SITES:
+            self.attempt(f"{subject.name}, one command under a lock of the cluster", nodes.measure_commands, subject)
+        for where in nodes.SITES:
             if "handover" in chosen:
-                self.attempt(f"{subject.name}, hand-over, {where}", cluster.measure_handover, subject, where)
+                self.attempt(f"{subject.name}, hand-over, {where}", nodes.measure_handover, subject, where)
         if "failover" in chosen:
-            self.attempt(f"{subject.name}, failover", cluster.measure_failover, subject)
+            self.attempt(f"{subject.name}, failover", nodes.measure_failover, subject)
 
 
 def prepare() -> None:
