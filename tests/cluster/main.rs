@@ -23,7 +23,7 @@ use node::Contended;
 use world::{FELL, Faults, TWO, Totals, World};
 
 /// So many seeds in CI for each sweep.
-const SEEDS: u64 = 520;
+const SEEDS: u64 = 505;
 
 const AFTER_A_SECOND: Takeover = Takeover::After(Span::secs(1));
 
