@@ -9,7 +9,10 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::rig::{Rig, both_ways, send, until};
+use crate::{
+    rig::{Rig, both_ways, send, until},
+    warm::standby,
+};
 
 both_ways!(
     every_reader_reads_the_page_and_its_end,
@@ -99,15 +102,6 @@ fn a_standby_is_told_in_its_page_that_it_leads(mut a: Rig) {
     }
     let led = a.start_settled().worker("job/0").unwrap().pid;
     b.start();
-    let standby = |rig: &Rig| {
-        let status = rig.wait("a worker stands by", 5_000, |status| {
-            let worker = status.worker("job/0");
-            worker.is_some_and(|one| one.all["state"] == "standby" && one.all["pid"].is_i64())
-        });
-        let worker = status.worker("job/0").unwrap();
-        assert!(!worker.ready, "{}", worker.all);
-        worker.pid
-    };
     let pid = standby(&b);
     let page = page_of(pid);
     for (language, said) in readers.ask(&page) {
