@@ -104,6 +104,8 @@ fn a_member_that_falls_silent_is_left_for_another() {
 /// A network namespace with a wire to ours, and members behind it.
 struct Island {
     name: String,
+    /// Our end of the wire.
+    outer: String,
     proxies: Vec<Proxy>,
 }
 
@@ -129,6 +131,7 @@ impl Island {
         // From here on it is taken away again.
         let mut island = Self {
             name: name.clone(),
+            outer: outer.clone(),
             proxies: Vec::new(),
         };
         let ours_there = format!("{ours}/30");
@@ -190,6 +193,8 @@ impl Island {
 
 impl Drop for Island {
     fn drop(&mut self) {
+        // The namespace ends with whoever is in it, and some time later; the wire ends now.
+        run(&["ip", "link", "del", &self.outer]);
         run(&["ip", "netns", "del", &self.name]);
     }
 }
@@ -214,6 +219,27 @@ fn sweep() {
         if pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
             run(&["ip", "netns", "del", &name]);
         }
+    }
+}
+
+/// The next one begins at once: it must not find the wire of the last.
+#[test]
+fn an_island_is_gone_when_it_is_left() {
+    let Some(world) = World::new(Times::QUICK) else {
+        return;
+    };
+    for _ in 0..3 {
+        let Some(island) = Island::new(&world, 1) else {
+            return;
+        };
+        let path = format!("--net=/run/netns/{}", island.name);
+        let mut someone = Command::new("nsenter")
+            .args([&path, "sleep", "60"])
+            .spawn()
+            .unwrap();
+        drop(island);
+        someone.kill().unwrap();
+        someone.wait().unwrap();
     }
 }
 
