@@ -212,7 +212,7 @@ impl Miss {
 
 /// Stretches of the calendar whose ticks had their turn: from (exclusive), to (inclusive); in order, apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Had(Vec<(Stamp, Stamp)>);
+pub(in crate::engine) struct Had(Vec<(Stamp, Stamp)>);
 
 impl Had {
     /// Ticks after `from`, up to `to`, had their turn.

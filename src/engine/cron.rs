@@ -278,8 +278,7 @@ impl Cron {
     pub(super) fn fate(&self, scheduled: Stamp) -> Fate {
         let is_open = matches!(self.phase, Phase::Opening)
             || self.run().is_some_and(|run| run.scheduled == scheduled)
-            || self.pending.iter().any(|one| one.scheduled == scheduled)
-            || self.book.cursor.is_none_or(|cursor| cursor < scheduled);
+            || self.pending.iter().any(|one| one.scheduled == scheduled);
         if is_open {
             return Fate::Open;
         }
@@ -288,8 +287,25 @@ impl Cron {
         let mut history = self.book.history.iter().rev();
         let kept = history.find(|one| one.scheduled == scheduled);
         let kept = kept.map(|one| Fate::Ended(one.outcome, one.ended));
-        let lost = Fate::Ended(Outcome::Lost, self.book.cursor.unwrap_or(scheduled));
-        told.or(kept).unwrap_or(lost)
+        let unknown = match self.will_decide(scheduled) {
+            true => Fate::Open,
+            false => Fate::Ended(Outcome::Lost, self.book.cursor.unwrap_or(scheduled)),
+        };
+        told.or(kept).unwrap_or(unknown)
+    }
+
+    /// After it, and before the next tick.
+    pub(super) fn last_before_next(&self, scheduled: Stamp) -> Stamp {
+        let next = self.calendar.as_ref().and_then(|c| c.next_after(scheduled));
+        next.map_or(scheduled, |next| next.before(Span::millis(1)))
+    }
+
+    /// Is this a tick that is yet to come?
+    fn will_decide(&self, scheduled: Stamp) -> bool {
+        let before = scheduled.before(Span::millis(1));
+        let tick = self.calendar.as_ref().and_then(|c| c.next_after(before));
+        let is_ahead = self.book.cursor.is_none_or(|cursor| cursor < scheduled);
+        is_ahead && tick == Some(scheduled) && self.book.had.end_of(scheduled).is_none()
     }
 
     fn remember(&mut self, scheduled: Stamp, outcome: Outcome, desk: &JobDesk<'_>) {
@@ -694,9 +710,71 @@ impl Cron {
 mod tests {
     use super::*;
     use crate::{
+        config::spec::RetrySpec,
         engine::{fleet::FleetBody, ticks::QUEUE_MAX},
         wire::BODY_MAX,
     };
+
+    /// It may lie ahead of the calendar: somebody asked for it, or the clock was ahead. Whoever else would run waits for its end.
+    #[test]
+    fn a_run_that_is_over_has_ended_whatever_the_calendar_says() {
+        let (noon, later) = (Stamp(1_774_785_600_000), Stamp(1_774_785_654_321));
+        let mut cron = Cron {
+            phase: Phase::Idle,
+            ..Cron::default()
+        };
+        cron.book.cursor = Some(noon);
+        let spec = CronSpec {
+            schedule: "@hourly".to_owned(),
+            timezone: "UTC".to_owned(),
+            overlap: Overlap::Skip,
+            catch_up: Span::ZERO,
+            timeout: Span::FOREVER,
+            retry: RetrySpec {
+                attempts: 1,
+                backoff_min: Span::secs(1),
+                backoff_max: Span::secs(1),
+            },
+            jitter: Span::ZERO,
+            history: 1,
+            cluster: true,
+        };
+        cron.follow(&spec);
+        let ended = |outcome| Fate::Ended(outcome, later);
+        let record = RunRecord {
+            scheduled: later,
+            manual: true,
+            attempts: 1,
+            started: Some(later),
+            ended: later,
+            outcome: Outcome::Succeeded,
+            count: 1,
+        };
+
+        let mut told = cron.clone();
+        told.fates.push_back((later, Outcome::TimedOut, later));
+        assert_eq!(told.fate(later), ended(Outcome::TimedOut));
+        let mut kept = cron.clone();
+        kept.book.note(record, 1);
+        assert_eq!(kept.fate(later), ended(Outcome::Succeeded));
+        // It is tried again.
+        let run = Run {
+            scheduled: later,
+            manual: true,
+            attempt: 2,
+            started: later,
+        };
+        let ending = None;
+        kept.phase = Phase::Running { run, ending };
+        assert_eq!(kept.fate(later), Fate::Open);
+        // A tick will be decided upon; what is none never will.
+        let next = noon.after(Span::secs(3_600));
+        assert_eq!(cron.fate(next), Fate::Open);
+        assert_eq!(cron.fate(later), Fate::Ended(Outcome::Lost, noon));
+        let mut had = cron.clone();
+        had.book.had.add(noon, next);
+        assert_eq!(had.fate(next), Fate::Ended(Outcome::Lost, noon));
+    }
 
     /// The longest history that a configuration allows, a full queue, and every number as long as it gets.
     #[test]

@@ -275,6 +275,7 @@ impl Supervisor {
             Some(Dispute {
                 tick: (name.clone(), run.scheduled),
                 started: run.started,
+                through: cron.last_before_next(run.scheduled),
                 skips: matches!(spec.overlap, Overlap::Skip | Overlap::Forbid),
                 history: spec.history,
             })

@@ -7,11 +7,11 @@ use leasehold::{
     engine::event::Note,
     id::{FleetName, Generation, WorkerId},
     keeper::core::Kernel,
-    time::{Clocks, Moment, Span},
+    time::{Clocks, Moment, Span, Stamp},
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
-use crate::rng::Rng;
+use crate::{jobs::Jobs, rng::Rng};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -63,6 +63,12 @@ pub(crate) struct Host {
     pub(crate) linger: Span,
     /// Who leads from now on, and whether he stood by before.
     pub(crate) began: Vec<(WorkerId, u64, bool)>,
+    /// The wall clock, and the jobs that follow it.
+    pub(crate) jobs: Jobs,
+    /// Keepers that there were before.
+    pub(crate) keeper_deaths: u64,
+    /// Ticks whose runs have begun, once more perhaps.
+    pub(crate) runs: Vec<(FleetName, Stamp)>,
     next_pid: i32,
 }
 
@@ -80,6 +86,9 @@ impl Host {
             stubborn: false,
             linger,
             began: Vec::new(),
+            jobs: Jobs::default(),
+            keeper_deaths: 0,
+            runs: Vec::new(),
             next_pid: 100,
         }
     }
@@ -167,6 +176,9 @@ impl Kernel for Host {
                 self.began.push((worker.clone(), fence, false));
             }
         }
+        let run = self.jobs.started(key, spec, self.keeper_deaths);
+        let is_run = run.is_some();
+        self.runs.extend(run);
         let pid = self.next_pid;
         self.next_pid += 1;
         let proc = Proc {
@@ -179,8 +191,15 @@ impl Kernel for Host {
         };
         self.procs.insert(pid, proc);
         self.by_key.insert(key.clone(), pid);
-        let ready = self.rng.span(1, 200);
-        self.agenda.push((ready, pid, Act::Ready));
+        if is_run {
+            let end = self.rng.span(100, 20_000);
+            let fails = self.tempers && self.rng.chance(30);
+            let status = ExitStatus::Code(i32::from(fails));
+            self.agenda.push((end, pid, Act::Exit(status)));
+        } else {
+            let ready = self.rng.span(1, 200);
+            self.agenda.push((ready, pid, Act::Ready));
+        }
         if self.tempers && self.rng.chance(10) {
             let end = self.rng.span(0, 20_000);
             self.agenda.push((end, pid, Act::Exit(ExitStatus::Code(1))));

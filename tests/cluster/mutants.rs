@@ -14,6 +14,10 @@ pub(crate) enum Mutant {
     PlainLease,
     /// Deadlines pass by BOOTTIME alone.
     OneClock,
+    /// A tick is claimed whether or not somebody has.
+    NoClaim,
+    /// It is claimed, though somebody had it and has forgotten.
+    NoPast,
     /// Nobody but the supervisor kills, and nobody confirms that he will.
     NoKeeper,
 }

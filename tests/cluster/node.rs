@@ -20,11 +20,11 @@ use leasehold::{
     },
     id::{FleetName, Revision, WorkerId},
     keeper::core::Core,
-    time::{Clocks, Moment, Span, Stamp},
+    time::{Clocks, Moment, Span},
     wire::{News, StopRecord},
 };
 
-use crate::{etcd::slew, host::Host, mutants::Mutant, rng::Rng, world::Faults};
+use crate::{etcd::slew, host::Host, mutants::Mutant, rng::Rng, ticks, world::Faults};
 
 pub(crate) const TTL: Span = Span::secs(10);
 
@@ -52,11 +52,11 @@ pub(crate) fn worker(lock: &str) -> WorkerId {
     WorkerId::new(fleet(lock), 0)
 }
 
-fn process() -> FleetSpec {
+pub(crate) fn process(command: &str) -> FleetSpec {
     let mut spec = FleetSpec::unknown(&StopRecord::default());
     spec.workers = 1;
-    spec.process.program = "/bin/worker".to_owned();
-    spec.process.argv = vec!["worker".to_owned()];
+    spec.process.program = format!("/bin/{command}");
+    spec.process.argv = vec![command.to_owned()];
     spec.log.sink = Sink::None;
     spec.stop.timeout = Span::secs(4);
     spec.start.timeout = Span::secs(20);
@@ -68,8 +68,23 @@ fn process() -> FleetSpec {
     spec
 }
 
+pub(crate) fn seal(mut spec: FleetSpec) -> FleetSpec {
+    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
+    spec
+}
+
+pub(crate) fn lease() -> LeaseSpec {
+    LeaseSpec {
+        epoch: 0,
+        authority: Authority::Cluster("sim".to_owned()),
+        ttl: TTL,
+        grace: Span::secs(2),
+        kill_margin: Span::secs(1),
+    }
+}
+
 fn spec(node: &str, lock: &Contended) -> FleetSpec {
-    let mut spec = process();
+    let mut spec = process("worker");
     spec.singleton = Some(SingletonSpec {
         lock: fleet(lock.name),
         slots: lock.slots + u32::from(lock.is_disputed && node == "node2"),
@@ -80,19 +95,12 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
             spread: lock.group.map(str::to_owned),
             failback: lock.home.or(lock.group).map(|_| Span::secs(3)),
         },
-        lease: Some(LeaseSpec {
-            epoch: 0,
-            authority: Authority::Cluster("sim".to_owned()),
-            ttl: TTL,
-            grace: Span::secs(2),
-            kill_margin: Span::secs(1),
-        }),
+        lease: Some(lease()),
         warm: lock.is_warm,
         ..SingletonSpec::default()
     });
     spec.publish = Some(published(lock.name));
-    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
-    spec
+    seal(spec)
 }
 
 /// Whoever has the lock is found in etcd, too.
@@ -130,13 +138,12 @@ pub(crate) const UNITS: u32 = 5;
 pub(crate) const WANTED: u32 = 3;
 
 fn counted() -> FleetSpec {
-    let mut spec = process();
+    let mut spec = process("worker");
     spec.scale = Some(ScaleSpec {
         cluster_max: Some(UNITS),
         ..ScaleSpec::between(1, WANTED)
     });
-    spec.revision = Revision::of(format!("{:?}", spec.process).as_bytes());
-    spec
+    seal(spec)
 }
 
 /// An operator wants them all, everywhere.
@@ -157,7 +164,8 @@ fn config(node: &str, locks: &[Contended], faults: &Faults) -> Config {
         .iter()
         .map(|lock| (fleet(lock.name), spec(node, lock)));
     let counted = faults.counted.then(|| (fleet(COUNTED), counted()));
-    let fleets: BTreeMap<FleetName, FleetSpec> = fleets.chain(counted).collect();
+    let jobs = faults.jobs.then(ticks::specs).into_iter().flatten();
+    let fleets: BTreeMap<FleetName, FleetSpec> = fleets.chain(counted).chain(jobs).collect();
     let endpoints = faults.endpoints;
     Config {
         revision: Revision::of(format!("{fleets:?}").as_bytes()),
@@ -209,6 +217,10 @@ pub(crate) struct Node {
     /// Somebody else on this machine has the lock files, until then.
     pub(crate) lock_busy_until: Moment,
     pub(crate) sought: BTreeMap<WorkerId, u64>,
+    /// Its wall clock is never wrong by more than some seconds.
+    pub(crate) is_sane: bool,
+    /// The kernel has yet to tell the supervisor.
+    pub(crate) clock_was_set: bool,
     pub(crate) cuts: [Cut; 3],
     /// True time.
     pub(crate) supervisor_until: Moment,
@@ -235,8 +247,14 @@ impl Node {
         let mut host = Host::new(Rng::new(rng.next()), linger);
         host.stubborn = faults.stubborn;
         host.is_careless = mutant == Mutant::NoKeeper;
+        let config = config(&name, locks, faults);
+        for (name, spec) in &config.fleets {
+            if let Some(cron) = &spec.cron {
+                host.jobs.add(name.clone(), cron);
+            }
+        }
         Self {
-            config: config(&name, locks, faults),
+            config,
             name,
             boot_ppm: if faults.slewed {
                 slew(rng) * 1_000
@@ -254,6 +272,8 @@ impl Node {
             locks: BTreeMap::new(),
             lock_busy_until: Moment(0),
             sought: BTreeMap::new(),
+            is_sane: true,
+            clock_was_set: false,
             cuts: [Cut::default(); 3],
             supervisor_until: Moment(0),
             keeper_until: Moment(0),
@@ -264,6 +284,27 @@ impl Node {
             runs: 0,
             mutant,
         }
+    }
+
+    /// There is no supervisor that would see something.
+    pub(crate) fn is_blind(&self, now: Moment) -> bool {
+        self.engine.is_none() || self.supervisor_until > now
+    }
+
+    /// Somebody sets its wall clock.
+    pub(crate) fn set_clock(&mut self, by_ms: i64, now: Moment) {
+        self.host.jobs.set(by_ms, now);
+        self.clock_was_set = true;
+    }
+
+    /// When its supervisor looks at the wall clock.
+    pub(crate) fn alarm(&self, now: Moment) -> Option<Moment> {
+        self.engine.as_ref()?;
+        let at = match self.clock_was_set {
+            true => now,
+            false => self.host.jobs.rings(now)?,
+        };
+        Some(at.max(self.supervisor_until))
     }
 
     /// What its clocks show at this true time.
@@ -305,10 +346,11 @@ impl Node {
     /// A keeper that begins has a run of its own.
     pub(crate) fn keeper_starts(&mut self) {
         self.runs += 1;
+        self.host.keeper_deaths = self.runs - 1;
         self.core = Some(Core::new());
     }
 
-    pub(crate) fn origin(&mut self, seed: u64) -> Origin {
+    pub(crate) fn origin(&mut self, seed: u64, now: Moment) -> Origin {
         let core = self.core.as_mut().expect("a keeper");
         let rows = core.tell_all().into_iter().filter_map(|news| match news {
             News::Row { key, header, body } => Some((key, header, body.unwrap_or_default())),
@@ -345,7 +387,7 @@ impl Node {
             asked,
             rows,
             gates: gates.collect(),
-            shown: Stamp(0),
+            shown: self.host.jobs.shown(now),
             recover: false,
             seed,
         }

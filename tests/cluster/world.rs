@@ -6,15 +6,17 @@ use leasehold::{
     config::spec::Takeover,
     engine::{
         Command, Effect, Effects, Event, Intent, Supervisor,
+        book::{Book, Run},
         cluster::rpc::{
-            Body, Call, CallId, Do, Failure, KeyValue, News as EtcdNews, Order, Reply, Request, Txn,
+            Body, Call, CallId, Do, Failure, KeyValue, News as EtcdNews, Order, Reply, Request,
+            Txn, When,
         },
         command::{By, Reply as Answer},
         effect::What,
         gate::{GateNews, Pass},
         lease::LeaseNews,
     },
-    id::{RequestId, WorkerId},
+    id::{FleetName, RequestId, WorkerId},
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
     wire::{News, Op, RowKey, SeatState},
@@ -24,9 +26,11 @@ use crate::{
     agenda,
     etcd::{Etcd, Flavour, Out, Verdict},
     host::{Act, Change, Seat, ready},
+    jobs,
     mutants::Mutant,
     node::{COUNTED, Contended, Node, UNITS, WANTED, fleet, worker},
     rng::Rng,
+    ticks::{self, Ledger},
 };
 
 /// What goes wrong in a story.
@@ -40,6 +44,8 @@ pub(crate) struct Faults {
     pub(crate) moves: u32,
     /// Nodes are drained, and take work again or not.
     pub(crate) drains: u32,
+    /// Somebody sets a node's wall clock.
+    pub(crate) clocks: u32,
     /// In the end etcd is as it was long before.
     pub(crate) restored: bool,
     /// Clocks are slewed, of nodes and of members.
@@ -54,6 +60,8 @@ pub(crate) struct Faults {
     pub(crate) far: bool,
     /// There is a fleet whose workers are counted over all nodes, too.
     pub(crate) counted: bool,
+    /// There are jobs, too.
+    pub(crate) jobs: bool,
     pub(crate) flavour: Flavour,
 }
 
@@ -72,6 +80,7 @@ pub(crate) struct Totals {
     pub(crate) removals: u64,
     pub(crate) moves: u64,
     pub(crate) drains: u64,
+    pub(crate) runs: u64,
 }
 
 impl Totals {
@@ -88,6 +97,7 @@ impl Totals {
         self.removals += other.removals;
         self.moves += other.moves;
         self.drains += other.drains;
+        self.runs += other.runs;
     }
 }
 
@@ -111,6 +121,7 @@ enum Item {
     KeeperStarts(usize),
     SupervisorStarts(usize, u64),
     Saved(usize, u64, Box<Intent>),
+    Keep(usize, FleetName, Box<Book>, Option<Run>),
     Fault(Fault),
 }
 
@@ -137,6 +148,8 @@ enum Fault {
     Restored,
     NoSpace,
     LockBusy(usize, Span),
+    ClockSet(usize, i64),
+    ClockRight(usize),
     LeaseRevoked,
     PlaceDeleted,
     RecordDeleted,
@@ -180,6 +193,16 @@ pub(crate) struct World {
     asked: BTreeMap<RequestId, (&'static str, usize, Moment)>,
     /// Everybody is in touch all the time.
     is_prompt: bool,
+    ledger: Ledger,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Queue,
+    Engine(usize),
+    Keeper(usize),
+    Alarm(usize),
 }
 
 impl World {
@@ -224,6 +247,7 @@ impl World {
             is_forgetful: false,
             asked: BTreeMap::new(),
             is_prompt: faults.troubles == 0,
+            ledger: Ledger::default(),
         }
     }
 
@@ -259,6 +283,9 @@ impl World {
             let fault = Fault::Drained(node, self.rng.chance(60));
             self.at(when, Item::Fault(fault));
         }
+        if self.faults.jobs {
+            self.set_clocks();
+        }
         for _ in 0..self.faults.removals {
             let when = self.rng.span(10_000, STORY.as_millis());
             let fault = match self.rng.below(4) {
@@ -272,6 +299,11 @@ impl World {
         for node in &mut self.nodes {
             node.host.tempers = false;
         }
+        if self.faults.jobs {
+            for node in 0..NODES {
+                self.fault(Fault::ClockRight(node));
+            }
+        }
         self.etcd.has_space = true;
         self.play_until(self.quiet_from.after(SETTLE));
         match self.is_forgetful {
@@ -280,10 +312,28 @@ impl World {
         }
         self.check_records();
         self.check_units();
+        self.check_jobs();
         self.totals.elections = self.etcd.elections;
         self.totals.early_revokes = self.etcd.early_revokes;
         self.totals.stale_renewals = self.etcd.stale_renewals;
         self.totals
+    }
+
+    /// No two clocks show the same, and some are set.
+    fn set_clocks(&mut self) {
+        for node in &mut self.nodes {
+            let off = self.rng.below(3_000) as i64;
+            node.set_clock(off, self.now);
+        }
+        let only = self.rng.chance(50).then_some(2);
+        for _ in 0..self.faults.clocks {
+            let any = self.rng.below(NODES as u64) as usize;
+            let node = only.unwrap_or(any);
+            self.nodes[node].is_sane = false;
+            let when = self.rng.span(5_000, STORY.as_millis());
+            let fault = Fault::ClockSet(node, jobs::jump(&mut self.rng));
+            self.at(when, Item::Fault(fault));
+        }
     }
 
     /// Two things at once, now and then.
@@ -358,29 +408,45 @@ impl World {
     fn play_until(&mut self, end: Moment) {
         loop {
             let queued = self.queue.peek().map(|due| due.0);
-            let mut next: Option<(Moment, Option<(usize, bool)>)> = queued.map(|at| (at, None));
+            let mut next = queued.map(|at| (at, Turn::Queue));
             for (index, node) in self.nodes.iter().enumerate() {
                 let engine = node.engine.as_ref().and_then(Supervisor::deadline);
                 let engine = engine.map(|at| node.when(at).max(node.supervisor_until));
                 let keeper = node.core.as_ref().and_then(|core| core.deadline());
                 let keeper = keeper.map(|at| node.when(at).max(node.keeper_until));
-                for (at, whose) in [(engine, false), (keeper, true)] {
+                let alarm = node.alarm(self.now);
+                for (at, turn) in [
+                    (engine, Turn::Engine(index)),
+                    (keeper, Turn::Keeper(index)),
+                    (alarm, Turn::Alarm(index)),
+                ] {
                     if let Some(at) = at.filter(|at| next.is_none_or(|(first, _)| *at < first)) {
-                        next = Some((at, Some((index, whose))));
+                        next = Some((at, turn));
                     }
                 }
             }
-            let Some((at, whose)) = next.filter(|(at, _)| *at <= end) else {
+            let Some((at, turn)) = next.filter(|(at, _)| *at <= end) else {
                 break;
             };
             self.now = self.now.max(at);
-            match whose {
-                None => {
+            if self.faults.jobs {
+                for node in &mut self.nodes {
+                    node.host.jobs.follow(self.now);
+                }
+            }
+            match turn {
+                Turn::Queue => {
                     let due = self.queue.pop().expect("peeked");
                     self.happen(due.2);
                 }
-                Some((index, false)) => self.step(index, Event::Tick),
-                Some((index, true)) => {
+                Turn::Engine(index) => self.step(index, Event::Tick),
+                Turn::Alarm(index) => {
+                    let node = &mut self.nodes[index];
+                    node.clock_was_set = false;
+                    let shown = node.host.jobs.shown(self.now);
+                    self.step(index, Event::Wall { shown });
+                }
+                Turn::Keeper(index) => {
                     let node = &mut self.nodes[index];
                     let now = node.clocks(self.now).boottime;
                     if let Some(core) = &mut node.core {
@@ -507,8 +573,46 @@ impl World {
                     self.step(index, Event::IntentSaved { result: Ok(()) });
                 }
             }
+            Item::Keep(index, job, book, claim) => {
+                let result = self.keep(index, &job, *book, claim.as_ref());
+                if self.nodes[index].engine.is_some() {
+                    self.tell(index, 0, 0, Event::BookKept { fleet: job, result });
+                }
+            }
             Item::Fault(fault) => self.fault(fault),
         }
+    }
+
+    /// A book goes to disk.
+    fn keep(
+        &mut self,
+        index: usize,
+        job: &FleetName,
+        book: Book,
+        claim: Option<&Run>,
+    ) -> Result<(), String> {
+        let host = &mut self.nodes[index].host;
+        if host.tempers && claim.is_some() && self.rng.chance(4) {
+            return Err("no space".to_owned());
+        }
+        let keeper = host.keeper_deaths;
+        host.jobs.keep(keeper, job, book, claim)
+    }
+
+    /// Whoever was writing dies: what it wrote is there as a whole, or not at all.
+    fn cut_off_books(&mut self, index: usize) {
+        let mut rest = BinaryHeap::new();
+        for due in std::mem::take(&mut self.queue) {
+            match due.2 {
+                Item::Keep(whose, job, book, claim) if whose == index => {
+                    if self.rng.chance(50) {
+                        let _ = self.keep(index, &job, *book, claim.as_ref());
+                    }
+                }
+                _ => rest.push(due),
+            }
+        }
+        self.queue = rest;
     }
 
     fn is_there(&self, index: usize, incarnation: u64) -> bool {
@@ -582,6 +686,17 @@ impl World {
             Fault::LockBusy(index, span) => {
                 self.nodes[index].lock_busy_until = now.after(span);
             }
+            Fault::ClockSet(index, _) | Fault::ClockRight(index)
+                if self.nodes[index].is_blind(now) =>
+            {
+                // Of ticks that a clock shows for a while behind its back nobody can know.
+                self.at(Span::secs(1), Item::Fault(fault));
+            }
+            Fault::ClockSet(index, by) => self.nodes[index].set_clock(by, now),
+            Fault::ClockRight(index) => {
+                let right = -self.nodes[index].host.jobs.offset;
+                self.nodes[index].set_clock(right, now);
+            }
             Fault::BackedUp => self.etcd.back_up(),
             Fault::Restored => {
                 let same_id = self.rng.chance(50);
@@ -649,6 +764,7 @@ impl World {
     /// Its sockets are gone, and what was in them.
     fn keeper_gone(&mut self, index: usize) {
         self.etcd.hang_up(index);
+        self.cut_off_books(index);
         self.queue.retain(|due| match &due.2 {
             Item::ToKeeper(of, ..)
             | Item::Arm(of, ..)
@@ -682,6 +798,7 @@ impl World {
         }
         self.totals.supervisor_deaths += 1;
         self.etcd.hang_up(index);
+        self.cut_off_books(index);
         let incarnation = self.nodes[index].incarnation;
         // What it had sent is carried out before the next one starts; some of it was not sent yet.
         let mut sent = Vec::new();
@@ -714,7 +831,8 @@ impl World {
         let node = &mut self.nodes[index];
         node.incarnation += 1;
         let now = node.clocks(self.now).boottime;
-        let origin = node.origin(seed);
+        let origin = node.origin(seed, self.now);
+        node.host.jobs.wake = None;
         let mut effects = Effects::default();
         node.engine = Some(Supervisor::new(origin, now, &mut effects));
         self.perform(index, effects);
@@ -751,6 +869,16 @@ impl World {
                     let after = self.rng.span(0, 20);
                     let item = Item::Saved(index, incarnation, Box::new(intent));
                     self.at(after, item);
+                }
+                Effect::WakeAt(wake) => self.nodes[index].host.jobs.wake = wake,
+                Effect::ReadBook(fleet) => {
+                    let book = self.nodes[index].host.jobs.books.get(&fleet);
+                    let result = Ok(book.map(|(_, book)| Box::new(book.clone())));
+                    self.tell(index, 0, 20, Event::BookRead { fleet, result });
+                }
+                Effect::KeepBook { fleet, book, claim } => {
+                    let after = self.rng.span(1, 40);
+                    self.at(after, Item::Keep(index, fleet, book, claim));
                 }
                 Effect::SeekGate { worker, fence, .. } => {
                     let fence = fence.expect("a cluster's locks have fences");
@@ -797,6 +925,7 @@ impl World {
                     if let What::GateReleased { .. } = transition.what {
                         self.totals.moves += 1;
                     }
+                    self.nodes[index].host.jobs.reported(&transition);
                     let name = self.nodes[index].name.clone();
                     self.say(|| format!("{name} {} {}", transition.subject, transition.what));
                 }
@@ -882,6 +1011,7 @@ impl World {
                 if self.nodes[index].cuts[endpoint].there_until > self.now {
                     return;
                 }
+                let request = careless(mutant, request);
                 let after = self.latency();
                 let (now, item) = (self.now, Item::Arrives);
                 let item = item(index, incarnation, endpoint, id, request, now.after(after));
@@ -1196,21 +1326,24 @@ impl World {
     fn deliver(&mut self, index: usize, ops: Vec<Op>) {
         let now = self.nodes[index].clocks(self.now).boottime;
         for op in ops {
-            let node = &mut self.nodes[index];
             match op {
                 Op::Hold { name } => {
                     let (name, fence) = name.split_once(' ').expect("a name and a fence");
-                    let found = self.locks.iter().map(|lock| worker(lock.name));
-                    let mut found = found.filter(|id| leasehold::engine::lock_name(id) == name);
-                    let id = found.next().expect("a lock of ours");
-                    node.locks.insert(id, fence.parse().expect("a number"));
+                    let is_it = |id: &WorkerId| leasehold::engine::lock_name(id) == name;
+                    let id = self.names().map(worker).find(is_it);
+                    let id = id.expect("a lock of ours");
+                    self.nodes[index]
+                        .locks
+                        .insert(id, fence.parse().expect("a number"));
                 }
                 Op::Release { name } => {
-                    node.locks
+                    self.nodes[index]
+                        .locks
                         .retain(|id, _| leasehold::engine::lock_name(id) != name);
                 }
                 Op::Notify { .. } | Op::Pong { .. } | Op::Echo { .. } | Op::Exit { .. } => {}
                 op => {
+                    let node = &mut self.nodes[index];
                     if let Some(core) = &mut node.core {
                         core.apply(op, now, &mut node.host);
                     }
@@ -1258,15 +1391,18 @@ impl World {
 
     // ---- the eye that sees everything
 
-    /// Fences grow from holder to holder.
+    /// Fences grow from holder to holder, and a run begins on one node.
     fn look_at_spawns(&mut self, index: usize) {
+        for run in std::mem::take(&mut self.nodes[index].host.runs) {
+            self.say(|| format!("node{index} begins {} of {}", run.0, run.1));
+            self.ledger.began(run, index);
+        }
         for (id, fence, stood_by) in std::mem::take(&mut self.nodes[index].host.began) {
             self.totals.spawns += 1;
             self.totals.promotions += u64::from(stood_by);
             let lock = id.fleet.to_string();
-            let slots = self.locks.iter().find(|one| one.name == lock);
             let before = self.fences.get(&lock).copied();
-            if slots.is_some_and(|one| one.slots == 1)
+            if self.slots(&lock) == 1
                 && let Some((highest, whose)) = before
             {
                 let same = fence == highest && whose == index;
@@ -1281,13 +1417,25 @@ impl World {
         }
     }
 
+    /// All that is contended.
+    fn names(&self) -> impl Iterator<Item = &'static str> {
+        let job = self.faults.jobs.then_some(ticks::LOCKED);
+        self.locks.iter().map(|lock| lock.name).chain(job)
+    }
+
+    /// So many may have it; a job has one run.
+    fn slots(&self, name: &str) -> usize {
+        let lock = self.locks.iter().find(|lock| lock.name == name);
+        lock.map_or(1, |lock| lock.slots as usize)
+    }
+
     /// Nobody runs beside another one.
     fn check(&self) {
         if self.faults.counted {
             self.check_numbers();
         }
-        for lock in &self.locks {
-            let id = worker(lock.name);
+        for name in self.names() {
+            let id = worker(name);
             let running: Vec<(usize, u64)> = self
                 .nodes
                 .iter()
@@ -1295,9 +1443,8 @@ impl World {
                 .filter_map(|(index, node)| Some((index, node.host.leader(&id)?.fence)))
                 .collect();
             assert!(
-                running.len() <= lock.slots as usize,
-                "{TWO} of {}: {running:?} at {:?}",
-                lock.name,
+                running.len() <= self.slots(name),
+                "{TWO} of {name}: {running:?} at {:?}",
                 self.now
             );
         }
@@ -1404,6 +1551,33 @@ impl World {
         }
     }
 
+    /// Every tick has its fate: on each machine it is known, and of all one ran it.
+    fn check_jobs(&mut self) {
+        self.totals.runs = self.nodes.iter().map(|node| node.host.jobs.count()).sum();
+        let open = || self.nodes.iter().filter(|node| !node.is_drained());
+        if !self.faults.jobs || open().next().is_none() {
+            return;
+        }
+        for node in open() {
+            let now = node.clocks(self.now).boottime;
+            let status = node.engine.as_ref().map(|engine| engine.status(now));
+            for fleet in status.into_iter().flat_map(|status| status.fleets) {
+                if let Some(job) = &fleet.cron {
+                    node.host.jobs.check(&fleet.name, job.waiting, self.now);
+                }
+            }
+        }
+        let runs = |job: &str| {
+            let id = worker(job);
+            self.nodes
+                .iter()
+                .any(|node| node.host.process(&id).is_some())
+        };
+        // Whose clock was wrong may have done with the last tick long ago.
+        let is_owed = open().any(|node| node.is_sane);
+        self.ledger.check(&self.etcd, is_owed, runs);
+    }
+
     /// Of numbers that there are not there is no unit, at any time.
     fn check_numbers(&self) {
         let prefix = format!("/leasehold/v1/sim/cap/{COUNTED}/");
@@ -1484,4 +1658,17 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// What whoever leaves out a condition asks for.
+fn careless(mutant: Mutant, request: Request) -> Request {
+    let Request::Txn(mut txn) = request else {
+        return request;
+    };
+    txn.when.retain(|when| match (mutant, when) {
+        (Mutant::NoClaim, When::Created(key, 0)) => !key.contains("/c/"),
+        (Mutant::NoPast, When::Modified(key, _)) => !key.ends_with("/had"),
+        _ => true,
+    });
+    Request::Txn(txn)
 }

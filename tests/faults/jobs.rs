@@ -243,3 +243,31 @@ fn a_run_outlives_etcd_and_is_lost_with_its_node() {
     assert!([before(third), third].contains(&next), "{next}");
     scene.nodes[other].drain(10_000);
 }
+
+/// The next tick is months away: its end is known at once all the same, and keeps nobody from the next run.
+#[test]
+fn a_run_that_somebody_asked_for_is_over_when_it_has_ended() {
+    let yearly = job("exit 3", "").replace("* * * * *", "@yearly");
+    let Some(mut scene) = Scene::new(2, &yearly) else {
+        return;
+    };
+    for node in 0..2 {
+        scene.nodes[node].start();
+        scene.joined(node);
+    }
+    for node in [0, 1, 0] {
+        let began = scene.began().len();
+        scene.nodes[node].ok(&["cron", "run", "tick"]);
+        until("its end is known to all", 10_000, || {
+            let runs = scene.history(1 - node);
+            let ended = runs.iter().filter(|run| run["outcome"] == "failed");
+            let all = ended.count() == began + 1;
+            all.then_some(()).ok_or(format!("{runs:?}"))
+        });
+        let last = scene.began().pop().unwrap();
+        assert_eq!(last.1, format!("n{node}"));
+    }
+    for node in &mut scene.nodes {
+        node.drain(10_000);
+    }
+}

@@ -16,13 +16,13 @@ use leasehold::{
 };
 
 /// The wall clock of the machine when a story begins, at moment zero: an hour before Berlin's clocks jump to summer time.
-const BEGIN: Stamp = Stamp(1_774_741_800_000);
+pub(crate) const BEGIN: Stamp = Stamp(1_774_741_800_000);
 
 /// The machine's wall clock, the jobs' books on its disk, and the ledger of what became of ticks.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
     /// How far the clock is off, in ms.
-    offset: i64,
+    pub(crate) offset: i64,
     /// When the supervisor wants to be woken.
     pub(crate) wake: Option<Stamp>,
     /// Which keeper wrote a book, and the book.
@@ -30,6 +30,8 @@ pub(crate) struct Jobs {
     calendars: BTreeMap<FleetName, (CronSpec, Calendar)>,
     /// Up to here the clock was followed.
     seen: Option<Stamp>,
+    /// Nothing is due before; none: that is not known.
+    next: Option<Stamp>,
     highest: Stamp,
     owed: BTreeSet<(FleetName, Stamp)>,
     fates: BTreeSet<(FleetName, Stamp)>,
@@ -42,6 +44,7 @@ impl Jobs {
     pub(crate) fn add(&mut self, name: FleetName, spec: &CronSpec) {
         let calendar = Calendar::of(spec).expect("a schedule");
         self.calendars.insert(name, (spec.clone(), calendar));
+        self.next = None;
     }
 
     pub(crate) fn shown(&self, now: Moment) -> Stamp {
@@ -57,6 +60,7 @@ impl Jobs {
     /// Somebody sets the clock.
     pub(crate) fn set(&mut self, by_ms: i64, now: Moment) {
         self.follow(now);
+        self.next = None;
         self.offset += by_ms;
         if by_ms < 0 {
             self.seen = Some(self.shown(now));
@@ -69,6 +73,10 @@ impl Jobs {
         let shown = self.shown(now);
         let seen = *self.seen.get_or_insert(shown);
         self.highest = self.highest.max(shown);
+        if self.next.is_some_and(|next| shown < next) {
+            self.seen = Some(seen.max(shown));
+            return;
+        }
         for (name, (_, calendar)) in &self.calendars {
             let ticks =
                 std::iter::successors(calendar.next_after(seen), |t| calendar.next_after(*t));
@@ -77,15 +85,24 @@ impl Jobs {
             }
         }
         self.seen = Some(seen.max(shown));
+        let calendars = self.calendars.values();
+        self.next = calendars
+            .filter_map(|(_, calendar)| calendar.next_after(shown))
+            .min();
     }
 
-    /// A process begins.
-    pub(crate) fn started(&mut self, key: &RowKey, spec: &SpawnSpec, keeper_deaths: u64) {
-        let RowKey::Slot(worker) = key else { return };
-        let of = |name: &str| spec.env.iter().find_map(|line| line.strip_prefix(name));
-        let Some((job, _)) = self.calendars.get(&worker.fleet) else {
-            return;
+    /// A process begins: of which tick; none: it is no job's.
+    pub(crate) fn started(
+        &mut self,
+        key: &RowKey,
+        spec: &SpawnSpec,
+        keeper_deaths: u64,
+    ) -> Option<(FleetName, Stamp)> {
+        let RowKey::Slot(worker) = key else {
+            return None;
         };
+        let of = |name: &str| spec.env.iter().find_map(|line| line.strip_prefix(name));
+        let (job, _) = self.calendars.get(&worker.fleet)?;
         let scheduled = of("LEASEHOLD_SCHEDULED=").expect("a run knows its tick");
         let scheduled: Stamp = serde_json::from_str(&format!("{scheduled:?}")).unwrap();
         let attempt: u32 = of("LEASEHOLD_ATTEMPT=").unwrap().parse().unwrap();
@@ -101,13 +118,14 @@ impl Jobs {
             );
         }
         assert!(attempt <= job.retry.attempts, "{worker}: attempt {attempt}");
-        let starts = self.starts.entry(tick).or_default();
+        let starts = self.starts.entry(tick.clone()).or_default();
         *starts += 1;
         // What was lost with its keeper may have been a later attempt than the disk knew.
         assert!(
             u64::from(*starts) <= u64::from(job.retry.attempts) + keeper_deaths,
             "{worker}: {scheduled} was started {starts} times"
         );
+        Some(tick)
     }
 
     /// Something was reported.
@@ -119,6 +137,7 @@ impl Jobs {
             What::RunBegan { scheduled, .. }
             | What::RunSkipped { scheduled, .. }
             | What::RunUnclaimed { scheduled, .. }
+            | What::RunElsewhere { scheduled, .. }
             | What::RunLost { scheduled, .. }
             | What::RunEnded { scheduled, .. } => {
                 self.fates.insert((name.clone(), *scheduled));

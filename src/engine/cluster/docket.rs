@@ -1,16 +1,17 @@
 //! Runs of the cluster's jobs. Whoever creates a tick's key starts its run, and nobody else does; at its end he writes what became of it there,
 //! so that the keys of a job are its history, to be read from any node. A claim whose node is gone tells of a run that was lost with it.
-//! Of a long history the oldest goes, and a floor says how far: what lies below it was decided upon, though nobody knows how, and is not
-//! claimed by a node that was away, or whose clock is late.
+//! Of a long history the oldest goes, and one more key says which ticks that were: they were decided upon, though nobody knows how, and are
+//! not claimed by a node that was away, or whose clock is late. They are stretches of the calendar, not one date: a node whose clock was
+//! ahead for a while costs the others no tick but those that it ran.
 
 use std::collections::BTreeMap;
 
 use crate::{
     engine::{
-        book::Outcome,
+        book::{Had, Outcome},
         cluster::{
             calls::{Desk, Purpose},
-            keys::{self, FloorCard, Prefix, RunCard},
+            keys::{self, HadCard, Prefix, RunCard},
             rpc::{CallId, Do, KeyValue, Request, TXN_MAX, Txn, When},
             session::PATIENCE,
         },
@@ -33,6 +34,8 @@ pub(in crate::engine) struct Dispute {
     pub(in crate::engine) tick: Tick,
     /// When it was begun here.
     pub(in crate::engine) started: Stamp,
+    /// Up to here there is no other tick.
+    pub(in crate::engine) through: Stamp,
     /// It is skipped while another node has a run.
     pub(in crate::engine) skips: bool,
     /// So many runs are remembered.
@@ -76,19 +79,20 @@ struct Claim {
     retry: Moment,
 }
 
-/// What is due by then was decided upon.
-#[derive(Clone, Copy, Debug, Default)]
-struct Floor {
+/// What was decided upon, and is forgotten.
+#[derive(Clone, Debug, Default)]
+struct Past {
     /// The revision that wrote it; 0: none has.
     written: i64,
-    through: Option<Stamp>,
+    had: Had,
 }
 
-impl Floor {
+impl Past {
     fn of(kv: &KeyValue) -> Self {
+        let card: Option<HadCard> = keys::decode(&kv.value);
         Self {
             written: kv.modified,
-            through: keys::decode::<FloorCard>(&kv.value).map(|card| card.through),
+            had: card.map(|card| card.had).unwrap_or_default(),
         }
     }
 }
@@ -107,8 +111,8 @@ pub(super) struct Docket {
     claims: BTreeMap<FleetName, Claim>,
     /// Ours, and not ended, as etcd has them.
     open: BTreeMap<Tick, RunCard>,
-    /// How far back each job is known.
-    floors: BTreeMap<FleetName, Floor>,
+    /// Of each job, as we saw it last.
+    past: BTreeMap<FleetName, Past>,
     verdicts: Vec<(Tick, Verdict)>,
 }
 
@@ -124,7 +128,7 @@ impl Docket {
             retry: None,
             claims: BTreeMap::new(),
             open: BTreeMap::new(),
-            floors: BTreeMap::new(),
+            past: BTreeMap::new(),
             verdicts: Vec::new(),
         }
     }
@@ -134,6 +138,7 @@ impl Docket {
         (self.due, self.looks, self.closes) = (now, None, None);
         self.retry = None;
         self.claims.clear();
+        self.past.clear();
     }
 
     /// Runs of ours that etcd believes to be there.
@@ -155,15 +160,16 @@ impl Docket {
     /// Asks for what is wanted, and writes down what has ended.
     pub(super) fn tend(&mut self, jobs: &Jobs, stamp: &When, endpoint: usize, desk: &mut Desk<'_>) {
         self.match_disputes(&jobs.disputes, desk.now);
+        self.decide_upon_the_past();
         for claim in self.claims.values_mut() {
             if claim.call.is_none() && claim.retry <= desk.now {
-                let floor = self.floors.get(&claim.dispute.tick.0);
-                let floor = floor.map_or(0, |floor| floor.written);
+                let past = self.past.get(&claim.dispute.tick.0);
+                let past = past.map_or(0, |past| past.written);
                 let request = ask(
                     &self.prefix,
                     (&self.node, &self.identity),
                     &claim.dispute,
-                    (stamp, floor),
+                    (stamp, past),
                 );
                 let purpose = Purpose::Docket;
                 claim.call = Some(desk.ask(endpoint, request, PATIENCE, purpose));
@@ -220,6 +226,19 @@ impl Docket {
         }
     }
 
+    /// Whoever knows that a tick had its turn need not ask.
+    fn decide_upon_the_past(&mut self) {
+        let claims = self.claims.values().map(|claim| &claim.dispute.tick);
+        let is_past = |(job, tick): &&Tick| {
+            let past = self.past.get(job);
+            past.is_some_and(|past| past.had.end_of(*tick).is_some())
+        };
+        let past: Vec<Tick> = claims.filter(is_past).cloned().collect();
+        for tick in past {
+            self.decide(tick, Verdict::Past);
+        }
+    }
+
     /// An answer. Says whether a predecessor's late stamp shut us out.
     pub(super) fn answered(
         &mut self,
@@ -267,9 +286,9 @@ impl Docket {
         }
     }
 
-    /// Somebody has it, or it is past, or the floor is another one than we knew; or none of it: our stamp is not in force.
+    /// Somebody has it, or it is past, or more is past than we knew; or none of it: our stamp is not in force.
     fn refused(&mut self, dispute: &Dispute, read: Vec<Vec<KeyValue>>, now: Moment) -> bool {
-        let Ok([there, floor]) = <[_; 2]>::try_from(read) else {
+        let Ok([there, past]) = <[_; 2]>::try_from(read) else {
             return false;
         };
         let card = there.first();
@@ -278,17 +297,10 @@ impl Docket {
             return false;
         }
         let job = &dispute.tick.0;
-        let known = self.floors.get(job).copied().unwrap_or_default();
-        let floor = floor.first().map(Floor::of).unwrap_or_default();
-        self.floors.insert(job.clone(), floor);
-        if floor
-            .through
-            .is_some_and(|through| dispute.tick.1 <= through)
-        {
-            self.decide(dispute.tick.clone(), Verdict::Past);
-            return false;
-        }
-        let moved = floor.written != known.written;
+        let past = past.first().map(Past::of).unwrap_or_default();
+        let written = past.written;
+        let known = self.past.insert(job.clone(), past).unwrap_or_default();
+        let moved = written != known.written;
         if let Some(claim) = self.claims.get_mut(job).filter(|_| moved) {
             claim.retry = now;
         }
@@ -339,21 +351,18 @@ impl Docket {
             None => Verdict::Ours,
         };
         let surplus = (runs.len() + 1).saturating_sub(dispute.history.max(1) as usize);
-        // In the order of time: what is there still keeps what comes after it.
-        let is_over = |card: &Option<RunCard>| {
-            let own = |card: &RunCard| card.identity == self.identity && card.ended.is_none();
-            card.as_ref()
-                .is_none_or(|card| !is_there(card) && !own(card))
+        let is_over = |card: &RunCard| {
+            let is_own = card.identity == self.identity && card.ended.is_none();
+            !is_there(card) && !is_own
         };
-        let over = runs
-            .iter()
-            .zip(&cards)
-            .take_while(|(_, card)| is_over(card));
-        let over: Vec<String> = over
-            .take(surplus.min(TXN_MAX - 1))
-            .map(|(kv, _)| kv.key.clone())
-            .collect();
-        if let Some(request) = self.forget(job, over) {
+        let over = runs.iter().zip(&cards);
+        let over = over.filter(|(_, card)| card.as_ref().is_none_or(is_over));
+        let mut over: Vec<(&KeyValue, &Option<RunCard>)> =
+            over.map(|(kv, card)| (*kv, card)).collect();
+        // Those that were claimed first: a clock that was ahead gave some a late name.
+        over.sort_by_key(|(kv, _)| kv.created);
+        over.truncate(surplus.min(TXN_MAX - 1));
+        if let Some(request) = self.forget(job, &over) {
             desk.ask(endpoint, request, PATIENCE, Purpose::Docket);
         }
         let card = card(&self.node, &self.identity, dispute);
@@ -361,20 +370,27 @@ impl Docket {
         self.decide(dispute.tick.clone(), verdict);
     }
 
-    /// These runs go, and the floor comes up to the last of them.
-    fn forget(&self, job: &FleetName, over: Vec<String>) -> Option<Request> {
-        let floor = self.floors.get(job).copied().unwrap_or_default();
-        let (_, last) = self.prefix.tick_of(over.last()?)?;
-        let through = floor.through.map_or(last, |before| before.max(last));
-        let key = self.prefix.floor(job);
-        let mut then: Vec<Do> = over.into_iter().map(Do::Delete).collect();
+    /// These runs go; that their ticks had their turn stays.
+    fn forget(&self, job: &FleetName, over: &[(&KeyValue, &Option<RunCard>)]) -> Option<Request> {
+        let Past { written, mut had } = self.past.get(job).cloned().unwrap_or_default();
+        let mut then = Vec::new();
+        for (kv, card) in over {
+            let (_, tick) = self.prefix.tick_of(&kv.key)?;
+            let through = card.as_ref().map_or(tick, |card| card.through.max(tick));
+            had.add(tick.before(Span::millis(1)), through);
+            then.push(Do::Delete(kv.key.clone()));
+        }
+        if then.is_empty() {
+            return None;
+        }
+        let key = self.prefix.had(job);
         then.push(Do::Put {
             key: key.clone(),
-            value: keys::encode(&FloorCard { through }),
+            value: keys::encode(&HadCard { had }),
             lease: None,
         });
         Some(Request::Txn(Txn {
-            when: vec![When::Modified(key, floor.written)],
+            when: vec![When::Modified(key, written)],
             then,
             otherwise: Vec::new(),
         }))
@@ -399,6 +415,7 @@ fn card(node: &str, identity: &str, dispute: &Dispute) -> RunCard {
         node: node.to_owned(),
         identity: identity.to_owned(),
         started: dispute.started,
+        through: dispute.through,
         ended: None,
         outcome: None,
         reason: None,
@@ -409,10 +426,10 @@ fn ask(
     prefix: &Prefix,
     (node, identity): (&str, &str),
     dispute: &Dispute,
-    (stamp, floor): (&When, i64),
+    (stamp, past): (&When, i64),
 ) -> Request {
     let (job, scheduled) = &dispute.tick;
-    let (key, below) = (prefix.run(job, *scheduled), prefix.floor(job));
+    let (key, had) = (prefix.run(job, *scheduled), prefix.had(job));
     let put = Do::Put {
         key: key.clone(),
         value: keys::encode(&card(node, identity, dispute)),
@@ -422,10 +439,10 @@ fn ask(
         when: vec![
             stamp.clone(),
             When::Created(key.clone(), 0),
-            When::Modified(below.clone(), floor),
+            When::Modified(had.clone(), past),
         ],
         then: vec![Do::List(prefix.nodes()), Do::List(prefix.runs_of(job)), put],
-        otherwise: vec![Do::Get(key), Do::Get(below)],
+        otherwise: vec![Do::Get(key), Do::Get(had)],
     })
 }
 
@@ -458,6 +475,7 @@ mod tests {
             let dispute = Dispute {
                 tick: tick(minute),
                 started: tick(minute).1,
+                through: before(minute + 1),
                 skips: true,
                 history,
             };
@@ -532,6 +550,7 @@ mod tests {
             node: format!("of {identity}"),
             identity: identity.to_owned(),
             started: at,
+            through: before(minute + 1),
             ended: ended.then_some(at),
             outcome: None,
             reason: None,
@@ -539,10 +558,22 @@ mod tests {
         kv(Prefix::new("c").run(&job, at), keys::encode(&card), 3)
     }
 
-    fn floor(minute: u64, written: i64) -> KeyValue {
-        let (job, through) = tick(minute);
-        let card = keys::encode(&FloorCard { through });
-        kv(Prefix::new("c").floor(&job), card, written)
+    /// Just before the next tick.
+    fn before(minute: u64) -> Stamp {
+        tick(minute).1.before(Span::millis(1))
+    }
+
+    /// From these minutes, up to before those.
+    fn had(stretches: &[(u64, u64)]) -> String {
+        let mut had = Had::default();
+        for (from, to) in stretches {
+            had.add(before(*from), before(*to));
+        }
+        keys::encode(&HadCard { had })
+    }
+
+    fn past(stretches: &[(u64, u64)], written: i64) -> KeyValue {
+        kv(Prefix::new("c").had(&tick(0).0), had(stretches), written)
     }
 
     fn there(identity: &str) -> KeyValue {
@@ -595,25 +626,59 @@ mod tests {
         let [txn] = &asked[..] else {
             panic!("{asked:?}")
         };
-        let key = Prefix::new("c").floor(&tick(0).0);
+        let key = Prefix::new("c").had(&tick(0).0);
         assert_eq!(txn.when, [When::Modified(key.clone(), 0)]);
-        let through = keys::encode(&FloorCard { through: tick(2).1 });
-        let risen = |one: &Do| matches!(one, Do::Put { key: at, value, .. } if *at == key && *value == through);
-        assert!(txn.then.len() == 3 && txn.then.iter().any(risen), "{txn:?}");
+        let is_kept = |one: &Do| matches!(one, Do::Put { key: at, value, .. } if *at == key && *value == had(&[(1, 3)]));
+        assert!(
+            txn.then.len() == 3 && txn.then.iter().any(is_kept),
+            "{txn:?}"
+        );
         bench.docket.verdicts();
 
-        // Somebody else comes back, and knows of no floor.
+        // Somebody else comes back, and knows nothing of it.
         let mut other = Bench::new();
-        let (call, _) = other.tend(2, 2).pop().unwrap();
-        let (shut, _) = other.answer(call, false, vec![vec![], vec![floor(2, 9)]]);
+        let (call, _) = other.tend(1, 2).pop().unwrap();
+        let (shut, _) = other.answer(call, false, vec![vec![], vec![past(&[(1, 3)], 9)]]);
         assert!(!shut);
+        assert!(other.tend(1, 2).is_empty());
         assert_eq!(other.verdict(), Some(Verdict::Past));
-        // A later one is free: asked for again, at once, above the floor as it is.
+        // As he sees it now, the next one would be free.
+        assert!(other.tend(2, 2).is_empty());
+        assert_eq!(other.verdict(), Some(Verdict::Past));
+        // A later one is: asked for again, at once, with all that is past.
         let (call, _) = other.tend(3, 2).pop().unwrap();
-        other.answer(call, false, vec![vec![], vec![floor(2, 11)]]);
+        other.answer(call, false, vec![vec![], vec![past(&[(1, 3)], 11)]]);
         assert_eq!(other.verdict(), None);
         let (_, txn) = other.tend(3, 2).pop().unwrap();
         assert!(txn.when.contains(&When::Modified(key, 11)), "{txn:?}");
+    }
+
+    /// A node's clock was ahead by a day, for long enough that its runs are forgotten.
+    #[test]
+    fn what_was_run_ahead_of_time_costs_nothing_in_between() {
+        const DAY: u64 = 1_440;
+        let mut bench = Bench::new();
+        let (call, _) = bench.tend(2, 2).pop().unwrap();
+        let at = |minute, created| KeyValue {
+            created,
+            ..run(minute, "theirs", true)
+        };
+        // In the order of their names.
+        let runs = vec![at(1, 7), at(DAY, 4), at(DAY + 1, 5), at(DAY + 3, 8)];
+        let (_, asked) = bench.answer(call, true, vec![vec![], runs]);
+        let [txn] = &asked[..] else {
+            panic!("{asked:?}")
+        };
+        let expected = had(&[(DAY, DAY + 2), (1, 2)]);
+        let is_kept = |one: &Do| matches!(one, Do::Put { value, .. } if *value == expected);
+        assert!(txn.then.iter().any(is_kept), "{txn:?}");
+        bench.docket.verdicts();
+        let stretches = [(DAY, DAY + 2), (1, 2)];
+        let (call, _) = bench.tend(3, 2).pop().unwrap();
+        bench.answer(call, false, vec![vec![], vec![past(&stretches, 9)]]);
+        assert_eq!(bench.tend(3, 2).len(), 1, "it is free");
+        assert!(bench.tend(DAY + 1, 2).is_empty(), "it was run");
+        assert_eq!(bench.verdict(), Some(Verdict::Past));
     }
 
     /// An etcd that is full, or away, answers at once: whoever asks as fast makes it no better.

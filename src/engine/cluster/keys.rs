@@ -4,7 +4,7 @@
 //! ```text
 //! /leasehold/v1/CLUSTER/n/NODE                   who has this name, with his lease
 //! /leasehold/v1/CLUSTER/k/NODE                   that there is such a node, and since when it is there or was missed
-//! /leasehold/v1/CLUSTER/c/JOB/floor              up to which tick all were decided upon, and are forgotten
+//! /leasehold/v1/CLUSTER/c/JOB/had                which ticks were decided upon, and are forgotten
 //! /leasehold/v1/CLUSTER/c/JOB/TICK               whose the run of this tick of a job is, and what became of it
 //! /leasehold/v1/CLUSTER/e/FLEET/NODE[/SLOT]       where work can be sent, with the lease of that node's records
 //! /leasehold/v1/CLUSTER/p/NODE                   which lease that is
@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::cluster::rpc::LeaseId,
+    engine::{book::Had, cluster::rpc::LeaseId},
     id::{FleetName, WorkerId},
     time::Stamp,
 };
@@ -77,9 +77,9 @@ impl Prefix {
         format!("{}c/{job}/{tick}", self.0)
     }
 
-    /// How far back a job's runs are known.
-    pub(super) fn floor(&self, job: &FleetName) -> String {
-        format!("{}c/{job}/floor", self.0)
+    /// Which ticks of a job were decided upon, though their runs are forgotten.
+    pub(super) fn had(&self, job: &FleetName) -> String {
+        format!("{}c/{job}/had", self.0)
     }
 
     /// Which run is this of?
@@ -198,6 +198,8 @@ pub(super) struct RunCard {
     pub(super) identity: String,
     /// By its clock.
     pub(super) started: Stamp,
+    /// Up to here there is no other tick.
+    pub(super) through: Stamp,
     /// None: it is there still, or was lost with its node.
     #[serde(default)]
     pub(super) ended: Option<Stamp>,
@@ -209,10 +211,10 @@ pub(super) struct RunCard {
     pub(super) reason: Option<String>,
 }
 
-/// Of a job: what was due by then was decided upon, and is forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FloorCard {
-    pub(super) through: Stamp,
+/// Of a job: what was decided upon, and is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HadCard {
+    pub(super) had: Had,
 }
 
 /// Whose a unit of `cluster_max` is.

@@ -242,7 +242,9 @@ mod tests {
             format!(r#"{{"node":"{node}","worker":{{"fleet":"billing","slot":0}},"slots":1}}"#)
         };
         let run = |node: &str| {
-            format!(r#"{{"node":"{node}","identity":"i","started":"2026-01-02T03:05:01Z"}}"#)
+            format!(
+                r#"{{"node":"{node}","identity":"i","started":"2026-01-02T03:05:01Z","through":"2026-01-02T03:05:59.999Z"}}"#
+            )
         };
         let read = vec![
             vec![kv(
