@@ -35,7 +35,7 @@ use leasehold::{
         scale::{Block, Reason},
         status::{
             ClusterStatus, CronStatus, FleetStatus, GateStatus, HostStatus, LockStatus,
-            ScaleStatus, WorkerStatus,
+            ScaleStatus, UnitsStatus, WorkerStatus,
         },
         tally::Tally,
     },
@@ -101,7 +101,11 @@ fn scale() -> ScaleStatus {
     ScaleStatus {
         spec: ScaleSpec::between(1, 4),
         members: 4,
-        cluster: None,
+        cluster: Some(UnitsStatus {
+            max: 12,
+            held: 4,
+            taken: Some(11),
+        }),
         floor: None,
         paused: None,
         utilization: Some(912_345),

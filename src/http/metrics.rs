@@ -238,6 +238,18 @@ fn scaling(page: &mut Page, scene: &Scene<'_>) {
         let parts = scale.pressure?;
         Some(Number::Millionths(u64::from(parts) * 100))
     });
+    let help = "Workers on all nodes that a fleet does not grow beyond.";
+    gauge("fleet_cluster_max", help, &|scale| {
+        scale.cluster.map(|units| u64::from(units.max).into())
+    });
+    let help = "Of them, how many are counted for this node.";
+    gauge("fleet_cluster_held", help, &|scale| {
+        scale.cluster.map(|units| u64::from(units.held).into())
+    });
+    let help = "Of them, how many are counted for all nodes, as of the last look.";
+    gauge("fleet_cluster_taken", help, &|scale| {
+        Some(u64::from(scale.cluster?.taken?).into())
+    });
     let help = "Decisions that could not be carried out, or not be made, or left a worker out.";
     page.family("scale_blocked", Kind::Counter, help, |f| {
         for (fleet, scale) in scaled() {

@@ -1,6 +1,6 @@
 //! `scale.cluster_max` in a real etcd: how many workers there are on all nodes, and what becomes of them when a node or etcd is gone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use leasehold::{
     engine::cluster::rpc::{Body, Do, KeyValue, Reply, Request, Txn},
@@ -40,27 +40,28 @@ impl World {
         })
     }
 
-    /// A node with a fleet of one to four workers.
-    fn start(&mut self, cluster_max: &str) -> usize {
+    /// A node with a fleet of one to four workers, and more settings of its scale.
+    fn start(&mut self, scale: &str) -> usize {
         let node = self.nodes.len();
         let rig = Rig::new(Mode::Group).expect("groups are everywhere");
         self.nodes.push(rig);
-        self.configure(node, cluster_max);
+        self.configure(node, scale);
         self.nodes[node].start_settled();
         node
     }
 
-    fn configure(&self, node: usize, cluster_max: &str) {
+    fn configure(&self, node: usize, scale: &str) {
         self.nodes[node].configure(&format!(
             r#"
             [node]
             name = "n{}"
+            cpu_reserve = "0%"
             [etcd]
             endpoints = {:?}
             lease_ttl = "{TTL}"
             [fleet.web]
             command = [{{worker}}, "sleep"]
-            scale = {{ min = 1, max = 4{cluster_max} }}
+            scale = {{ min = 1, max = 4{scale} }}
             "#,
             node + 1,
             self.etcd.endpoints(),
@@ -261,6 +262,36 @@ fn a_drained_node_gives_its_units_to_others_and_comes_back_with_its_least() {
     world.until_said(0, "blocked", "cluster_max");
     world.stays("the first one has its least", Span::secs(6), |world| {
         world.live_of_all() == [1, 4] && world.units().len() == 4
+    });
+}
+
+/// Each node has a queue, and follows it. What one of them has no more work for another one grows by.
+#[test]
+fn load_that_moves_takes_its_workers_along() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let depths = tempfile::tempdir().unwrap();
+    let depth = |node: usize| depths.path().join(node.to_string());
+    for node in 0..3 {
+        fs::write(depth(node), "1").unwrap();
+        let path = depth(node);
+        world.start(&format!(
+            r#", cluster_max = 6, signals = ["queue"], queue_per_worker = 10, worker_cores = "0.01", warmup = "0s", down_window = "5s", source = {{ exec = ["/bin/cat", {path:?}], interval = "200ms" }}"#
+        ));
+    }
+    world.until_units("their least is counted", SOON, &[1, 1, 1]);
+    let long = Span::secs(90);
+    for (busy, idle) in [(0, 1), (1, 0)] {
+        fs::write(depth(idle), "1").unwrap();
+        fs::write(depth(busy), "40").unwrap();
+        world.until_live("it has four", long, |all| all[busy] == 4 && all[idle] == 1);
+    }
+    // The third would like to have four as well.
+    fs::write(depth(2), "40").unwrap();
+    world.until_said(2, "blocked", "cluster_max");
+    world.stays("there are six", Span::secs(6), |world| {
+        world.live_of_all().iter().sum::<usize>() == 6 && world.units().len() == 6
     });
 }
 
