@@ -92,6 +92,12 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
+    /// Is this tick its own, or one of several?
+    pub(super) fn tells_of(&self, tick: Stamp) -> bool {
+        let one_of_several = self.count > 1 && self.scheduled < tick && tick <= self.ended;
+        self.scheduled == tick || one_of_several
+    }
+
     fn continues_with(&self, next: &Self) -> bool {
         self.started.is_none()
             && next.started.is_none()

@@ -35,13 +35,13 @@ use crate::{
 };
 
 /// Whoever had the lock a moment ago, our own last run included, may be letting it go.
-const LOCK_PATIENCE: Span = Span::millis(1_500);
+pub(super) const LOCK_PATIENCE: Span = Span::millis(1_500);
 /// In a cluster what a dead node may have left has to end first.
-const FAR_LOCK_PATIENCE: Span = Span::secs(5);
+pub(super) const FAR_LOCK_PATIENCE: Span = Span::secs(5);
 /// So long it is asked whose a run is: an election of etcd's takes less.
 const CLUSTER_PATIENCE: Span = Span::secs(10);
 /// So many ends are remembered for etcd.
-const FATES_MAX: usize = 64;
+pub(super) const FATES_MAX: usize = 64;
 
 /// The wall clock as it was shown last: what it shows now follows from the time that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +167,8 @@ pub(super) struct JobDesk<'a> {
     pub(super) spec: &'a CronSpec,
     pub(super) success: &'a [i32],
     pub(super) gated: bool,
+    /// So long a run that was lost waits for the lock that its last attempt had.
+    pub(super) heir_patience: Span,
     pub(super) stance: Stance,
     /// An operator holds it.
     pub(super) held: bool,
@@ -184,6 +186,11 @@ impl JobDesk<'_> {
 
     pub(super) fn shown(&self) -> Stamp {
         self.clock.at(self.now)
+    }
+
+    /// May this tick still be started, later than within its minute?
+    fn is_owed(&self, run: &Run) -> bool {
+        !run.manual && self.shown().since(run.scheduled) < self.spec.catch_up
     }
 
     /// Are ticks and requests listened to?
@@ -285,27 +292,30 @@ impl Cron {
         let fate = self.fates.iter().rev().find(|fate| fate.0 == scheduled);
         let told = fate.map(|(_, outcome, ended)| Fate::Ended(*outcome, *ended));
         let mut history = self.book.history.iter().rev();
-        let kept = history.find(|one| one.scheduled == scheduled);
+        let kept = history.find(|one| one.tells_of(scheduled));
         let kept = kept.map(|one| Fate::Ended(one.outcome, one.ended));
+        let seen = self.book.cursor.unwrap_or(scheduled).max(scheduled);
         let unknown = match self.will_decide(scheduled) {
             true => Fate::Open,
-            false => Fate::Ended(Outcome::Lost, self.book.cursor.unwrap_or(scheduled)),
+            false => Fate::Ended(Outcome::Lost, seen),
         };
         told.or(kept).unwrap_or(unknown)
     }
 
-    /// After it, and before the next tick.
-    pub(super) fn last_before_next(&self, scheduled: Stamp) -> Stamp {
-        let next = self.calendar.as_ref().and_then(|c| c.next_after(scheduled));
-        next.map_or(scheduled, |next| next.before(Span::millis(1)))
+    /// After it, and before the next tick. What somebody asked for is none, and stands for itself.
+    pub(super) fn last_before_next(&self, run: &Run) -> Stamp {
+        let calendar = self.calendar.as_ref().filter(|_| !run.manual);
+        let next = calendar.and_then(|calendar| calendar.next_after(run.scheduled));
+        next.map_or(run.scheduled, |next| next.before(Span::millis(1)))
     }
 
-    /// Is this a tick that is yet to come?
+    /// Is this a tick that is yet to come? To a job that is held none does.
     fn will_decide(&self, scheduled: Stamp) -> bool {
         let before = scheduled.before(Span::millis(1));
         let tick = self.calendar.as_ref().and_then(|c| c.next_after(before));
         let is_ahead = self.book.cursor.is_none_or(|cursor| cursor < scheduled);
-        is_ahead && tick == Some(scheduled) && self.book.had.end_of(scheduled).is_none()
+        let is_undecided = is_ahead && self.book.had.end_of(scheduled).is_none();
+        is_undecided && tick == Some(scheduled) && !self.was_held
     }
 
     fn remember(&mut self, scheduled: Stamp, outcome: Outcome, desk: &JobDesk<'_>) {
@@ -437,7 +447,7 @@ impl Cron {
                     if seen.waits.is_some() {
                         return self.close(run, failed, desk);
                     }
-                    let until = desk.now.after(LOCK_PATIENCE);
+                    let until = desk.now.after(desk.heir_patience);
                     self.phase = Phase::Pausing { run, until, failed };
                     return Move::Seek;
                 }
@@ -489,6 +499,10 @@ impl Cron {
 
     /// Is it this node's?
     fn dispute(&mut self, run: Run, until: Moment, desk: &mut JobDesk<'_>) -> Move {
+        if !desk.spec.cluster {
+            // It is this machine's alone by now.
+            return self.seek(run, desk);
+        }
         match self.verdict.take() {
             Some(Verdict::Ours) => self.seek(run, desk),
             Some(Verdict::Busy(_)) => self.skip(run, Skip::Overlap, desk),
@@ -519,6 +533,11 @@ impl Cron {
                 });
                 self.note(&run, Outcome::Missed(why), desk);
                 Move::Again
+            }
+            None if until <= desk.now && desk.is_owed(&run) => {
+                let until = desk.now.after(CLUSTER_PATIENCE);
+                self.phase = Phase::Disputing { run, until };
+                Move::Rest
             }
             None if until <= desk.now => {
                 let why = format!("etcd did not say whose it is in {CLUSTER_PATIENCE}");
@@ -770,10 +789,13 @@ mod tests {
         // A tick will be decided upon; what is none never will.
         let next = noon.after(Span::secs(3_600));
         assert_eq!(cron.fate(next), Fate::Open);
-        assert_eq!(cron.fate(later), Fate::Ended(Outcome::Lost, noon));
+        assert_eq!(cron.fate(later), ended(Outcome::Lost));
+        let mut held = cron.clone();
+        held.was_held = true;
+        assert_eq!(held.fate(next), Fate::Ended(Outcome::Lost, next));
         let mut had = cron.clone();
         had.book.had.add(noon, next);
-        assert_eq!(had.fate(next), Fate::Ended(Outcome::Lost, noon));
+        assert_eq!(had.fate(next), Fate::Ended(Outcome::Lost, next));
     }
 
     /// The longest history that a configuration allows, a full queue, and every number as long as it gets.

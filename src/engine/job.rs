@@ -1,11 +1,11 @@
 //! A fleet that is a job: what its machine decides is done with its one slot, and what operators ask is passed to it.
 
 use crate::{
-    config::spec::FleetSpec,
+    config::spec::{FleetSpec, SingletonSpec, Takeover},
     engine::{
         book::Book,
         command::{By, Denial, Reply, Selected},
-        cron::{Cron, JobDesk, Move, Seen},
+        cron::{Cron, FAR_LOCK_PATIENCE, JobDesk, LOCK_PATIENCE, Move, Seen},
         effect::Effects,
         fleet::{Fleet, Room, Stance},
         slot::{Slot, State},
@@ -14,7 +14,7 @@ use crate::{
     },
     exit::ExitCode,
     id::{FleetName, RequestId, SlotIndex},
-    time::{Moment, Stamp},
+    time::{Moment, Span, Stamp},
 };
 
 /// A job has one slot.
@@ -135,6 +135,7 @@ impl Fleet {
             spec,
             success: &self.spec.restart.success,
             gated: self.spec.singleton.is_some(),
+            heir_patience: heir_patience(self.spec.singleton.as_ref()),
             stance,
             held: room.intent.holds(&self.name, SLOT),
             removed: self.removed,
@@ -178,6 +179,21 @@ impl Fleet {
             }),
             history: cron.book.history.iter().cloned().collect(),
         })
+    }
+}
+
+/// What this machine had under its last lease in a cluster is free when that is over, and its successors have waited.
+fn heir_patience(lock: Option<&SingletonSpec>) -> Span {
+    let Some((spec, lease)) = lock.and_then(|spec| Some((spec, spec.lease.as_ref()?))) else {
+        return LOCK_PATIENCE;
+    };
+    let delay = match spec.takeover {
+        Takeover::After(delay) => delay,
+        Takeover::Strict => Span::ZERO,
+    };
+    match spec.is_of_cluster() {
+        true => lease.ttl.plus(delay).plus(FAR_LOCK_PATIENCE),
+        false => LOCK_PATIENCE,
     }
 }
 

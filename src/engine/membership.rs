@@ -3,9 +3,10 @@
 use crate::{
     config::{Config, spec::Overlap},
     engine::{
+        book::Outcome,
         cluster::{
             Cluster, Membership, Want, Word,
-            docket::{Dispute, Jobs},
+            docket::{Dispute, Fate, Jobs, Tick},
             rpc::{LeaseId, News},
         },
         command::{By, Denial},
@@ -181,7 +182,7 @@ impl Supervisor {
         // What is said to a gate may change what it wants.
         for _ in 0..4 {
             let wants = self.wants();
-            let jobs = self.jobs();
+            let jobs = self.jobs(now);
             let demands = self.demands(now);
             let wanted = membership(&self.config, &self.facts);
             let over = self.is_over(now);
@@ -261,7 +262,7 @@ impl Supervisor {
     }
 
     /// Runs that are to be this node's, and what became of those that were.
-    fn jobs(&self) -> Jobs {
+    fn jobs(&self, now: Moment) -> Jobs {
         let Some(cluster) = &self.cluster else {
             return Jobs::default();
         };
@@ -275,20 +276,33 @@ impl Supervisor {
             Some(Dispute {
                 tick: (name.clone(), run.scheduled),
                 started: run.started,
-                through: cron.last_before_next(run.scheduled),
+                through: cron.last_before_next(run),
+                manual: run.manual,
                 skips: matches!(spec.overlap, Overlap::Skip | Overlap::Forbid),
                 history: spec.history,
             })
         });
-        // Of a job that is not configured any more nobody knows anything.
         let fates = cluster.open_runs().into_iter().filter_map(|tick| {
-            let (_, cron) = of(&tick.0)?;
-            Some((tick.clone(), cron.fate(tick.1)))
+            let fate = match (of(&tick.0), self.fleets.get(&tick.0)) {
+                (Some((_, cron)), _) => cron.fate(tick.1),
+                // What is left of what had its name is not gone yet.
+                (None, Some(fleet)) if fleet.removed => return None,
+                (None, _) => self.fate_of_former(&tick, now),
+            };
+            Some((tick, fate))
         });
         Jobs {
             disputes: disputes.collect(),
             fates: fates.collect(),
         }
+    }
+
+    /// Of a job that is not configured here any more. Its run has ended, or its fleet would be there; if how is not known, it is as good as
+    /// lost: a run that stays open keeps the other nodes from theirs.
+    fn fate_of_former(&self, tick: &Tick, now: Moment) -> Fate {
+        let told = self.former.iter().rev().find(|(one, ..)| one == tick);
+        let lost = Fate::Ended(Outcome::Lost, self.clock.at(now));
+        told.map_or(lost, |(_, outcome, ended)| Fate::Ended(*outcome, *ended))
     }
 
     fn wants(&self) -> Vec<Want> {

@@ -8,9 +8,10 @@ use crate::{
     config::{Config, spec::FleetSpec},
     engine::{
         autoscale::Rhythm,
-        cluster::{Cluster, RegisterRow, SessionRow},
+        book::Outcome,
+        cluster::{Cluster, RegisterRow, SessionRow, docket::Tick},
         command::Command,
-        cron::Clock,
+        cron::{Clock, FATES_MAX},
         effect::{Effect, Effects, Subject, What},
         event::{Event, Purpose},
         fleet::{Fleet, Room, Stance},
@@ -81,6 +82,8 @@ pub struct Supervisor {
     pub(super) facts: Facts,
     /// This node's part in its cluster.
     pub(super) cluster: Option<Cluster>,
+    /// What became of runs of jobs that are not configured here any more, newest last.
+    pub(super) former: VecDeque<(Tick, Outcome, Stamp)>,
     pub(super) vigil: Vigil,
     pub(super) clock: Clock,
     /// When it asked to hear of the wall clock.
@@ -147,6 +150,7 @@ impl Supervisor {
             node,
             asked,
             cluster: membership(&config, &facts).map(|one| Cluster::new(one, now)),
+            former: VecDeque::new(),
             vigil: Vigil::new(now),
             config,
             intent,
@@ -556,6 +560,7 @@ impl Supervisor {
                 continue;
             };
             out.list.extend(fleet.unpublished());
+            self.remember_fates(&fleet);
             for index in fleet.slots.keys() {
                 let worker = WorkerId {
                     fleet: name.clone(),
@@ -580,6 +585,18 @@ impl Supervisor {
             self.store_accepted(out);
         }
         heirs
+    }
+
+    /// The cluster may have yet to hear of them.
+    fn remember_fates(&mut self, fleet: &Fleet) {
+        let fates = fleet.body.cron.iter().flat_map(|cron| cron.fates.iter());
+        let fates = fates.map(|(tick, outcome, ended)| {
+            let tick = (fleet.name.clone(), *tick);
+            (tick, *outcome, *ended)
+        });
+        self.former.extend(fates);
+        let surplus = self.former.len().saturating_sub(FATES_MAX);
+        self.former.drain(..surplus);
     }
 
     /// The daemon stops, and nothing of any fleet is left.

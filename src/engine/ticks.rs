@@ -330,6 +330,7 @@ mod tests {
             spec: &spec,
             success: &[0],
             gated: false,
+            heir_patience: Span::ZERO,
             stance: Stance::Keep,
             held: false,
             removed: false,

@@ -30,7 +30,7 @@ use crate::{
     mutants::Mutant,
     node::{COUNTED, Contended, Node, UNITS, WANTED, fleet, worker},
     rng::Rng,
-    ticks::{self, Ledger},
+    ticks::{self, Ledger, Owed},
 };
 
 /// What goes wrong in a story.
@@ -150,6 +150,7 @@ enum Fault {
     LockBusy(usize, Span),
     ClockSet(usize, i64),
     ClockRight(usize),
+    RunAsked(usize, &'static str),
     LeaseRevoked,
     PlaceDeleted,
     RecordDeleted,
@@ -319,11 +320,19 @@ impl World {
         self.totals
     }
 
-    /// No two clocks show the same, and some are set.
+    /// No two clocks show the same, and some are set; and somebody wants runs between the ticks.
     fn set_clocks(&mut self) {
         for node in &mut self.nodes {
             let off = self.rng.below(3_000) as i64;
             node.set_clock(off, self.now);
+        }
+        let asked = if self.faults.troubles > 0 { 6 } else { 1 };
+        for _ in 0..self.rng.below(asked) {
+            let node = self.rng.below(NODES as u64) as usize;
+            let job = *self.rng.pick(&ticks::NAMES);
+            // Nothing is left of it when the last tick comes.
+            let when = self.rng.span(5_000, 120_000);
+            self.at(when, Item::Fault(Fault::RunAsked(node, job)));
         }
         let only = self.rng.chance(50).then_some(2);
         for _ in 0..self.faults.clocks {
@@ -592,7 +601,8 @@ impl World {
         claim: Option<&Run>,
     ) -> Result<(), String> {
         let host = &mut self.nodes[index].host;
-        if host.tempers && claim.is_some() && self.rng.chance(4) {
+        let fails = self.faults.troubles > 0 && host.tempers;
+        if fails && claim.is_some() && self.rng.chance(4) {
             return Err("no space".to_owned());
         }
         let keeper = host.keeper_deaths;
@@ -693,6 +703,7 @@ impl World {
                 self.at(Span::secs(1), Item::Fault(fault));
             }
             Fault::ClockSet(index, by) => self.nodes[index].set_clock(by, now),
+            Fault::RunAsked(index, job) => self.ask_to_run(index, job),
             Fault::ClockRight(index) => {
                 let right = -self.nodes[index].host.jobs.offset;
                 self.nodes[index].set_clock(right, now);
@@ -744,6 +755,18 @@ impl World {
             by: By::default(),
         };
         let request = RequestId(self.requests);
+        if self.nodes[index].supervisor_until <= self.now {
+            self.step(index, Event::Command { request, command });
+        }
+    }
+
+    fn ask_to_run(&mut self, index: usize, job: &str) {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        let command = Command::Run {
+            name: job.to_owned(),
+            by: By::default(),
+        };
         if self.nodes[index].supervisor_until <= self.now {
             self.step(index, Event::Command { request, command });
         }
@@ -1573,9 +1596,13 @@ impl World {
                 .iter()
                 .any(|node| node.host.process(&id).is_some())
         };
-        // Whose clock was wrong may have done with the last tick long ago.
-        let is_owed = open().any(|node| node.is_sane);
-        self.ledger.check(&self.etcd, is_owed, runs);
+        let owed = match () {
+            () if self.faults.troubles + self.faults.drains + self.faults.clocks == 0 => Owed::All,
+            () if self.faults.clocks == 0 => Owed::Last,
+            () if open().any(|node| node.is_sane) => Owed::LastClaimed,
+            () => Owed::Nothing,
+        };
+        self.ledger.check(&self.etcd, owed, runs);
     }
 
     /// Of numbers that there are not there is no unit, at any time.

@@ -108,8 +108,10 @@ impl Jobs {
         let scheduled = of("LEASEHOLD_SCHEDULED=").expect("a run knows its tick");
         let scheduled: Stamp = serde_json::from_str(&format!("{scheduled:?}")).unwrap();
         let attempt: u32 = of("LEASEHOLD_ATTEMPT=").unwrap().parse().unwrap();
+        // What somebody asked for is called by what the clock must show by now.
+        let is_tick = scheduled.0 % 60_000 == 0;
         assert!(
-            scheduled <= self.highest,
+            !is_tick || scheduled <= self.highest,
             "{worker}: {scheduled} is yet to come"
         );
         let tick = (worker.fleet.clone(), scheduled);

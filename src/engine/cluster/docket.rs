@@ -4,7 +4,10 @@
 //! not claimed by a node that was away, or whose clock is late. They are stretches of the calendar, not one date: a node whose clock was
 //! ahead for a while costs the others no tick but those that it ran.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use crate::{
     engine::{
@@ -36,6 +39,8 @@ pub(in crate::engine) struct Dispute {
     pub(in crate::engine) started: Stamp,
     /// Up to here there is no other tick.
     pub(in crate::engine) through: Stamp,
+    /// Somebody asked for it: its instant is no tick, and nobody else's.
+    pub(in crate::engine) manual: bool,
     /// It is skipped while another node has a run.
     pub(in crate::engine) skips: bool,
     /// So many runs are remembered.
@@ -105,7 +110,10 @@ pub(super) struct Docket {
     identity: String,
     due: Moment,
     looks: Option<CallId>,
-    closes: Option<(CallId, Tick)>,
+    /// Ends that are being written.
+    closes: Option<(CallId, Vec<Tick>)>,
+    /// Claims that nobody wants any more, and that may be granted all the same.
+    called_off: BTreeSet<CallId>,
     /// No end is written before; none: nothing failed.
     retry: Option<Moment>,
     claims: BTreeMap<FleetName, Claim>,
@@ -125,6 +133,7 @@ impl Docket {
             due: now,
             looks: None,
             closes: None,
+            called_off: BTreeSet::new(),
             retry: None,
             claims: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -137,6 +146,7 @@ impl Docket {
     pub(super) fn begin(&mut self, now: Moment) {
         (self.due, self.looks, self.closes) = (now, None, None);
         self.retry = None;
+        self.called_off.clear();
         self.claims.clear();
         self.past.clear();
     }
@@ -144,6 +154,12 @@ impl Docket {
     /// Runs of ours that etcd believes to be there.
     pub(super) fn open(&self) -> impl Iterator<Item = &Tick> {
         self.open.keys()
+    }
+
+    /// Is there an end that has yet to be written?
+    pub(super) fn owes(&self, jobs: &Jobs) -> bool {
+        let fates = self.open.keys().filter_map(|tick| jobs.fates.get(tick));
+        fates.into_iter().any(|fate| *fate != Fate::Open)
     }
 
     pub(super) fn verdicts(&mut self) -> Vec<(Tick, Verdict)> {
@@ -184,7 +200,7 @@ impl Docket {
             return;
         }
         self.retry = None;
-        let ended = self.open.iter().find_map(|(tick, card)| {
+        let ended = self.open.iter().filter_map(|(tick, card)| {
             let Some(Fate::Ended(outcome, ended)) = jobs.fates.get(tick) else {
                 return None;
             };
@@ -194,26 +210,31 @@ impl Docket {
                 reason: Some(outcome.reason()),
                 ..card.clone()
             };
-            Some((tick.clone(), card))
-        });
-        if let Some((tick, card)) = ended {
             let put = Do::Put {
                 key: self.prefix.run(&tick.0, tick.1),
                 value: keys::encode(&card),
                 lease: None,
             };
-            let txn = Txn {
-                when: vec![stamp.clone()],
-                then: vec![put],
-                otherwise: Vec::new(),
-            };
-            let call = desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Docket);
-            self.closes = Some((call, tick));
+            Some((tick.clone(), put))
+        });
+        let (ticks, then): (Vec<Tick>, Vec<Do>) = ended.take(TXN_MAX).unzip();
+        if ticks.is_empty() {
+            return;
         }
+        let txn = Txn {
+            when: vec![stamp.clone()],
+            then,
+            otherwise: Vec::new(),
+        };
+        let call = desk.ask(endpoint, Request::Txn(txn), PATIENCE, Purpose::Docket);
+        self.closes = Some((call, ticks));
     }
 
     fn match_disputes(&mut self, disputes: &[Dispute], now: Moment) {
         let wanted = |claim: &Claim| disputes.iter().any(|one| one.tick == claim.dispute.tick);
+        let unwanted = self.claims.values().filter(|claim| !wanted(claim));
+        self.called_off
+            .extend(unwanted.filter_map(|claim| claim.call));
         self.claims.retain(|_, claim| wanted(claim));
         for one in disputes {
             self.claims
@@ -228,7 +249,9 @@ impl Docket {
 
     /// Whoever knows that a tick had its turn need not ask.
     fn decide_upon_the_past(&mut self) {
-        let claims = self.claims.values().map(|claim| &claim.dispute.tick);
+        let claims = self.claims.values().map(|claim| &claim.dispute);
+        let claims = claims.filter(|dispute| !dispute.manual);
+        let claims = claims.map(|dispute| &dispute.tick);
         let is_past = |(job, tick): &&Tick| {
             let past = self.past.get(job);
             past.is_some_and(|past| past.had.end_of(*tick).is_some())
@@ -254,11 +277,9 @@ impl Docket {
             }
             return false;
         }
-        if let Some((_, tick)) = self.closes.take_if(|(asked, _)| *asked == call) {
+        if let Some((_, ticks)) = self.closes.take_if(|(asked, _)| *asked == call) {
             match result {
-                Some((true, _)) => {
-                    self.open.remove(&tick);
-                }
+                Some((true, _)) => self.open.retain(|tick, _| !ticks.contains(tick)),
                 Some((false, _)) => {
                     self.retry = Some(desk.now.after(RETRY));
                     return true;
@@ -267,10 +288,13 @@ impl Docket {
             }
             return false;
         }
+        if self.called_off.remove(&call) {
+            // If it is ours all the same, a look will show it.
+            self.due = desk.now;
+            return false;
+        }
         let mut claims = self.claims.iter_mut();
         let Some((_, claim)) = claims.find(|(_, claim)| claim.call == Some(call)) else {
-            // Called off meanwhile: if it is ours all the same, a look will show it.
-            self.due = desk.now;
             return false;
         };
         claim.call = None;
@@ -311,10 +335,14 @@ impl Docket {
         let ours = all.filter_map(|kv| {
             let tick = self.prefix.tick_of(&kv.key)?;
             let card: RunCard = keys::decode(&kv.value)?;
-            let is_open = card.identity == self.identity && card.ended.is_none();
-            is_open.then_some((tick, card))
+            self.has_open(&card).then_some((tick, card))
         });
         self.open = ours.collect();
+    }
+
+    /// Is this a run of ours whose end is not known there? Of two nodes with one identity, copied with a disk, each has its own.
+    fn has_open(&self, card: &RunCard) -> bool {
+        card.identity == self.identity && card.node == self.node && card.ended.is_none()
     }
 
     fn decide(&mut self, tick: Tick, verdict: Verdict) {
@@ -334,15 +362,11 @@ impl Docket {
         let job = &dispute.tick.0;
         let is_run = |kv: &&KeyValue| self.prefix.tick_of(&kv.key).is_some();
         let runs: Vec<&KeyValue> = all.iter().filter(is_run).collect();
-        let present: Vec<&str> = nodes
-            .iter()
-            .filter_map(|kv| self.prefix.node_of(&kv.key))
-            .collect();
+        let present = keys::present(&self.prefix, nodes);
         let cards = runs.iter().map(|kv| keys::decode::<RunCard>(&kv.value));
         let is_there = |card: &RunCard| {
-            card.ended.is_none()
-                && card.identity != self.identity
-                && present.contains(&card.node.as_str())
+            let is_present = present.contains(&(card.node.as_str(), card.identity.clone()));
+            card.ended.is_none() && !self.has_open(card) && is_present
         };
         let cards: Vec<Option<RunCard>> = cards.collect();
         let busy = cards.iter().flatten().find(|card| is_there(card));
@@ -351,10 +375,7 @@ impl Docket {
             None => Verdict::Ours,
         };
         let surplus = (runs.len() + 1).saturating_sub(dispute.history.max(1) as usize);
-        let is_over = |card: &RunCard| {
-            let is_own = card.identity == self.identity && card.ended.is_none();
-            !is_there(card) && !is_own
-        };
+        let is_over = |card: &RunCard| !is_there(card) && !self.has_open(card);
         let over = runs.iter().zip(&cards);
         let over = over.filter(|(_, card)| card.as_ref().is_none_or(is_over));
         let mut over: Vec<(&KeyValue, &Option<RunCard>)> =
@@ -362,7 +383,10 @@ impl Docket {
         // Those that were claimed first: a clock that was ahead gave some a late name.
         over.sort_by_key(|(kv, _)| kv.created);
         over.truncate(surplus.min(TXN_MAX - 1));
-        if let Some(request) = self.forget(job, &over) {
+        let ticks = runs.iter().filter_map(|kv| self.prefix.tick_of(&kv.key));
+        let mut known: BTreeSet<Stamp> = ticks.map(|(_, tick)| tick).collect();
+        known.insert(dispute.tick.1);
+        if let Some(request) = self.forget(job, &over, &known) {
             desk.ask(endpoint, request, PATIENCE, Purpose::Docket);
         }
         let card = card(&self.node, &self.identity, dispute);
@@ -370,13 +394,23 @@ impl Docket {
         self.decide(dispute.tick.clone(), verdict);
     }
 
-    /// These runs go; that their ticks had their turn stays.
-    fn forget(&self, job: &FleetName, over: &[(&KeyValue, &Option<RunCard>)]) -> Option<Request> {
+    /// These runs go; that their ticks had their turn stays. Nothing from the next `known` one on had it for their sake.
+    fn forget(
+        &self,
+        job: &FleetName,
+        over: &[(&KeyValue, &Option<RunCard>)],
+        known: &BTreeSet<Stamp>,
+    ) -> Option<Request> {
         let Past { written, mut had } = self.past.get(job).cloned().unwrap_or_default();
         let mut then = Vec::new();
         for (kv, card) in over {
             let (_, tick) = self.prefix.tick_of(&kv.key)?;
             let through = card.as_ref().map_or(tick, |card| card.through.max(tick));
+            // The schedule may be another one by now.
+            let mut later = known.range((Bound::Excluded(tick), Bound::Unbounded));
+            let through = later
+                .next()
+                .map_or(through, |next| through.min(next.before(Span::millis(1))));
             had.add(tick.before(Span::millis(1)), through);
             then.push(Do::Delete(kv.key.clone()));
         }
@@ -398,7 +432,7 @@ impl Docket {
 
     /// Somebody has it: we, if an answer was lost, or if this node asked before it went down and never started it.
     fn taken(&mut self, dispute: &Dispute, card: RunCard) {
-        let ours = card.identity == self.identity && card.ended.is_none();
+        let ours = self.has_open(&card);
         let verdict = match ours {
             true => Verdict::Ours,
             false => Verdict::Theirs(card.node.clone()),
@@ -449,7 +483,7 @@ fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cluster::{calls::Calls, rpc::Order};
+    use crate::engine::cluster::{calls::Calls, keys::NodeCard, rpc::Order};
 
     const MINUTE: u64 = 60;
 
@@ -457,6 +491,7 @@ mod tests {
         docket: Docket,
         calls: Calls,
         now: Moment,
+        manual: bool,
     }
 
     impl Bench {
@@ -467,6 +502,7 @@ mod tests {
                 docket: Docket::new(Prefix::new("c"), node, identity, now),
                 calls: Calls::default(),
                 now,
+                manual: false,
             }
         }
 
@@ -476,6 +512,7 @@ mod tests {
                 tick: tick(minute),
                 started: tick(minute).1,
                 through: before(minute + 1),
+                manual: self.manual,
                 skips: true,
                 history,
             };
@@ -546,8 +583,12 @@ mod tests {
 
     fn run(minute: u64, identity: &str, ended: bool) -> KeyValue {
         let (job, at) = tick(minute);
+        let node = match identity {
+            "ours" => "a".to_owned(),
+            other => format!("of {other}"),
+        };
         let card = RunCard {
-            node: format!("of {identity}"),
+            node,
             identity: identity.to_owned(),
             started: at,
             through: before(minute + 1),
@@ -576,9 +617,15 @@ mod tests {
         kv(Prefix::new("c").had(&tick(0).0), had(stretches), written)
     }
 
-    fn there(identity: &str) -> KeyValue {
-        let key = Prefix::new("c").node(&format!("of {identity}"));
-        kv(key, String::new(), 1)
+    /// A node of this name, with this identity.
+    fn there(name: &str, identity: &str) -> KeyValue {
+        let key = Prefix::new("c").node(&format!("of {name}"));
+        let card = NodeCard {
+            identity: identity.to_owned(),
+            run: "1".to_owned(),
+            version: "1".to_owned(),
+        };
+        kv(key, keys::encode(&card), 1)
     }
 
     #[test]
@@ -601,15 +648,60 @@ mod tests {
     #[test]
     fn a_run_that_is_there_is_not_run_beside() {
         for (present, verdict) in [
-            (vec![there("theirs")], Verdict::Busy("of theirs".to_owned())),
+            (
+                vec![there("theirs", "theirs")],
+                Verdict::Busy("of theirs".to_owned()),
+            ),
             // It went down with its node.
             (vec![], Verdict::Ours),
+            // Which was built anew.
+            (vec![there("theirs", "new")], Verdict::Ours),
         ] {
             let mut bench = Bench::new();
             let (call, _) = bench.tend(2, 20).pop().unwrap();
             bench.answer(call, true, vec![present, vec![run(1, "theirs", false)]]);
             assert_eq!(bench.verdict(), Some(verdict));
         }
+    }
+
+    /// Two machines were made of one disk, state directory and all.
+    #[test]
+    fn a_run_of_another_node_with_our_identity_is_not_ours() {
+        let mut bench = Bench::new();
+        let mut kv = run(1, "ours", false);
+        kv.value = kv.value.replace(r#""node":"a""#, r#""node":"b""#);
+        let (call, _) = bench.tend(1, 20).pop().unwrap();
+        bench.answer(call, false, vec![vec![kv], vec![]]);
+        assert_eq!(bench.verdict(), Some(Verdict::Theirs("b".to_owned())));
+        assert_eq!(bench.docket.open().count(), 0);
+    }
+
+    /// Its schedule was changed: the day that the first one was to stand for is not over for the others.
+    #[test]
+    fn a_forgotten_run_takes_no_tick_that_came_after_it() {
+        const DAY: u64 = 1_440;
+        let mut bench = Bench::new();
+        let mut first = run(0, "theirs", true);
+        let mut card: RunCard = keys::decode(&first.value).unwrap();
+        card.through = before(DAY);
+        first.value = keys::encode(&card);
+        let (call, _) = bench.tend(10, 1).pop().unwrap();
+        let runs = vec![first, run(5, "theirs", true)];
+        let (_, asked) = bench.answer(call, true, vec![vec![], runs]);
+        let expected = had(&[(0, 6)]);
+        let is_kept = |one: &Do| matches!(one, Do::Put { value, .. } if *value == expected);
+        assert!(asked[0].then.iter().any(is_kept), "{asked:?}");
+    }
+
+    /// What somebody asks for is no tick, whatever has had its turn.
+    #[test]
+    fn a_run_that_somebody_asked_for_is_never_past() {
+        let mut bench = Bench::new();
+        bench.manual = true;
+        let (call, _) = bench.tend(2, 20).pop().unwrap();
+        bench.answer(call, false, vec![vec![], vec![past(&[(1, 5)], 9)]]);
+        assert_eq!(bench.tend(2, 20).len(), 1, "it is asked for again");
+        assert_eq!(bench.verdict(), None);
     }
 
     /// A node that was away for longer than runs are remembered must not find an old tick free.

@@ -20,7 +20,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{book::Had, cluster::rpc::LeaseId},
+    engine::{
+        book::Had,
+        cluster::rpc::{KeyValue, LeaseId},
+    },
     id::{FleetName, WorkerId},
     time::Stamp,
 };
@@ -261,6 +264,15 @@ pub(super) struct Wish {
     pub(super) to: Option<String>,
     /// Who wants it.
     pub(super) who: String,
+}
+
+/// Nodes that are there, each with its identity: one that was built anew under an old name knows nothing of that one's runs.
+pub(super) fn present<'a>(prefix: &Prefix, nodes: &'a [KeyValue]) -> Vec<(&'a str, String)> {
+    let card = |kv: &'a KeyValue| {
+        let card: NodeCard = decode(&kv.value)?;
+        Some((prefix.node_of(&kv.key)?, card.identity))
+    };
+    nodes.iter().filter_map(card).collect()
 }
 
 /// As it stands in etcd: JSON, for people with etcdctl.

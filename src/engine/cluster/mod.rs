@@ -326,9 +326,9 @@ impl Cluster {
         let is_counted = self.session.is_open() && !self.membership.is_passing;
         let census = self.census.deadline().filter(|_| is_counted);
         let docket = self.docket.deadline();
-        let docket =
-            docket.filter(|_| self.session.stamp().is_some() && self.leaves_until.is_none());
-        let all = all.chain(inventory).chain(farewell);
+        let docket = docket.filter(|_| self.session.stamp().is_some());
+        let writes = self.writes_until().filter(|at| *at > self.looked);
+        let all = all.chain(inventory).chain(farewell).chain(writes);
         let register = self.register.deadline();
         all.chain(census).chain(docket).chain(register).min()
     }
@@ -619,7 +619,7 @@ impl Cluster {
     ) -> Vec<(WorkerId, Said)> {
         self.looked = now;
         self.take_leave(now, out);
-        self.give_up(wants, now);
+        self.give_up(wants, jobs, now);
         self.forget_strangers();
         self.match_wants(wants, now);
         self.match_queues(now, out);
@@ -649,7 +649,7 @@ impl Cluster {
 
     /// Renewals that nobody hears of keep a lease alive that serves nobody: when no gate can be held by it any more, they end. Whoever has
     /// none and has not heard for as long as one would last is no use in front of a queue either.
-    fn give_up(&mut self, wants: &[Want], now: Moment) {
+    fn give_up(&mut self, wants: &[Want], jobs: &Jobs, now: Moment) {
         if !self.session.is_open() {
             return;
         }
@@ -657,7 +657,9 @@ impl Cluster {
         let all_lapse = holders.peek().is_some() && holders.all(|want| want.is_lapsing);
         let silent = self.session.is_silent(now);
         let nobody = wants.iter().all(|want| want.ticket.is_none());
-        if all_lapse || (nobody && silent) || self.leaves_until.is_some() {
+        let writes = self.writes_until().is_some_and(|until| now < until);
+        let leaves = self.leaves_until.is_some() && !(writes && self.docket.owes(jobs));
+        if all_lapse || (nobody && silent) || leaves {
             self.session.lapse(now);
             let why = match self.leaves_until {
                 Some(_) => "this node leaves the cluster".to_owned(),

@@ -3,7 +3,7 @@
 use crate::{
     engine::{
         cluster::{
-            Cluster,
+            Cluster, FAREWELL,
             calls::Desk,
             census::Own,
             docket::{Jobs, Tick, Verdict},
@@ -45,9 +45,13 @@ impl Cluster {
     /// Runs of jobs are claimed, and their ends written down.
     pub(super) fn tend_jobs(&mut self, jobs: &Jobs, now: Moment, out: &mut Vec<Order>) {
         let stamp = self.session.stamp();
-        let Some(stamp) = stamp.filter(|_| self.leaves_until.is_none()) else {
-            return;
-        };
+        let Some(stamp) = stamp else { return };
+        // Whoever leaves begins nothing.
+        let farewell = self.leaves_until.map(|_| Jobs {
+            disputes: Vec::new(),
+            fates: jobs.fates.clone(),
+        });
+        let jobs = farewell.as_ref().unwrap_or(jobs);
         let endpoint = self.session.favourite();
         let calls = &mut self.calls;
         let mut desk = Desk { now, calls, out };
@@ -68,6 +72,13 @@ impl Cluster {
         if self.docket.answered(call, result, endpoint, &mut desk) {
             self.restamp(now);
         }
+    }
+
+    /// Whoever leaves has so long to write down what ended; then he must give his lease back.
+    pub(super) fn writes_until(&self) -> Option<Moment> {
+        let half = FAREWELL.as_nanos() / 2;
+        let until = self.leaves_until?;
+        Some(Moment(until.0.saturating_sub(half)))
     }
 
     /// Runs of ours of which etcd does not know the end.

@@ -115,11 +115,10 @@ pub(super) fn picture(
     read: Vec<Vec<KeyValue>>,
 ) -> Option<ClusterPicture> {
     let [nodes, cards, locks, runs] = <[_; 4]>::try_from(read).ok()?;
-    let nodes = all_nodes(prefix, &nodes, &cards);
     Some(ClusterPicture {
         revision,
         runs: all_runs(prefix, &runs, &nodes),
-        nodes,
+        nodes: all_nodes(prefix, &nodes, &cards),
         locks: all_locks(prefix, locks),
     })
 }
@@ -158,12 +157,12 @@ fn all_nodes(prefix: &Prefix, nodes: &[KeyValue], cards: &[KeyValue]) -> Vec<Nod
     all.into_values().collect()
 }
 
-fn all_runs(prefix: &Prefix, runs: &[KeyValue], nodes: &[NodePicture]) -> Vec<RunPicture> {
-    let is_there = |name: &str| nodes.iter().any(|node| node.name == name && node.present);
+fn all_runs(prefix: &Prefix, runs: &[KeyValue], nodes: &[KeyValue]) -> Vec<RunPicture> {
+    let present = keys::present(prefix, nodes);
     let run = |kv: &KeyValue| {
         let (job, scheduled) = prefix.tick_of(&kv.key)?;
         let card: RunCard = keys::decode(&kv.value)?;
-        let unknown = match is_there(&card.node) {
+        let unknown = match present.contains(&(card.node.as_str(), card.identity.clone())) {
             true => "running",
             false => "lost",
         };
