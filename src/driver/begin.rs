@@ -105,7 +105,8 @@ pub(super) async fn begin(
 }
 
 impl Begin {
-    pub(super) fn into_driver(self, mut link: Link) -> Result<Driver, String> {
+    /// The link is taken when nothing can fail any more: whoever fails says by it that he ends.
+    pub(super) fn into_driver(self, to_keeper: &mut Option<Link>) -> Result<Driver, String> {
         let Self {
             settings,
             told,
@@ -117,7 +118,6 @@ impl Begin {
             intent,
         } = self;
         let welcome = told.welcome;
-        link.push(ops);
         let (hand_in, inbox) = mpsc::unbounded_channel();
         let console =
             Console::start().map_err(|e| format!("failed to start the console thread: {e}"))?;
@@ -244,6 +244,8 @@ impl Begin {
             .map_err(|e| format!("failed to watch the notify socket: {e}"))?;
         let bell = gates.bell().and_then(link::watched);
         let bell = bell.map_err(|e| format!("failed to watch locks: {e}"))?;
+        let mut link = to_keeper.take().ok_or("there is no link to the keeper")?;
+        link.push(ops);
         let mut driver = Driver {
             interactive: std::io::stderr().is_terminal() && !settings.quiet,
             settings,
@@ -278,7 +280,7 @@ impl Begin {
             requests: 0,
             progress_at: None,
             said: String::new(),
-            said_waiting: false,
+            said_waiting: None,
         };
         if first {
             driver.greet();

@@ -45,6 +45,8 @@ pub struct ClusterErrand {
 
 /// In a cluster it takes a moment until it is known who has the lock, and until then nobody gives up.
 const FIRST_ANSWER: Span = Span::secs(10);
+/// Whom we wait for is said after this, if it is not known before.
+const WORTH_SAYING: Span = Span::secs(1);
 /// From SIGTERM to SIGKILL when etcd is not heard of, and from there until nothing may be left: the first that the lease has room for.
 const TIMES: [(Span, Span); 3] = [
     (Span::secs(2), Span::secs(1)),
@@ -177,6 +179,14 @@ impl Driver {
         let deadline = patience.map(|span| self.started().after(span));
         let is_late = deadline.is_some_and(|at| at <= self.now());
         let at_once = patience == Some(Span::ZERO);
+        // A node that has just begun has no lease yet, and knows of nobody: that is no news.
+        let may_say = match (&errand.cluster, &self.said_waiting) {
+            (None, said) => said.is_none(),
+            (Some(_), said) => {
+                let is_settled = is_known || self.started().after(WORTH_SAYING) <= self.now();
+                is_settled && *said != why
+            }
+        };
         let last_word = match (self.gates.refusal(), &why, patience) {
             (Some(refusal), ..) => Some(format!("the lock {lock} cannot be had: {refusal}")),
             (None, Some(why), Some(_)) if at_once => Some(format!("the lock {lock} is {why}")),
@@ -194,10 +204,10 @@ impl Driver {
             )),
             // It has not been looked at, or is free and what is left of its last holder is being ended: nobody is waited for.
             (None, None, Some(_)) => None,
-            (None, Some(why), _) if !self.said_waiting && std::io::stderr().is_terminal() => {
+            (None, Some(why), _) if may_say && std::io::stderr().is_terminal() => {
                 self.console
                     .say(format!("leasehold: waiting for the lock {lock}, {why}"));
-                self.said_waiting = true;
+                self.said_waiting = Some(why.clone());
                 None
             }
             (None, ..) => None,

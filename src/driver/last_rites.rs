@@ -73,7 +73,11 @@ pub(super) fn end_everything(welcome: &Welcome, headers: &BTreeMap<RowKey, Heade
         poll::pause(Span::millis(2));
     }
     let base = welcome.cgroup.as_ref();
-    base.is_some_and(|base| std::fs::remove_dir(base).is_ok())
+    base.is_some_and(|base| match std::fs::remove_dir(base) {
+        Ok(()) => true,
+        // Nothing was ever started in it, or somebody has seen to it that nothing is left.
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    })
 }
 
 /// Kills single workers without the keeper, which would do it but may be frozen.

@@ -268,8 +268,17 @@ impl Driver {
     /// A line for people; under systemd the journal puts its own time in front.
     pub(super) fn print(&self, row: &EventRow) {
         // Why a command is ended that nobody wants to end is said in any case.
-        if self.settings.errand.is_some() && row.kind == "gate-lost" {
-            self.complain(&format!("{} {}; it is ended", row.subject, row.text));
+        match row.kind.as_str() {
+            "gate-lost" if self.settings.errand.is_some() => {
+                self.complain(&format!("{} {}; it is ended", row.subject, row.text));
+            }
+            "lease-lapsed" if self.settings.errand.is_some() => {
+                let cluster = self.engine.status(self.now()).cluster;
+                let why = cluster.and_then(|cluster| cluster.why);
+                let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+                self.complain(&format!("{} {}{why}", row.subject, row.text));
+            }
+            _ => {}
         }
         if self.settings.quiet {
             return;

@@ -93,7 +93,7 @@ pub(super) struct Driver {
     pub(super) interactive: bool,
     pub(super) said: String,
     /// An errand said that it waits.
-    pub(super) said_waiting: bool,
+    pub(super) said_waiting: Option<String>,
 }
 
 /// Runs until the keeper has been told to exit, or is gone.
@@ -113,23 +113,24 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
     };
     // The lock was not had, whatever the reason.
     let of_errand = settings.errand.as_ref().map(|errand| errand.code);
-    let driver = match begin(settings, &mut link, deadlines).await {
-        Ok(begin) => begin.into_driver(link),
-        Err((code, why)) => {
-            eprintln!("{}", why.trim_end());
-            let code = of_errand.unwrap_or(code.number());
-            link.push(vec![(Op::Exit { code }, None)]);
-            let _ = link.flush();
-            return code;
+    let (code, why, link) = match begin(settings, &mut link, deadlines).await {
+        Ok(begin) => {
+            let mut link = Some(link);
+            match begin.into_driver(&mut link) {
+                Ok(mut driver) => return driver.run().await,
+                Err(why) => (ExitCode::Failed, format!("leasehold: {why}"), link),
+            }
         }
+        Err((code, why)) => (code, why, Some(link)),
     };
-    match driver {
-        Ok(mut driver) => driver.run().await,
-        Err(error) => {
-            eprintln!("leasehold: {error}");
-            ExitCode::Failed.number()
-        }
+    eprintln!("{}", why.trim_end());
+    let code = of_errand.unwrap_or(code.number());
+    if let Some(mut link) = link {
+        // Refused while anything runs: then another one begins.
+        link.push(vec![(Op::Exit { code }, None)]);
+        let _ = link.flush();
     }
+    code
 }
 
 /// Who writes, as the keeper tells.

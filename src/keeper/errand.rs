@@ -109,7 +109,8 @@ impl Errand {
                 rlimits,
                 nice: None,
                 affinity: &[],
-                no_new_privs: false,
+                // What runs as somebody else could not be killed at the deadline (sudo, setuid).
+                no_new_privs: seat.is_some() && !rustix::process::geteuid().is_root(),
                 reset_oom_score: false,
                 die_with_parent: true,
                 seat,
@@ -247,10 +248,14 @@ impl Errand {
         match (self.ended, self.called_off) {
             (Some(ExitStatus::Code(code)), _) => code as u8,
             (Some(ExitStatus::Signal { number, .. }), _) => of_signal(number),
-            (Some(ExitStatus::SpawnFailed { errno, .. }), _) => match errno {
-                libc::ENOENT | libc::ENOTDIR => 127,
-                _ => 126,
-            },
+            (
+                Some(ExitStatus::SpawnFailed {
+                    step: SpawnStep::Exec,
+                    errno: libc::ENOENT | libc::ENOTDIR,
+                }),
+                _,
+            ) => 127,
+            (Some(ExitStatus::SpawnFailed { .. }), _) => 126,
             (None, Some(number)) => of_signal(number),
             (None, None) => otherwise,
         }

@@ -91,7 +91,10 @@ impl Nest {
             foreground: false,
             ignored: IGNORED,
         })?;
-        match File::open(format!("/proc/{}/ns/pid", init.pid())) {
+        let opened = init
+            .number_in_proc()
+            .and_then(|number| File::open(format!("/proc/{number}/ns/pid")));
+        match opened {
             Ok(file) => Ok(Egg {
                 init,
                 namespace: file.into(),

@@ -5,7 +5,7 @@
 )]
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
@@ -41,6 +41,17 @@ impl Child {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Its number below /proc, which may be that of a PID namespace around ours: `Pid` of its descriptor (proc_pid_fdinfo(5)).
+    pub fn number_in_proc(&self) -> io::Result<i32> {
+        let path = format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd());
+        let info = fs::read_to_string(path)?;
+        let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+        let number = number.and_then(|number| number.trim().parse().ok());
+        number
+            .filter(|number| *number > 0)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
     }
 
     /// Sends a signal to the leader. A leader that has ended already is not an error.

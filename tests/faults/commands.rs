@@ -190,9 +190,100 @@ fn what_cannot_be_promised_is_refused() {
     );
     let weak = nobody(&["--weak", "demo", "--", "true"]);
     assert_eq!(weak.status.code(), Some(0), "{}", said(&weak));
+    // Nobody but root can end what has become somebody else's.
+    let grown = ["demo", "--", "grep", "NoNewPrivs", "/proc/self/status"];
+    let kept = nobody(&[&["--weak"], &grown[..]].concat());
+    assert!(kept.stdout.ends_with(b"1\n"), "{kept:?}");
+    let free = scene.run(&grown);
+    assert!(free.stdout.ends_with(b"0\n"), "{free:?}");
     let missing = scene.run(&["-c", "/nowhere.toml", "demo", "--", "true"]);
     assert!(missing.status.code() == Some(69) && said(&missing).contains("/nowhere.toml"));
     fs::write(scene.path("none.toml"), "schema = 1\n").unwrap();
     let alone = scene.run(&["-c", "none.toml", "demo", "--", "true"]);
     assert!(said(&alone).contains("has no [etcd]"), "{}", said(&alone));
+}
+
+#[test]
+fn a_command_that_obeys_is_ended_with_a_reason() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut command = scene.command(&["demo", "--", "sh", "-c", "echo $$; exec sleep 1000"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.as_mut().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    scene.etcd.kill(0);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 15), "{}", said(&output));
+    let told = said(&output);
+    assert!(
+        told.contains("was not renewed in time") && told.contains("could not be renewed"),
+        "{told}"
+    );
+}
+
+/// Whatever is wrong before there is somebody who could wait: it ends, and says what.
+#[test]
+fn what_fails_before_it_waits_ends_it() {
+    let Some(scene) = Scene::new() else { return };
+    fs::write(scene.path("ca.pem"), "no certificate").unwrap();
+    let text = fs::read_to_string(scene.path("leasehold.toml")).unwrap();
+    let text = text.replace("http://", "https://") + "tls = { ca = \"ca.pem\" }\n";
+    fs::write(scene.path("tls.toml"), text).unwrap();
+    let words = [
+        "-c",
+        "tls.toml",
+        "-E",
+        "5",
+        "--no-wait",
+        "demo",
+        "--",
+        "true",
+    ];
+    let mut child = scene
+        .command(&words)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until_true("it ends", 10_000, || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(
+        told.contains("etcd.tls.ca") && told.lines().count() < 4,
+        "{told}"
+    );
+}
+
+#[test]
+fn a_killed_waiter_stands_in_nobodys_way() {
+    let Some(scene) = Scene::new() else { return };
+    let (mut first, _) = scene.holder("exec sleep 1000");
+    let mut waiter = scene.command(&["demo", "--", "true"]).spawn().unwrap();
+    let waiting = || {
+        let keys = scene
+            .etcd
+            .ctl(&["get", "--prefix", "--keys-only", "/leasehold/"])
+            .unwrap();
+        keys.matches("/q/").count()
+    };
+    until_true("it waits", 10_000, || waiting() == 2);
+    waiter.kill().unwrap();
+    waiter.wait().unwrap();
+    let killed = clock::now();
+    until_true("its place is gone", 10_000, || waiting() == 1);
+    let took = clock::now().since(killed);
+    assert!(took.as_millis() < TTL_MS / 2, "it took {took}");
+    send(first.id() as i32, Signal::TERM);
+    let _ = first.wait();
+}
+
+#[test]
+fn a_command_under_one_lock_may_have_another() {
+    let Some(scene) = Scene::new() else { return };
+    let leasehold = env!("CARGO_BIN_EXE_leasehold");
+    let inner = ["lock", "--cluster", "inner", "--", "sh", "-c", "exit 7"];
+    let output = scene.run(&[&["outer", "--", leasehold], &inner[..]].concat());
+    assert_eq!(output.status.code(), Some(7), "{}", said(&output));
 }

@@ -25,7 +25,9 @@ use crate::{
 
 /// What is open there is compared with what is known here so often.
 const LOOK_EVERY: Span = Span::secs(30);
-/// What failed is tried again after this.
+/// What could not be seen is looked at again after this.
+const LOOK_AGAIN: Span = Span::secs(1);
+/// What else failed is tried again after this.
 const RETRY: Span = Span::millis(200);
 
 /// A tick.
@@ -272,8 +274,9 @@ impl Docket {
     ) -> bool {
         if self.looks == Some(call) {
             self.looks = None;
-            if let Some((_, read)) = result {
-                self.read(read.into_iter().flatten());
+            match result {
+                Some((_, read)) => self.read(read.into_iter().flatten()),
+                None => self.due = desk.now.after(LOOK_AGAIN),
             }
             return false;
         }
@@ -810,6 +813,38 @@ mod tests {
         let call = close(&mut bench).expect("it is written in the end");
         bench.answer(call, true, vec![]);
         assert_eq!(bench.docket.open().count(), 0);
+    }
+
+    /// Others skip their runs for one of ours whose end is not there.
+    #[test]
+    fn a_look_that_failed_is_soon_another() {
+        let mut bench = Bench::new();
+        let look = |bench: &mut Bench| {
+            let stamp = When::Modified("n".to_owned(), 7);
+            let mut out = Vec::new();
+            let mut desk = Desk {
+                now: bench.now,
+                calls: &mut bench.calls,
+                out: &mut out,
+            };
+            bench.docket.tend(&Jobs::default(), &stamp, 0, &mut desk);
+            let call = out.into_iter().find_map(|order| match order {
+                Order::Call(call) => Some(call.id),
+                Order::Watch { .. } | Order::Unwatch(_) => None,
+            })?;
+            let mut desk = Desk {
+                now: bench.now,
+                calls: &mut bench.calls,
+                out: &mut Vec::new(),
+            };
+            bench.docket.answered(call, None, 0, &mut desk);
+            Some(call)
+        };
+        assert!(look(&mut bench).is_some());
+        assert!(look(&mut bench).is_none(), "at once");
+        bench.now = bench.now.after(LOOK_AGAIN);
+        assert_eq!(bench.docket.deadline(), Some(bench.now));
+        assert!(look(&mut bench).is_some());
     }
 
     #[test]
