@@ -142,6 +142,11 @@ impl Me {
                 cgroups: me.cgroups.as_deref(),
             };
             let taken = loop {
+                // As long as we keep it, whoever takes the next one believes that somebody runs under it, and so would we ourselves.
+                if !file.is_named() {
+                    let why = "the lock file was replaced while it was taken".to_owned();
+                    break Err(Missed::Busy(why, None));
+                }
                 let before = match file.record() {
                     Ok(before) => before,
                     Err(fault) => break Err(fault.into()),

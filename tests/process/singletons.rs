@@ -21,6 +21,7 @@ both_ways!(
     the_lock_is_handed_over_in_order,
     a_replaced_lock_file_ends_its_holder,
     a_replaced_lock_that_somebody_has_had_is_lost,
+    a_lock_that_is_replaced_while_it_is_taken_is_taken_again,
     a_lock_that_was_waited_for_costs_nothing_once_it_is_had,
     flock_and_we_exclude_each_other,
 );
@@ -267,6 +268,29 @@ fn the_lock_is_handed_over_in_order(rig: Rig) {
         });
         pair.rig(from).ok(&["start", "job"]);
     }
+    pair.check();
+    pair.a.drain(5_000);
+    pair.b.drain(5_000);
+}
+
+/// Whoever took the new file gives the old holder a second; within that it is replaced as well.
+fn a_lock_that_is_replaced_while_it_is_taken_is_taken_again(rig: Rig) {
+    let Some(mut pair) = Pair::new(rig, "-c") else {
+        return;
+    };
+    pair.a.start();
+    pair.goes_on(5_000);
+    pair.b.start();
+    pair.b.wait("the second one waits", 3_000, |status| {
+        status.0["fleets"][0]["state"] == "standby"
+    });
+    for _ in 0..3 {
+        fs::remove_file(&pair.lock).unwrap();
+        until_true("somebody made a new one", 3_000, || pair.lock.exists());
+        pause(100);
+    }
+    pair.goes_on(10_000);
+    pair.changes_hands();
     pair.check();
     pair.a.drain(5_000);
     pair.b.drain(5_000);
