@@ -164,7 +164,7 @@ fn secured(tls: &Tls) -> Result<ClientTlsConfig, EtcdFault> {
     const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
     if !tls.ca.windows(BEGIN.len()).any(|part| part == BEGIN) {
         return Err(EtcdFault::Tls(
-            "etcd.tls.ca names a file without a certificate in PEM".to_owned(),
+            "etcd.tls.ca names a file with no certificate in PEM".to_owned(),
         ));
     }
     let config = ClientTlsConfig::new()
