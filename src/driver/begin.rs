@@ -105,6 +105,11 @@ pub(super) async fn begin(
 }
 
 impl Begin {
+    /// No supervisor of this daemon has begun before.
+    pub(super) fn is_first(&self) -> bool {
+        self.first
+    }
+
     /// The link is taken when nothing can fail any more: whoever fails says by it that he ends.
     pub(super) fn into_driver(self, to_keeper: &mut Option<Link>) -> Result<Driver, String> {
         let Self {

@@ -92,7 +92,7 @@ pub(super) struct Driver {
     pub(super) progress_at: Option<Moment>,
     pub(super) interactive: bool,
     pub(super) said: String,
-    /// An errand said that it waits.
+    /// Why an errand waits, as it said last.
     pub(super) said_waiting: Option<String>,
 }
 
@@ -115,10 +115,15 @@ pub(super) async fn supervise(settings: Settings) -> u8 {
     let of_errand = settings.errand.as_ref().map(|errand| errand.code);
     let (code, why, link) = match begin(settings, &mut link, deadlines).await {
         Ok(begin) => {
+            // What a later supervisor lacks for a moment is no reason for the daemon to end: another one is started.
+            let ends = begin.is_first() || of_errand.is_some();
             let mut link = Some(link);
             match begin.into_driver(&mut link) {
                 Ok(mut driver) => return driver.run().await,
-                Err(why) => (ExitCode::Failed, format!("leasehold: {why}"), link),
+                Err(why) => {
+                    let link = link.filter(|_| ends);
+                    (ExitCode::Failed, format!("leasehold: {why}"), link)
+                }
             }
         }
         Err((code, why)) => (code, why, Some(link)),
