@@ -7,6 +7,7 @@ use crate::{
         section::Section,
         spec::{EtcdSpec, TlsSpec},
     },
+    locks::LOCAL,
     time::Span,
 };
 
@@ -38,9 +39,7 @@ pub(super) fn etcd(section: &Section<'_, '_>) -> Option<EtcdSpec> {
     }
     let spec = EtcdSpec {
         endpoints,
-        cluster: section
-            .parsed("cluster", &forms::LOCK)
-            .map_or_else(|| "main".to_owned(), |name| name.to_string()),
+        cluster: cluster(section),
         lease_ttl: ttl,
         user: user.zip(password),
         tls,
@@ -50,6 +49,20 @@ pub(super) fn etcd(section: &Section<'_, '_>) -> Option<EtcdSpec> {
     };
     section.finish();
     Some(spec)
+}
+
+fn cluster(section: &Section<'_, '_>) -> String {
+    let named = section.parsed("cluster", &forms::LOCK);
+    let name = named.map_or_else(|| "main".to_owned(), |name| name.to_string());
+    if name == LOCAL {
+        // Files of a lock, and its fences, are kept by the name of the cluster on each machine.
+        let message = format!(
+            "{} = {name:?} is how locks of one machine alone are kept",
+            section.name("cluster")
+        );
+        section.fault("E279", "cluster", message, "any other name");
+    }
+    name
 }
 
 fn tls(section: &Section<'_, '_>) -> Option<TlsSpec> {

@@ -264,19 +264,21 @@ impl Keeper {
             if let Some(code) = self.finished(now) {
                 return Ok(code);
             }
-            let timeout = self.deadline().map(|at| clock::now().until(at));
+            let timeout = self.deadline(now).map(|at| clock::now().until(at));
             for (token, flags) in self.linux.poll.wait(timeout)? {
                 self.event(token, flags);
             }
         }
     }
 
-    fn deadline(&self) -> Option<Moment> {
+    fn deadline(&self, now: Moment) -> Option<Moment> {
+        let last_words = self.killed_at.map(|at| at.after(LAST_WORDS));
         let waits = [
             self.core.deadline(),
             self.revival.deadline(),
             self.linux.deadline(),
-            self.killed_at.map(|at| at.after(LAST_WORDS)),
+            // Then it was killed, and its end wakes us: a disk that hangs may keep it for long.
+            last_words.filter(|at| *at > now),
         ];
         waits.into_iter().flatten().min()
     }

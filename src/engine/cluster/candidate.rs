@@ -316,8 +316,8 @@ impl Candidate {
     /// Deletes its key, and says that nothing was left of its worker if it had its turn.
     pub(super) fn tend_leaving(
         &mut self,
-        worker: &WorkerId,
-        node: &str,
+        (worker, node): (&WorkerId, &str),
+        queue: Option<&Queue>,
         stamp: Option<&When>,
         endpoint: usize,
         desk: &mut Desk<'_>,
@@ -332,9 +332,11 @@ impl Candidate {
         let mut then = vec![Do::Delete(key.clone())];
         let when = match fence {
             Some(fence) => {
+                let slots = queue.and_then(|queue| queue.slots_of(*fence));
                 let released = Released {
                     fence: *fence,
                     node: node.to_owned(),
+                    slots: slots.unwrap_or(0),
                 };
                 // Whoever had no turn proves nothing about those before him, and leaves nothing himself.
                 let word = match self.won {

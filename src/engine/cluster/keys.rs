@@ -253,6 +253,9 @@ pub(super) struct Released {
     pub(super) fence: i64,
     /// On which node.
     pub(super) node: String,
+    /// How many might have it at once, as his place in the queue said; 0: that is not known.
+    #[serde(default)]
+    pub(super) slots: u32,
 }
 
 /// That an operator wants a lock moved.

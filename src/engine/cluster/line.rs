@@ -78,8 +78,10 @@ impl Listing {
         fences.filter(|fence| Some(*fence) != self.ours).min()
     }
 
+    /// Who released it last, if he was the only one who had it: of the others the last to leave knows nothing.
     fn released(&self) -> Option<i64> {
-        self.released.as_ref().and_then(fence_released)
+        let said: Released = keys::decode(&self.released.as_ref()?.value)?;
+        (said.slots == 1).then_some(said.fence)
     }
 }
 
@@ -362,6 +364,11 @@ impl Line {
         said.map(|card| card.slots).chain([self.slots])
     }
 
+    /// How many may have it by the word of one who stands there.
+    pub(super) fn slots_of(&self, fence: i64) -> Option<u32> {
+        Some(self.places.get(&fence)?.card.as_ref()?.slots)
+    }
+
     /// So many have it. Where they disagree the least counts: whoever says one is promised to be alone.
     pub(super) fn slots(&self) -> u32 {
         self.numbers().min().unwrap_or(self.slots)
@@ -463,8 +470,12 @@ mod tests {
     }
 
     fn released(fence: i64) -> String {
+        released_of(fence, 1)
+    }
+
+    fn released_of(fence: i64, slots: u32) -> String {
         let node = "b".to_owned();
-        keys::encode(&Released { fence, node })
+        keys::encode(&Released { fence, node, slots })
     }
 
     fn stands(fence: i64) -> KeyValue {
@@ -514,6 +525,12 @@ mod tests {
         }
         // An answer that was lost: our own place is nobody's who has it.
         assert!(waits(&new(listing(21, &[], 20, 8, Some(20)))));
+        // Who left last was not alone, or nobody knows: nothing is said of the others.
+        for slots in [0, 2, 3] {
+            let mut others = listing(20, &[], 8, 8, None);
+            others.released.as_mut().unwrap().value = released_of(8, slots);
+            assert!(waits(&new(others)), "{slots}");
+        }
     }
 
     /// Nobody of ours stood there: what a watch missed shows in the number that was given last.

@@ -785,7 +785,8 @@ impl Cluster {
                     &mut desk,
                 );
             }
-            candidate.tend_leaving(worker, &self.node, stamp.as_ref(), endpoint, &mut desk);
+            let who = (worker, self.node.as_str());
+            candidate.tend_leaving(who, queue, stamp.as_ref(), endpoint, &mut desk);
         }
         for queue in self.queues.values_mut() {
             let mut candidates = self.candidates.values();

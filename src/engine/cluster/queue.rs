@@ -75,6 +75,11 @@ impl Queue {
         self.line.as_ref().filter(|_| !self.is_stale)
     }
 
+    /// How many may have it by the word of one who stands there. Nobody changes that word, so that it holds however old the line is.
+    pub(super) fn slots_of(&self, fence: i64) -> Option<u32> {
+        self.line.as_ref()?.slots_of(fence)
+    }
+
     pub(super) fn is_open(&self) -> bool {
         matches!(self.watch, Watch::Open { .. })
     }
