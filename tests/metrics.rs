@@ -21,7 +21,7 @@ use std::{
 use leasehold::{
     config::{
         Config,
-        spec::{CronSpec, Overlap, RetrySpec, ScaleSpec},
+        spec::{CronSpec, ScaleSpec},
     },
     engine::{
         Command, Denial, Reply, Status, Transition,
@@ -164,21 +164,7 @@ fn job() -> CronStatus {
         count: 1,
     };
     CronStatus {
-        spec: CronSpec {
-            schedule: "@daily".to_owned(),
-            timezone: "UTC".to_owned(),
-            overlap: Overlap::Skip,
-            catch_up: Span::ZERO,
-            timeout: Span::FOREVER,
-            retry: RetrySpec {
-                attempts: 1,
-                backoff_min: Span::secs(1),
-                backoff_max: Span::secs(1),
-            },
-            jitter: Span::ZERO,
-            history: 20,
-            cluster: false,
-        },
+        spec: CronSpec::of("@daily"),
         next: None,
         waiting: 0,
         run: None,

@@ -32,11 +32,14 @@ const NOT_EXECUTABLE: u8 = 126;
   leasehold lock -n 3 encode --timeout 10m -- ffmpeg -i in.mkv out.webm
   leasehold lock --cluster migrate -- /srv/app/bin/migrate
 
-The lock is that of a fleet's `singleton = { scope = \"node\", lock = NAME }`, of every daemon of this user; flock(1) respects it on the printed
-path. With --cluster it is that of `scope = \"cluster\"`: when etcd is not heard of any more, the command is ended before anybody else can have it. The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD, LEASEHOLD_FENCE and LEASEHOLD_PAGE_FD in its environment, and what it leaves running is killed
-when it ends, or when this process does.
+The lock is that of a fleet's `singleton = { scope = \"node\", lock = NAME }`, of every daemon of this user; flock(1) respects it on the printed \
+path. With --cluster it is that of `scope = \"cluster\"`: when etcd is not heard of any more, the command is ended before anybody else can have \
+it.
 
-Exit codes: the command's own; 128+n if signal n ended it, or ended the waiting (130: ^C); 126 not executable, 127 not found, 2 usage;
+The command finds LEASEHOLD_LOCK, LEASEHOLD_LOCK_FD, LEASEHOLD_FENCE and LEASEHOLD_PAGE_FD in its environment, and what it leaves running is \
+killed when it ends, or when this process does.
+
+Exit codes: the command's own; 128+n if signal n ended it, or ended the waiting (130: ^C); 126 not executable, 127 not found, 2 usage; \
 -E (69) if the lock was not had.")]
 pub(super) struct LockArgs {
     /// The lock: 1 to 64 letters, digits, `-`, `_` or `.`
@@ -123,7 +126,7 @@ pub(super) fn lock(args: &LockArgs) -> u8 {
     if args.print_path {
         return super::number(print_path(args).map(ExitCode::number));
     }
-    let command = match find(&args.command) {
+    let command = match find(args) {
         Ok(command) => command,
         Err((code, why)) => {
             eprintln!("leasehold: {why}");
@@ -210,7 +213,8 @@ pub(super) fn tend(args: TendArgs) -> u8 {
 }
 
 /// Looks the command up as execvp(3) does, before anything is waited for.
-fn find(words: &[OsString]) -> Result<keeper::Command, (u8, String)> {
+fn find(args: &LockArgs) -> Result<keeper::Command, (u8, String)> {
+    let words = &args.command;
     let nul = |word: &OsString| CString::new(word.as_bytes());
     let argv: Result<Vec<CString>, _> = words.iter().map(nul).collect();
     let argv = argv.map_err(|_| (ExitCode::Usage.number(), "CMD holds a NUL byte".to_owned()))?;
@@ -241,7 +245,11 @@ fn find(words: &[OsString]) -> Result<keeper::Command, (u8, String)> {
     }
     let program = CString::new(program.as_os_str().as_bytes());
     let program = program.map_err(|_| (NOT_FOUND, format!("{shown}: $PATH holds a NUL byte")))?;
-    Ok(keeper::Command { program, argv })
+    Ok(keeper::Command {
+        program,
+        argv,
+        otherwise: args.exit_code,
+    })
 }
 
 /// The first file of that name that may be executed; else the first of that name.

@@ -438,6 +438,27 @@ pub struct CronSpec {
     pub cluster: bool,
 }
 
+impl CronSpec {
+    /// With everything else as it is unless said, in UTC.
+    pub fn of(schedule: &str) -> Self {
+        Self {
+            schedule: schedule.to_owned(),
+            timezone: "UTC".to_owned(),
+            overlap: Overlap::Skip,
+            catch_up: Span::ZERO,
+            timeout: Span::FOREVER,
+            retry: RetrySpec {
+                attempts: 1,
+                backoff_min: Span::secs(10),
+                backoff_max: Span::secs(300),
+            },
+            jitter: Span::ZERO,
+            history: 20,
+            cluster: false,
+        }
+    }
+}
+
 /// What happens to a tick that comes while a run is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -729,7 +729,6 @@ impl Cron {
 mod tests {
     use super::*;
     use crate::{
-        config::spec::RetrySpec,
         engine::{fleet::FleetBody, ticks::QUEUE_MAX},
         wire::BODY_MAX,
     };
@@ -744,19 +743,9 @@ mod tests {
         };
         cron.book.cursor = Some(noon);
         let spec = CronSpec {
-            schedule: "@hourly".to_owned(),
-            timezone: "UTC".to_owned(),
-            overlap: Overlap::Skip,
-            catch_up: Span::ZERO,
-            timeout: Span::FOREVER,
-            retry: RetrySpec {
-                attempts: 1,
-                backoff_min: Span::secs(1),
-                backoff_max: Span::secs(1),
-            },
-            jitter: Span::ZERO,
             history: 1,
             cluster: true,
+            ..CronSpec::of("@hourly")
         };
         cron.follow(&spec);
         let ended = |outcome| Fate::Ended(outcome, later);

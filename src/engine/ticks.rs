@@ -293,7 +293,7 @@ impl Cron {
 mod tests {
     use super::*;
     use crate::{
-        config::spec::{CronSpec, RetrySpec},
+        config::spec::CronSpec,
         engine::{
             cron::{Clock, Move, Seen},
             effect::Effects,
@@ -305,21 +305,7 @@ mod tests {
     /// A job is new here for as long as a disk takes. That is nobody's mistake, least of all of a script that has just reloaded.
     #[test]
     fn who_asks_before_the_book_is_read_is_heard_after() {
-        let spec = CronSpec {
-            schedule: "@yearly".to_owned(),
-            timezone: "UTC".to_owned(),
-            overlap: Overlap::Skip,
-            catch_up: Span::ZERO,
-            timeout: Span::FOREVER,
-            retry: RetrySpec {
-                attempts: 1,
-                backoff_min: Span::secs(1),
-                backoff_max: Span::secs(1),
-            },
-            jitter: Span::ZERO,
-            history: 20,
-            cluster: false,
-        };
+        let spec = CronSpec::of("@yearly");
         let (name, now) = ("job".parse().unwrap(), Moment(1));
         let shown = Stamp(1_000_000_000_000);
         let (mut out, mut jitter) = (Effects::default(), Jitter::new(1));

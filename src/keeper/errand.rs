@@ -36,6 +36,8 @@ pub struct Command {
     pub program: CString,
     /// Its arguments, the first being its name.
     pub argv: Vec<CString>,
+    /// What to end with if nobody can be had to see to its lock.
+    pub otherwise: u8,
 }
 
 /// The command and what has become of it.
@@ -118,7 +120,7 @@ impl Errand {
                 ignored: self.ignored,
             })
         };
-        let Command { program, argv } = &self.command;
+        let Command { program, argv, .. } = &self.command;
         match start(program, argv) {
             // A script that does not say whose: the shell's, as execvp(3) has it.
             Err(SpawnFailure {
@@ -141,6 +143,11 @@ impl Errand {
         let is_kept = |number: i32| self.kept.contains(&number);
         let free = |first: &i32| (*first..).take(wanted).all(|number| !is_kept(number));
         (FIRST_PASS..).find(free).unwrap_or(FIRST_PASS)
+    }
+
+    /// With what we are to end if it cannot even be waited for; none if something may have to be waited for.
+    pub(super) fn otherwise(&self) -> Option<u8> {
+        self.may_begin().then_some(self.command.otherwise)
     }
 
     /// It was started.

@@ -484,13 +484,18 @@ impl Keeper {
             self.last_tries += 1;
         }
         self.incarnation += 1;
-        if let Err(error) = self.try_start(recover, now) {
-            say(&format!(
-                "failed to start the supervisor: {error}; trying again in 1 s"
-            ));
-            self.link = None;
-            self.revival.start_failed(now);
-        }
+        let Err(error) = self.try_start(recover, now) else {
+            return;
+        };
+        self.link = None;
+        self.revival.start_failed(now);
+        let failed = format!("failed to start the supervisor: {error}");
+        // Whoever waits for a command counts on its patience, and nobody is there who would mind it.
+        self.exit = self.linux.errand.as_ref().and_then(Errand::otherwise);
+        say(&match self.exit {
+            Some(_) => failed,
+            None => failed + "; trying again in 1 s",
+        });
     }
 
     fn try_start(&mut self, recover: bool, now: Moment) -> Result<(), String> {

@@ -32,19 +32,16 @@ fn job(name: &str, overlap: Overlap, attempts: u32) -> FleetSpec {
     let mut spec = node::process("job");
     spec.restart.policy = RestartPolicy::Never;
     spec.cron = Some(CronSpec {
-        schedule: "* * * * *".to_owned(),
-        timezone: "UTC".to_owned(),
         overlap,
         catch_up: Span::secs(90),
-        timeout: Span::FOREVER,
         retry: RetrySpec {
             attempts,
             backoff_min: Span::secs(1),
             backoff_max: Span::secs(4),
         },
-        jitter: Span::ZERO,
         history: HISTORY,
         cluster: true,
+        ..CronSpec::of("* * * * *")
     });
     if overlap == Overlap::Forbid {
         spec.singleton = Some(SingletonSpec {

@@ -7,13 +7,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use leasehold::sys::clock;
+use leasehold::{sys::clock, time::Span};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{
     etcd::{Cluster, Setup},
-    rig::{is_root, lives, send, skip, until, until_true},
+    rig::{is_root, lives, patience, pause, send, skip, until, until_true},
 };
 
 const TTL_MS: u64 = 6_000;
@@ -88,6 +88,17 @@ impl Scene {
             text.trim().parse().map_err(|e| format!("{e}: {text:?}"))
         })
     }
+}
+
+/// What a command said that ends by itself, soon; it does not outlive the test if it does not.
+fn ended(command: &mut Command) -> Output {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let end = clock::now().after(Span::millis(10_000 * patience()));
+    while child.try_wait().unwrap().is_none() && clock::now() < end {
+        pause(4);
+    }
+    let _ = child.kill();
+    child.wait_with_output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -241,17 +252,30 @@ fn what_fails_before_it_waits_ends_it() {
         "--",
         "true",
     ];
-    let mut child = scene
-        .command(&words)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    until_true("it ends", 10_000, || child.try_wait().unwrap().is_some());
-    let output = child.wait_with_output().unwrap();
+    let output = ended(&mut scene.command(&words));
     let told = said(&output);
     assert_eq!(output.status.code(), Some(5), "{told}");
     assert!(
         told.contains("etcd.tls.ca") && told.lines().count() < 4,
+        "{told}"
+    );
+}
+
+/// Who has as many processes as he may have gets his answer from a keeper that is alone.
+#[test]
+fn a_keeper_that_can_start_nobody_ends() {
+    let Some(scene) = Scene::new() else { return };
+    // The kernel counts by user, and other tests have users too; a keeper is two threads.
+    let user = (1 << 30) + std::process::id();
+    let mut command = Command::new("prlimit");
+    command.args(["--nproc=2", "setpriv", "--reuid", &user.to_string()]);
+    command.args(["--clear-groups", env!("CARGO_BIN_EXE_leasehold")]);
+    let words = ["lock", "--timeout", "1s", "-E", "5", "demo", "--", "true"];
+    let output = ended(command.args(words).current_dir(scene.dir.path()));
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(
+        told.contains("failed to start the supervisor") && told.lines().count() == 1,
         "{told}"
     );
 }

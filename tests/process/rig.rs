@@ -71,7 +71,7 @@ pub(crate) fn until<T>(
 }
 
 /// `LEASEHOLD_TEST_PATIENCE` multiplies every bound, for machines that do something else beside.
-fn patience() -> u64 {
+pub(crate) fn patience() -> u64 {
     let asked = std::env::var("LEASEHOLD_TEST_PATIENCE").ok();
     asked.and_then(|n| n.parse().ok()).unwrap_or(1)
 }

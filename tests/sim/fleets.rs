@@ -99,19 +99,15 @@ pub(crate) fn lease() -> LeaseSpec {
 fn job(overlap: Overlap, attempts: u32, catch_up: u64) -> FleetSpec {
     let mut spec = base("job", 1);
     spec.cron = Some(CronSpec {
-        schedule: "* * * * *".to_owned(),
         timezone: "Europe/Berlin".to_owned(),
         overlap,
         catch_up: Span::secs(catch_up),
-        timeout: Span::FOREVER,
         retry: RetrySpec {
             attempts,
             backoff_min: Span::secs(2),
             backoff_max: Span::secs(30),
         },
-        jitter: Span::ZERO,
-        history: 20,
-        cluster: false,
+        ..CronSpec::of("* * * * *")
     });
     spec
 }
