@@ -4,7 +4,10 @@ use clap::{Args, Subcommand};
 
 use crate::{
     cli::{Failure, Outcome, Reach, client::Client, print, print_json, table},
-    engine::{cluster::PlacePicture, effect::Rough},
+    engine::{
+        cluster::{LockPicture, PlacePicture},
+        effect::Rough,
+    },
     exit::ExitCode,
     http::cluster::{ClusterView, MemberView, MembershipView, NodeView},
     time::Span,
@@ -85,24 +88,27 @@ fn render(view: &ClusterView) -> String {
     let heading = ["NODE", "STATE", "SINCE", "VERSION", "HAS"];
     text.push_str(&table::render(&heading, &rows, width));
     if !view.locks.is_empty() {
-        let rows: Vec<Vec<String>> = view
-            .locks
-            .iter()
-            .map(|lock| {
-                vec![
-                    lock.name.clone(),
-                    lock.slots.to_string(),
-                    places(&lock.holders, true),
-                    places(&lock.waiting, false),
-                ]
-            })
-            .collect();
         text.push('\n');
-        let heading = ["LOCK", "SLOTS", "HELD BY", "NEXT"];
-        text.push_str(&table::render(&heading, &rows, width));
+        text.push_str(&locks(&view.locks, width));
     }
     text.push_str(&format!("\nas of revision {}\n", view.revision));
     text
+}
+
+pub(super) fn locks<'a>(
+    all: impl IntoIterator<Item = &'a LockPicture>,
+    width: Option<usize>,
+) -> String {
+    let row = |lock: &LockPicture| {
+        vec![
+            lock.name.clone(),
+            lock.slots.to_string(),
+            places(&lock.holders, true),
+            places(&lock.waiting, false),
+        ]
+    };
+    let rows: Vec<Vec<String>> = all.into_iter().map(row).collect();
+    table::render(&["LOCK", "SLOTS", "HELD BY", "NEXT"], &rows, width)
 }
 
 fn of_membership(one: &MembershipView) -> String {

@@ -9,16 +9,18 @@ use crate::{
         Failure, Outcome, Reach, Wait,
         act::{self, Step},
         client::{Client, Repeat},
-        print, print_json, table,
+        cluster, print, print_json, table,
     },
     config::units::count,
     engine::{
+        cluster::LockPicture,
         command::{ReleasedGate, Reply, matches},
         effect::Rough,
         release::no_singleton,
     },
     exit::ExitCode,
     http::{
+        cluster::ClusterView,
         singletons::{HolderView, ShownView, SingletonView, SlotView},
         view::StatusView,
     },
@@ -35,7 +37,8 @@ pub(super) struct SingletonsArgs {
 
 #[derive(Debug, Subcommand)]
 enum SingletonsVerb {
-    /// Show who has the lock of every singleton, a row for each slot (what `singletons` alone does)
+    /// Show who has the lock of every singleton, a row for each slot, and locks of the cluster that other nodes have (what `singletons` alone
+    /// does)
     List {
         /// Singletons: names, patterns [default: all]
         names: Vec<String>,
@@ -78,7 +81,11 @@ fn unknown(name: &str, status: &StatusView) -> Failure {
     let exists = status.fleets.iter().any(|fleet| fleet.name == name);
     let singletons = status.fleets.iter().filter(|fleet| fleet.gate.is_some());
     let known: Vec<&str> = singletons.map(|fleet| fleet.name.as_str()).collect();
-    Failure::new(ExitCode::UnknownName, no_singleton(name, exists, &known))
+    let mut why = no_singleton(name, exists, &known);
+    if status.cluster.is_some() {
+        why.push_str("; `leasehold cluster` shows the locks of other nodes");
+    }
+    Failure::new(ExitCode::UnknownName, why)
 }
 
 /// `billing/0` is a slot of `billing`.
@@ -109,7 +116,11 @@ fn list(names: &[String], reach: &Reach) -> Outcome {
     if reach.json {
         return print_json(&all);
     }
-    if all.is_empty() {
+    let others = match names {
+        [] => of_others(&client, &all)?,
+        _ => None,
+    };
+    if all.is_empty() && others.is_none() {
         eprintln!(
             "{}",
             match names {
@@ -126,7 +137,48 @@ fn list(names: &[String], reach: &Reach) -> Outcome {
         .collect();
     let heading = ["SLOT", "STATE", "FOR", "DEADLINE", "HOLDER", "LOCK"];
     let width = table::width_of(std::io::stdout());
-    print(&table::render(&heading, &rows, width))
+    let own = (!rows.is_empty()).then(|| table::render(&heading, &rows, width));
+    let parts: Vec<String> = own.into_iter().chain(others).collect();
+    print(&parts.join("\n"))
+}
+
+/// Locks of the cluster that nothing of this node's configuration needs. None: there are none.
+fn of_others(client: &Client, own: &[SingletonView]) -> Result<Option<String>, Failure> {
+    let Some(membership) = client.status()?.cluster else {
+        return Ok(None);
+    };
+    // Without etcd the answer would take its time to say so.
+    if membership.state != "joined" {
+        let why = membership
+            .why
+            .unwrap_or("nothing was heard of etcd".to_owned());
+        return Ok(Some(format!(
+            "locks of other nodes are not known: this node has no lease: {why}\n"
+        )));
+    }
+    let view: ClusterView = match client.get("/v1/cluster") {
+        Ok(view) => view,
+        Err(Failure { why, .. }) => {
+            return Ok(Some(format!("locks of other nodes are not known: {why}\n")));
+        }
+    };
+    let is_own = |lock: &LockPicture| {
+        let mut own = own.iter().filter(|one| one.scope == "cluster");
+        own.any(|one| one.lock == lock.name)
+    };
+    let is_idle = |lock: &LockPicture| lock.holders.is_empty() && lock.waiting.is_empty();
+    let others = view.locks.iter();
+    let others: Vec<&LockPicture> = others
+        .filter(|lock| !is_own(lock) && !is_idle(lock))
+        .collect();
+    if others.is_empty() {
+        return Ok(None);
+    }
+    let width = table::width_of(std::io::stdout());
+    let (table, revision) = (cluster::locks(others, width), view.revision);
+    Ok(Some(format!(
+        "other locks of the cluster, as of revision {revision}\n\n{table}"
+    )))
 }
 
 /// A job that needs a lock and has no run now is a name that means something.

@@ -23,7 +23,7 @@ pub struct SingletonView {
     pub name: String,
     /// `singleton` or `cron`.
     pub kind: String,
-    /// `node`.
+    /// `node` or `cluster`.
     pub scope: String,
     /// The fleet's, as in `status`.
     pub state: String,

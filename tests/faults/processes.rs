@@ -500,7 +500,25 @@ fn all_of_it_is_seen_from_any_node() {
         assert_eq!(lock["waiting"].as_array().unwrap().len(), 2);
         assert!(view["revision"].as_i64() >= Some(holder.fence as i64));
         assert!(rig.ok(&["cluster"]).contains("HELD BY"));
+        assert!(!rig.ok(&["singletons"]).contains("other locks"));
     }
+    // Of a node that has other fleets.
+    let queue = "/leasehold/v1/main/s/backup/q/1.1.1";
+    let card = r#"{"node":"n7","worker":{"fleet":"backup","slot":0},"slots":1}"#;
+    world.etcd.ctl(&["put", queue, card]).unwrap();
+    let locks = world.nodes[1].ok(&["singletons"]);
+    let others = locks.split_once("other locks").map_or("", |parts| parts.1);
+    assert!(
+        others.contains("n7 (fence ") && !others.contains("billing"),
+        "{locks}"
+    );
+    let unknown = world.nodes[1].cli(&["singletons", "show", "backup"]);
+    assert!(
+        unknown.code == 4 && unknown.err.contains("leasehold cluster"),
+        "{}",
+        unknown.err
+    );
+    world.etcd.ctl(&["del", queue]).unwrap();
     // Who leaves in order says so; who dies is missed.
     world.nodes[1].drain(5_000);
     let view = seen(&world.nodes[2]);
@@ -532,6 +550,11 @@ fn all_of_it_is_seen_from_any_node() {
     for member in 0..world.etcd.len() {
         world.etcd.kill(member);
     }
+    let still = world.nodes[2].ok(&["singletons"]);
+    assert!(
+        still.contains("billing/0") && still.contains("other nodes are not known"),
+        "{still}"
+    );
     let said = world.nodes[2].cli(&["cluster"]);
     assert!(
         said.code == 1 && said.out.contains("ETCD") && said.err.contains("etcd was asked"),
