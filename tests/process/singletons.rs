@@ -24,6 +24,7 @@ both_ways!(
     a_lock_that_is_replaced_while_it_is_taken_is_taken_again,
     a_lock_that_was_waited_for_costs_nothing_once_it_is_had,
     flock_and_we_exclude_each_other,
+    a_hook_ends_with_its_worker,
 );
 
 /// Two daemons and their lock.
@@ -573,4 +574,27 @@ fn the_lock_does_not_depend_on_directories() {
     for slot in 0..2 {
         let _ = fs::remove_file(Path::new(&path).with_file_name(format!("{name}.{slot}")));
     }
+}
+
+/// Whoever has the lock next must not find a hook of the last holder at work.
+fn a_hook_ends_with_its_worker(mut rig: Rig) {
+    rig.configure(
+        r#"
+        [fleet.job]
+        command = ["/bin/sh", "-c", "echo $$$$ > {dir}/worker; exec sleep 1000"]
+        singleton = { scope = "node", flock = "{dir}/lock.file" }
+        hooks.pre_stop = { run = ["/bin/sh", "-c", "echo $$$$ > {dir}/hook; kill $$(cat {dir}/worker); exec sleep 1000"], timeout = "60s" }
+    "#,
+    );
+    rig.start();
+    let pid = |file: &str| {
+        until("it says its pid", 5_000, || {
+            let text = fs::read_to_string(rig.path(file)).map_err(|e| e.to_string())?;
+            text.trim().parse::<i32>().map_err(|e| e.to_string())
+        })
+    };
+    pid("worker");
+    rig.ok(&["stop", "job"]);
+    let hook = pid("hook");
+    until_true("the hook has ended", 5_000, || !alive(hook));
 }
