@@ -309,6 +309,9 @@ impl Fleet {
     fn obey_floor(&mut self, kept: bool, room: &mut Room<'_>) {
         let floor = self.floor(room.intent);
         if floor == 0 {
+            if let Some(scaling) = &mut self.body.scale {
+                scaling.units.settle_floor();
+            }
             return;
         }
         let held = room.intent.holds_fleet(&self.name);
@@ -321,6 +324,8 @@ impl Fleet {
         if less > 0 && kept && !held {
             let by = (less, spec.min.saturating_sub(occupied));
             self.grow_within(&mut scaling, by, Reason::Manual, &spec, room);
+        } else {
+            scaling.units.settle_floor();
         }
         self.body.scale = Some(scaling);
     }

@@ -475,6 +475,10 @@ impl Fleet {
         if gate.sought.is_some() && gate.sought != self.spec.singleton {
             return Some(Cause::Reconfigured);
         }
+        // It may take its time to end, and could not begin in that.
+        if slot.is_warm() && slot.is_ending() {
+            return Some(Cause::NotWanted);
+        }
         if let Some(cron) = self.body.cron.as_ref() {
             return (!cron.needs_gate()).then_some(Cause::NoRun);
         }
@@ -538,7 +542,7 @@ impl Fleet {
     pub(super) fn tend_standbys(&mut self, places: &Places, room: &mut Room<'_>) {
         let waits = |(index, slot): &(&SlotIndex, &Slot)| {
             let is_wanted = places.contains(**index) && !room.intent.holds(&self.name, **index);
-            slot.is_warm() && slot.ending.is_none() && is_wanted
+            slot.is_warm() && !slot.is_ending() && is_wanted
         };
         let waiting = self.slots.iter().filter(waits);
         let waiting: Vec<SlotIndex> = waiting.map(|(index, _)| *index).collect();

@@ -51,6 +51,11 @@ impl Units {
         self.wish = None;
     }
 
+    /// An operator's floor is reached, or taken back.
+    pub(super) fn settle_floor(&mut self) {
+        self.wish = self.wish.filter(|wish| wish.reason != Reason::Manual);
+    }
+
     fn wish(&self, now: Moment) -> Option<Wish> {
         self.wish.filter(|wish| wish.until > now)
     }

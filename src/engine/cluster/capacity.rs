@@ -70,9 +70,9 @@ pub(super) struct Capacity {
     /// What stands in ours.
     card: UnitCard,
     demand: Demand,
-    /// On our lease, each with the revision that created it.
+    /// On our lease, each with the revision that wrote it.
     held: BTreeMap<u32, i64>,
-    /// Ours on another lease, each with the revision that wrote it.
+    /// Ours, but on another lease, or perhaps being given back in this moment: written anew before they count.
     strays: BTreeMap<u32, i64>,
     /// Everybody's.
     taken: BTreeSet<u32>,
@@ -260,7 +260,7 @@ impl Capacity {
         let made = |index: &u32| self.held.get(index).copied().unwrap_or_default();
         let ours = gives
             .iter()
-            .map(|index| When::Created(self.key(*index), made(index)));
+            .map(|index| When::Modified(self.key(*index), made(index)));
         let deletes = gives.iter().map(|index| Do::Delete(self.key(*index)));
         self.write(ours.collect(), deletes.collect())
     }
@@ -315,7 +315,9 @@ impl Capacity {
         self.held.clear();
         self.strays.clear();
         self.taken.clear();
-        self.doubtful.clear();
+        let doubtful = std::mem::take(&mut self.doubtful);
+        // A supervisor before us may have given some back, and that may still be on its way.
+        let is_first = self.looked.is_none();
         for kv in all {
             let index = kv.key.strip_prefix(&self.below);
             let Some(index) = index.and_then(|index| index.parse().ok()) else {
@@ -324,9 +326,10 @@ impl Capacity {
             self.taken.insert(index);
             let is_ours = keys::decode::<UnitCard>(&kv.value).is_some_and(|card| card == self.card);
             // Whatever it says: nobody else has our lease.
-            if kv.lease == Some(lease) {
-                self.held.insert(index, kv.created);
-            } else if is_ours {
+            let is_on_ours = kv.lease == Some(lease);
+            if is_on_ours && !is_first && !doubtful.contains(&index) {
+                self.held.insert(index, kv.modified);
+            } else if is_ours || is_on_ours {
                 self.strays.insert(index, kv.modified);
             }
         }
