@@ -181,7 +181,7 @@ impl Supervisor {
     pub(super) fn follow_cluster(&mut self, now: Moment, out: &mut Effects) {
         // What is said to a gate may change what it wants.
         for _ in 0..4 {
-            let wants = self.wants();
+            let mut wants = self.wants();
             let jobs = self.jobs(now);
             let demands = self.demands(now);
             let wanted = membership(&self.config, &self.facts);
@@ -201,7 +201,11 @@ impl Supervisor {
             let fleets = fleets.filter(|fleet| !fleet.removed && fleet.spec.cron.is_none());
             let specs = fleets.filter_map(|fleet| fleet.spec.singleton.as_ref());
             cluster.attend(specs.filter(|spec| spec.is_of_cluster()));
-            let moves = !cluster.fits(wanted.as_ref());
+            let moves = !cluster.fits(wanted.as_ref()) || cluster.leaves();
+            // What is configured now is not for those who know it as it was.
+            if moves || cluster.is_outdated() {
+                wants.retain(|want| want.ticket.is_some());
+            }
             if over || (moves && wants.is_empty()) {
                 cluster.leave(now);
             }

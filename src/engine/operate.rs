@@ -587,6 +587,7 @@ impl Supervisor {
         };
         self.reading = false;
         self.node.reloads = self.asked.reloads;
+        let result = result.and_then(|config| self.keeps_its_name(config));
         let reply = match result {
             Ok(config) => Ok(Reply::Plan {
                 changes: self.accept(*config, now, out),
@@ -601,6 +602,17 @@ impl Supervisor {
         if let Some(request) = request {
             out.list.push(Effect::Reply { request, reply });
         }
+    }
+
+    /// Its lease, and all that hangs on it, is known by its name in the cluster.
+    fn keeps_its_name(&self, config: Box<Config>) -> Result<Box<Config>, String> {
+        let (ours, other) = (&self.facts.node, &config.node.name);
+        if self.config.etcd.is_some() && ours != other {
+            return Err(format!(
+                "node.name = {other:?}, and the cluster knows this node as {ours:?}: that needs a restart of the daemon; nothing was changed"
+            ));
+        }
+        Ok(config)
     }
 
     /// Takes a configuration over: what is unchanged is not touched.

@@ -13,6 +13,7 @@ mod host;
 mod jobs;
 mod mutants;
 mod node;
+mod reload;
 #[path = "../sim/rng.rs"]
 mod rng;
 mod subject;
@@ -27,7 +28,7 @@ use ticks::TWICE;
 use world::{FELL, Faults, TWO, Totals, World};
 
 /// So many seeds in CI for each sweep.
-const SEEDS: u64 = 460;
+const SEEDS: u64 = 420;
 
 const AFTER_A_SECOND: Takeover = Takeover::After(Span::secs(1));
 
@@ -100,6 +101,7 @@ const QUIET: Faults = Faults {
     moves: 0,
     drains: 0,
     clocks: 0,
+    reloads: 0,
     restored: false,
     slewed: false,
     stubborn: false,
@@ -204,6 +206,24 @@ fn disputed() {
         moves: 4,
         ..QUIET
     });
+}
+
+/// Somebody edits the nodes' files, one by one, while everything goes wrong.
+#[test]
+fn reloads() {
+    let totals = sweep("reloads", &LOCKS, |seed| Faults {
+        troubles: if seed % 6 == 5 { 0 } else { 6 },
+        removals: if seed % 6 == 5 { 4 } else { 0 },
+        reloads: 12,
+        drains: if seed % 3 == 1 { 3 } else { 0 },
+        slewed: seed % 2 == 0,
+        stubborn: seed % 7 == 0,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
+        ..QUIET
+    });
+    assert!(totals.reloads > totals.spawns / 4, "{totals:?}");
 }
 
 /// Whatever befell it, in the end it is where it had best run.

@@ -24,7 +24,7 @@ use leasehold::{
     wire::{News, StopRecord},
 };
 
-use crate::{etcd::slew, host::Host, mutants::Mutant, rng::Rng, ticks, world::Faults};
+use crate::{etcd::slew, host::Host, mutants::Mutant, reload, rng::Rng, ticks, world::Faults};
 
 pub(crate) const TTL: Span = Span::secs(10);
 
@@ -202,7 +202,13 @@ pub(crate) struct Cut {
 
 pub(crate) struct Node {
     pub(crate) name: String,
-    config: Config,
+    /// As it was at first.
+    base: Config,
+    /// What its file says.
+    pub(crate) file: Config,
+    /// What was accepted of it last, and what that replaced.
+    pub(crate) config: Config,
+    pub(crate) previous: BTreeMap<FleetName, FleetSpec>,
     /// Millionths of true time; a reboot begins it anew.
     boot_ppm: u64,
     raw_ppm: u64,
@@ -254,7 +260,10 @@ impl Node {
             }
         }
         Self {
+            base: config.clone(),
+            file: config.clone(),
             config,
+            previous: BTreeMap::new(),
             name,
             boot_ppm: if faults.slewed {
                 slew(rng) * 1_000
@@ -289,6 +298,14 @@ impl Node {
     /// There is no supervisor that would see something.
     pub(crate) fn is_blind(&self, now: Moment) -> bool {
         self.engine.is_none() || self.supervisor_until > now
+    }
+
+    /// Somebody edits its file, or makes it again what it was.
+    pub(crate) fn edit(&mut self, as_it_was: bool, rng: &mut Rng) {
+        self.file = match as_it_was {
+            true => self.base.clone(),
+            false => reload::edited(&self.base, rng),
+        };
     }
 
     /// Somebody sets its wall clock.
@@ -375,7 +392,7 @@ impl Node {
         });
         Origin {
             config: self.config.clone(),
-            previous: BTreeMap::new(),
+            previous: self.previous.clone(),
             intent: self.intent.clone(),
             facts: Facts {
                 node: self.name.clone(),
@@ -408,6 +425,9 @@ impl Node {
     pub(crate) fn keeper_lost(&mut self) {
         self.core = None;
         self.engine = None;
+        // The next one reads the file.
+        self.config = self.file.clone();
+        self.previous.clear();
         self.incarnation += 1;
         self.host.wipe();
         self.locks.clear();

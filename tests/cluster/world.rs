@@ -46,6 +46,8 @@ pub(crate) struct Faults {
     pub(crate) drains: u32,
     /// Somebody sets a node's wall clock.
     pub(crate) clocks: u32,
+    /// Somebody edits a node's file, and has it read.
+    pub(crate) reloads: u32,
     /// In the end etcd is as it was long before.
     pub(crate) restored: bool,
     /// Clocks are slewed, of nodes and of members.
@@ -80,6 +82,7 @@ pub(crate) struct Totals {
     pub(crate) removals: u64,
     pub(crate) moves: u64,
     pub(crate) drains: u64,
+    pub(crate) reloads: u64,
     pub(crate) runs: u64,
 }
 
@@ -97,6 +100,7 @@ impl Totals {
         self.removals += other.removals;
         self.moves += other.moves;
         self.drains += other.drains;
+        self.reloads += other.reloads;
         self.runs += other.runs;
     }
 }
@@ -151,6 +155,8 @@ enum Fault {
     ClockSet(usize, i64),
     ClockRight(usize),
     RunAsked(usize, &'static str),
+    Edited(usize),
+    Reloaded(usize),
     LeaseRevoked,
     PlaceDeleted,
     RecordDeleted,
@@ -180,6 +186,8 @@ pub(crate) struct World {
     faults: Faults,
     /// The highest fence that anybody ran with, and where.
     fences: BTreeMap<String, (u64, usize)>,
+    /// With how many others whoever has this fence of a lock may run, by what his node was configured to say when he had it.
+    promised: BTreeMap<(String, u64), usize>,
     /// What the mutants remember.
     memory: BTreeMap<(usize, String), KeyValue>,
     terms: BTreeMap<usize, u64>,
@@ -192,6 +200,8 @@ pub(crate) struct World {
     is_forgetful: bool,
     /// What was asked for, and where it is to go.
     asked: BTreeMap<RequestId, (&'static str, usize, Moment)>,
+    /// On whose word which node reads its file.
+    reloading: BTreeMap<RequestId, usize>,
     /// Everybody is in touch all the time.
     is_prompt: bool,
     ledger: Ledger,
@@ -238,6 +248,7 @@ impl World {
             locks: locks.to_vec(),
             faults,
             fences: BTreeMap::new(),
+            promised: BTreeMap::new(),
             memory: BTreeMap::new(),
             terms: BTreeMap::new(),
             trace,
@@ -247,6 +258,7 @@ impl World {
             requests: 0,
             is_forgetful: false,
             asked: BTreeMap::new(),
+            reloading: BTreeMap::new(),
             is_prompt: faults.troubles == 0,
             ledger: Ledger::default(),
         }
@@ -284,6 +296,11 @@ impl World {
             let fault = Fault::Drained(node, self.rng.chance(60));
             self.at(when, Item::Fault(fault));
         }
+        for _ in 0..self.faults.reloads {
+            let node = self.rng.below(NODES as u64) as usize;
+            let when = self.rng.span(5_000, STORY.as_millis());
+            self.at(when, Item::Fault(Fault::Edited(node)));
+        }
         if self.faults.jobs {
             self.set_clocks();
         }
@@ -303,6 +320,11 @@ impl World {
         if self.faults.jobs {
             for node in 0..NODES {
                 self.fault(Fault::ClockRight(node));
+            }
+        }
+        if self.faults.reloads > 0 {
+            for node in 0..NODES {
+                self.fault(Fault::Edited(node));
             }
         }
         self.etcd.has_space = true;
@@ -704,6 +726,15 @@ impl World {
             }
             Fault::ClockSet(index, by) => self.nodes[index].set_clock(by, now),
             Fault::RunAsked(index, job) => self.ask_to_run(index, job),
+            Fault::Edited(index) => {
+                let node = &mut self.nodes[index];
+                node.edit(!node.host.tempers, &mut self.rng);
+                self.fault(Fault::Reloaded(index));
+            }
+            Fault::Reloaded(index) if self.nodes[index].is_blind(now) => {
+                self.at(Span::secs(1), Item::Fault(fault));
+            }
+            Fault::Reloaded(index) => self.reload(index),
             Fault::ClockRight(index) => {
                 let right = -self.nodes[index].host.jobs.offset;
                 self.nodes[index].set_clock(right, now);
@@ -737,6 +768,14 @@ impl World {
                 }
             }
         }
+    }
+
+    /// An operator has a node read its file.
+    fn reload(&mut self, index: usize) {
+        self.requests += 1;
+        let (request, command) = (RequestId(self.requests), Command::Reload);
+        self.reloading.insert(request, index);
+        self.step(index, Event::Command { request, command });
     }
 
     /// An operator wants a lock elsewhere, and says so anywhere.
@@ -893,6 +932,17 @@ impl World {
                     let item = Item::Saved(index, incarnation, Box::new(intent));
                     self.at(after, item);
                 }
+                Effect::ReadConfig(purpose) => {
+                    let file = self.nodes[index].file.clone();
+                    let result = Ok(Box::new(file));
+                    self.tell(index, 1, 50, Event::ConfigRead { purpose, result });
+                }
+                Effect::Accept { config, previous } => {
+                    self.totals.reloads += 1;
+                    let node = &mut self.nodes[index];
+                    node.config = *config;
+                    node.previous = previous.into_iter().collect();
+                }
                 Effect::WakeAt(wake) => self.nodes[index].host.jobs.wake = wake,
                 Effect::ReadBook(fleet) => {
                     let book = self.nodes[index].host.jobs.books.get(&fleet);
@@ -944,6 +994,15 @@ impl World {
                         self.at_moment(by, Item::IsThere(lock, to));
                     }
                 }
+                Effect::Reply {
+                    request,
+                    reply: Err(_),
+                } => {
+                    // The file is being read as it was.
+                    if let Some(index) = self.reloading.remove(&request) {
+                        self.at(Span::secs(1), Item::Fault(Fault::Reloaded(index)));
+                    }
+                }
                 Effect::Record(transition) => {
                     if let What::GateReleased { .. } = transition.what {
                         self.totals.moves += 1;
@@ -969,6 +1028,11 @@ impl World {
             return;
         }
         node.sought.remove(&worker);
+        let spec = node.config.fleets.get(&worker.fleet);
+        if let Some(spec) = spec.and_then(|spec| spec.singleton.as_ref()) {
+            let whose = (worker.fleet.to_string(), fence);
+            self.promised.insert(whose, spec.slots as usize);
+        }
         let name = format!("{} {fence}", leasehold::engine::lock_name(&worker));
         self.send(index, vec![Op::Hold { name }]);
         let pass = Pass {
@@ -1465,8 +1529,14 @@ impl World {
                 .enumerate()
                 .filter_map(|(index, node)| Some((index, node.host.leader(&id)?.fence)))
                 .collect();
+            let promised = |(_, fence): &(usize, u64)| {
+                let key = (name.to_owned(), *fence);
+                self.promised.get(&key).copied()
+            };
+            let least = running.iter().filter_map(promised).min();
+            let most = least.map_or(self.slots(name), |least| least.min(self.slots(name)));
             assert!(
-                running.len() <= self.slots(name),
+                running.len() <= most,
                 "{TWO} of {name}: {running:?} at {:?}",
                 self.now
             );

@@ -564,6 +564,41 @@ fn all_of_it_is_seen_from_any_node() {
     );
 }
 
+/// What names the node's lease is followed without a restart of the daemon, as soon as nothing hangs on the old one; or it is refused.
+#[test]
+fn a_reload_reaches_the_lease() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let first = world.holding(&How::default());
+    let keys = |prefix: &str| {
+        let args = ["get", "--prefix", "--keys-only", prefix];
+        world.etcd.ctl(&args).unwrap().matches("/q/").count()
+    };
+    world.edit(0, "[etcd]", "[etcd]\ncluster = \"prod\"");
+    let moved = world.after(&first, Span::secs(10));
+    let places = (keys("/leasehold/v1/main/s/"), keys("/leasehold/v1/prod/s/"));
+    assert_eq!(places, (0, 1));
+
+    world.edit(0, "lease_ttl = \"5s\"", "lease_ttl = \"9s\"");
+    let longer = world.after(&moved, Span::secs(10));
+    world.nodes[0].wait("it has a longer lease", 5_000, |status| {
+        status.0["cluster"]["ttl_ms"] == 9_000
+    });
+    assert!(longer.fence > moved.fence, "{longer:?} {moved:?}");
+
+    let text = std::fs::read_to_string(world.nodes[0].path("leasehold.toml")).unwrap();
+    let other = text.replace("name = \"n0\"", "name = \"n9\"");
+    std::fs::write(world.nodes[0].path("leasehold.toml"), other).unwrap();
+    let refused = world.nodes[0].cli(&["reload"]);
+    assert!(
+        refused.code == 78 && refused.err.contains("needs a restart of the daemon"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(world.somebody(5_000), longer);
+}
+
 /// Whoever is first in the queue and cannot begin must not be in the way.
 #[test]
 fn somebody_whose_lock_file_is_taken_stands_back() {

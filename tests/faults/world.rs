@@ -213,6 +213,15 @@ impl World {
         number
     }
 
+    /// Says something else in a node's file, and has it read.
+    pub(crate) fn edit(&self, node: usize, from: &str, to: &str) {
+        let path = self.nodes[node].path("leasehold.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        self.nodes[node].ok(&["reload"]);
+    }
+
     /// A node that runs.
     pub(crate) fn node(&mut self, how: &How) -> usize {
         let node = self.plan(how);

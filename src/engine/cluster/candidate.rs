@@ -51,6 +51,8 @@ pub(super) struct Candidate {
     /// Its key hangs on this one; none: there is no key yet.
     pub(super) lease: Option<LeaseId>,
     pub(super) slots: u32,
+    /// What its card says of that; none: it was written by a supervisor before us, and not read since.
+    said: Option<u32>,
     preference: Preference,
     /// How good it is, by its card: who has more is next.
     rank: u64,
@@ -83,6 +85,7 @@ impl Candidate {
             key: String::new(),
             lease: None,
             slots: spec.slots,
+            said: None,
             preference: spec.preference.clone(),
             rank: spec.preference.rank(node, 0),
             better_since: None,
@@ -223,6 +226,15 @@ impl Candidate {
         self.rank != self.preference.rank(node, has)
     }
 
+    /// The configuration says this now. False if whoever reads its card would believe something else of it.
+    pub(super) fn follow(&mut self, spec: &SingletonSpec) -> bool {
+        self.delay = Delay::of(spec);
+        if self.preference != spec.preference {
+            self.preference = spec.preference.clone();
+        }
+        self.slots == spec.slots
+    }
+
     /// Joins, if it is to, from a node that has so many locks of its group.
     pub(super) fn join(
         &mut self,
@@ -242,6 +254,7 @@ impl Candidate {
             self.lease = Some(lease.id);
             self.rank = self.preference.rank(node, has);
         }
+        self.said = Some(self.slots);
         let card = Card {
             node: node.to_owned(),
             worker: worker.clone(),
@@ -313,11 +326,18 @@ impl Candidate {
         self.is_doubtful
     }
 
+    /// Learns from the queue what its card says, if it was not we who wrote it.
+    pub(super) fn recall(&mut self, queue: &Queue) {
+        if let (None, Some((_, fence))) = (self.said, self.place()) {
+            self.said = queue.slots_of(fence);
+        }
+    }
+
     /// Deletes its key, and says that nothing was left of its worker if it had its turn.
     pub(super) fn tend_leaving(
         &mut self,
-        (worker, node): (&WorkerId, &str),
-        queue: Option<&Queue>,
+        worker: &WorkerId,
+        node: &str,
         stamp: Option<&When>,
         endpoint: usize,
         desk: &mut Desk<'_>,
@@ -332,11 +352,10 @@ impl Candidate {
         let mut then = vec![Do::Delete(key.clone())];
         let when = match fence {
             Some(fence) => {
-                let slots = queue.and_then(|queue| queue.slots_of(*fence));
                 let released = Released {
                     fence: *fence,
                     node: node.to_owned(),
-                    slots: slots.unwrap_or(0),
+                    slots: self.said.unwrap_or(0),
                 };
                 // Whoever had no turn proves nothing about those before him, and leaves nothing himself.
                 let word = match self.won {

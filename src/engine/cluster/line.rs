@@ -78,6 +78,15 @@ impl Listing {
         fences.filter(|fence| Some(*fence) != self.ours).min()
     }
 
+    /// Who is first of the others says that one alone may have it: he began when nobody was before him, and how he leaves says it all.
+    fn first_is_alone(&self) -> bool {
+        let first = self.first();
+        let mut places = self.places.iter();
+        let kv = places.find(|kv| Some(kv.created) == first);
+        let card = kv.and_then(|kv| keys::decode::<Card>(&kv.value));
+        card.is_some_and(|card| card.slots == 1)
+    }
+
     /// Who released it last, if he was the only one who had it: of the others the last to leave knows nothing.
     fn released(&self) -> Option<i64> {
         let said: Released = keys::decode(&self.released.as_ref()?.value)?;
@@ -128,7 +137,7 @@ impl Line {
         let in_order =
             listing.last == 0 || (slots == 1 && listing.released() == Some(listing.last));
         // How whoever has it now leaves will be seen.
-        let someone_has_it = slots == 1 && listing.first().is_some();
+        let someone_has_it = slots == 1 && listing.first_is_alone();
         line.is_blind = !in_order && someone_has_it;
         if !in_order && !someone_has_it {
             line.suspicious = Some(now);
@@ -167,6 +176,7 @@ impl Line {
         let known = std::mem::replace(&mut self.revision, listing.revision);
         self.wish(listing.wish.as_ref(), now);
         let (first, released, last) = (listing.first(), listing.released(), listing.last);
+        let is_alone = self.slots == 1 && listing.first_is_alone();
         let before = std::mem::take(&mut self.places);
         self.fill(listing.places);
         if before.is_empty() {
@@ -188,10 +198,10 @@ impl Line {
         // one can have it, since he began after everybody before him had ended.
         let mut gone_last = gone.last().copied();
         let unseen = last > known;
-        if unseen && self.slots == 1 && first.is_some_and(|first| first > known) {
+        if unseen && is_alone && first.is_some_and(|first| first > known) {
             // Of those who came meanwhile one is first now: others may have been so before him.
             self.is_blind = true;
-        } else if unseen && (self.slots > 1 || first.is_none()) {
+        } else if unseen && !is_alone {
             // They came, and went.
             gone_last = Some(last);
         }
@@ -241,6 +251,7 @@ impl Line {
             };
             let most = self.numbers().max().unwrap_or(self.slots);
             let could_have_it = self.rank(fence).is_some_and(|rank| rank < most);
+            let is_beside_another = self.rank(fence) != Some(0);
             let dead = self.places.get(&fence).map_or(Span::ZERO, Place::dead);
             if self.has_it(fence) {
                 self.vacated = Some(now);
@@ -255,7 +266,7 @@ impl Line {
                 self.suspect(dead, now);
             }
             // He had ended everybody before him, or everybody is waited for.
-            self.is_blind = false;
+            self.is_blind &= is_beside_another && vouches;
         }
     }
 
@@ -450,7 +461,7 @@ fn fence_released(kv: &KeyValue) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cluster::rpc::LeaseId;
+    use crate::{engine::cluster::rpc::LeaseId, id::WorkerId};
 
     const LOCK: &str = "/s/billing/";
     const NOW: Moment = Moment(1_000_000_000);
@@ -479,11 +490,18 @@ mod tests {
     }
 
     fn stands(fence: i64) -> KeyValue {
-        kv(
-            format!("{}{fence}", keys::queue(LOCK)),
-            String::new(),
-            fence,
-        )
+        kv(format!("{}{fence}", keys::queue(LOCK)), card(1), fence)
+    }
+
+    fn card(slots: u32) -> String {
+        let (node, worker) = ("b".to_owned(), WorkerId::new("billing".parse().unwrap(), 0));
+        keys::encode(&Card {
+            node,
+            worker,
+            slots,
+            rank: 0,
+            dead_ms: 0,
+        })
     }
 
     /// `last` has been given, `rel` was released last; we stand there with `ours`.
@@ -530,6 +548,23 @@ mod tests {
             let mut others = listing(20, &[], 8, 8, None);
             others.released.as_mut().unwrap().value = released_of(8, slots);
             assert!(waits(&new(others)), "{slots}");
+        }
+    }
+
+    /// Of whoever has it beside others nobody learns how those others left.
+    #[test]
+    fn whoever_is_not_alone_vouches_for_himself() {
+        let with = |slots: u32, last: i64| {
+            let mut listing = listing(20, &[15], last, 8, None);
+            listing.places[0].value = card(slots);
+            listing
+        };
+        assert!(waits(&new(with(2, 15))) && !waits(&new(with(1, 15))));
+        // Somebody came and went while the watch was closed.
+        for slots in [1, 2] {
+            let mut line = new(with(1, 15));
+            line.relist(with(slots, 30), NOW);
+            assert_eq!(waits(&line), slots == 2, "{slots}");
         }
     }
 

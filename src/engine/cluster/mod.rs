@@ -333,6 +333,16 @@ impl Cluster {
         all.chain(census).chain(docket).chain(register).min()
     }
 
+    /// Another lease is configured than it has: whoever has a lock by this one ends first.
+    pub(in crate::engine) fn is_outdated(&self) -> bool {
+        self.session.is_outdated()
+    }
+
+    /// Was it told to leave?
+    pub(in crate::engine) fn leaves(&self) -> bool {
+        self.leaves_until.is_some()
+    }
+
     /// Is there nothing left to say to etcd?
     pub(in crate::engine) fn has_left(&self, now: Moment) -> bool {
         self.leaves_until.is_some_and(|until| {
@@ -657,12 +667,14 @@ impl Cluster {
         let all_lapse = holders.peek().is_some() && holders.all(|want| want.is_lapsing);
         let silent = self.session.is_silent(now);
         let nobody = wants.iter().all(|want| want.ticket.is_none());
+        let outdated = nobody && self.session.is_outdated();
         let writes = self.writes_until().is_some_and(|until| now < until);
         let leaves = self.leaves_until.is_some() && !(writes && self.docket.owes(jobs));
-        if all_lapse || (nobody && silent) || leaves {
+        if all_lapse || (nobody && silent) || leaves || outdated {
             self.session.lapse(now);
             let why = match self.leaves_until {
                 Some(_) => "this node leaves the cluster".to_owned(),
+                None if outdated => "etcd.lease_ttl has changed".to_owned(),
                 None => match self.figures.failure(self.session.favourite()) {
                     Some(failure) => format!("its lease could not be renewed: {failure}"),
                     None => "its lease could not be renewed".to_owned(),
@@ -697,6 +709,10 @@ impl Cluster {
         let has = Has::count(self.candidates.values());
         for (worker, candidate) in &mut self.candidates {
             let lock = |want: &Want| self.prefix.lock(want.spec.lock.as_str());
+            let want = wanted.get(worker);
+            // Whoever has it runs under what he was started with.
+            let is_current =
+                candidate.has_won() || want.is_none_or(|want| candidate.follow(&want.spec));
             let line = self.queues.get(&candidate.lock).and_then(Queue::line);
             let standing = candidate.place().filter(|_| !candidate.has_won());
             let steps_back = line.zip(standing).is_some_and(|(line, (_, fence))| {
@@ -704,7 +720,8 @@ impl Cluster {
                     || candidate.has_changed(&self.node, has.of(candidate))
             });
             let stays = !steps_back
-                && wanted.get(worker).is_some_and(|want| {
+                && is_current
+                && want.is_some_and(|want| {
                     lock(want) == candidate.lock && candidate.is_of(want.ticket.as_ref())
                 });
             // Nothing is begun under a lease that is not renewed.
@@ -768,6 +785,7 @@ impl Cluster {
         let has = Has::count(self.candidates.values());
         for (worker, candidate) in &mut self.candidates {
             let queue = self.queues.get(&candidate.lock);
+            queue.inspect(|queue| candidate.recall(queue));
             let may_join = queue.is_some_and(Queue::is_open);
             if let (Some(queue), Some(stamp), Some(lease)) =
                 (queue.filter(|_| may_join), &stamp, self.session.lease())
@@ -785,8 +803,7 @@ impl Cluster {
                     &mut desk,
                 );
             }
-            let who = (worker, self.node.as_str());
-            candidate.tend_leaving(who, queue, stamp.as_ref(), endpoint, &mut desk);
+            candidate.tend_leaving(worker, &self.node, stamp.as_ref(), endpoint, &mut desk);
         }
         for queue in self.queues.values_mut() {
             let mut candidates = self.candidates.values();

@@ -184,6 +184,9 @@ impl Queue {
             for (revision, changes) in std::mem::take(&mut self.early) {
                 self.follow(&changes, revision, now);
             }
+        } else if self.is_stale && self.listing.is_none() {
+            // Whoever joined had asked before the watch was open: what happened in between is not known.
+            self.list_at = now;
         }
     }
 

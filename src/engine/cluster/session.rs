@@ -35,6 +35,8 @@ pub(in crate::engine) struct SessionRow {
     lease: LeaseId,
     /// As granted.
     ttl: Span,
+    /// As asked for: etcd may have its own mind.
+    asked: Span,
     /// The revision that created the key with our name.
     created: i64,
     cluster: u64,
@@ -240,6 +242,7 @@ impl Session {
             Phase::Lapsed { lease, .. } => Some(SessionRow {
                 lease: *lease,
                 ttl: self.identity.ttl,
+                asked: self.identity.ttl,
                 created: 0,
                 cluster: self.pin.map_or(0, |pin| pin.cluster),
                 lapsed: true,
@@ -268,6 +271,12 @@ impl Session {
 
     pub(super) fn is_away(&self) -> bool {
         matches!(self.phase, Phase::Away { .. })
+    }
+
+    /// Another length is configured than the one it was asked for with.
+    pub(super) fn is_outdated(&self) -> bool {
+        let open = self.open();
+        open.is_some_and(|open| open.row.asked != self.identity.ttl)
     }
 
     /// The lease that our keys hang on, also when it is not renewed any more.
@@ -639,6 +648,7 @@ impl Session {
         let row = SessionRow {
             lease,
             ttl,
+            asked: self.identity.ttl,
             created: ours.created,
             cluster,
             lapsed: false,

@@ -1,0 +1,69 @@
+//! What somebody changes in a node's file while its locks are contended.
+
+use leasehold::{
+    config::{
+        Config,
+        spec::{FleetSpec, SingletonSpec, Takeover},
+    },
+    id::Revision,
+    time::Span,
+};
+
+use crate::rng::Rng;
+
+/// Another file than this one, for one node: nothing of it allows two where this one allows one.
+pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
+    let mut config = base.clone();
+    config.fleets.retain(|_, spec| {
+        let Some(lock) = &mut spec.singleton else {
+            return true;
+        };
+        match rng.below(8) {
+            0 => return false,
+            1 => spec.process.argv.push(format!("v{}", rng.below(1_000))),
+            2 => spec.stop.timeout = Span::secs(1 + rng.below(6)),
+            3 => times(lock, rng),
+            4 => lock.takeover = longer(lock.takeover, rng),
+            5 => lock.warm = !lock.warm,
+            6 => lock.slots = 1,
+            _ => {}
+        }
+        *spec = sealed(spec.clone());
+        true
+    });
+    if let Some(etcd) = config.etcd.as_mut().filter(|_| rng.chance(15)) {
+        etcd.lease_ttl = Span::secs(*rng.pick(&[7, 14]));
+        for spec in config.fleets.values_mut() {
+            let lease = spec.singleton.as_mut().and_then(|lock| lock.lease.as_mut());
+            lease
+                .into_iter()
+                .for_each(|lease| lease.ttl = etcd.lease_ttl);
+            *spec = sealed(spec.clone());
+        }
+    }
+    config.revision = Revision::of(format!("{:?}", config.fleets).as_bytes());
+    config
+}
+
+/// Told and killed earlier before the lease is over.
+fn times(lock: &mut SingletonSpec, rng: &mut Rng) {
+    if let Some(lease) = &mut lock.lease {
+        lease.grace = Span::secs(2 + rng.below(2));
+        lease.kill_margin = Span::secs(1 + rng.below(2));
+    }
+}
+
+/// Whoever comes next waits no less.
+fn longer(takeover: Takeover, rng: &mut Rng) -> Takeover {
+    match takeover {
+        Takeover::After(span) if rng.chance(50) => Takeover::After(span.plus(Span::secs(1))),
+        _ => Takeover::Strict,
+    }
+}
+
+/// As the configuration's reader has it: who runs under another lock is another one.
+fn sealed(mut spec: FleetSpec) -> FleetSpec {
+    let what = format!("{:?} {:?}", spec.process, spec.singleton);
+    spec.revision = Revision::of(what.as_bytes());
+    spec
+}
