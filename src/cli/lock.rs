@@ -10,6 +10,7 @@ use clap::Args;
 
 use crate::{
     cli::{Outcome, directories, parse_span, print, print_json},
+    config::spec::LOCAL,
     driver,
     exit::ExitCode,
     http::Directories,
@@ -169,7 +170,7 @@ pub(super) fn lock(args: &LockArgs) -> u8 {
 
 fn print_path(args: &LockArgs) -> Outcome {
     let paths: Vec<PathBuf> = (0..args.slots)
-        .map(|slot| locks::default_path(locks::LOCAL, args.name.as_str(), slot))
+        .map(|slot| locks::default_path(LOCAL, args.name.as_str(), slot))
         .collect();
     if args.json {
         return print_json(&Place {

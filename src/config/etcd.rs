@@ -5,9 +5,8 @@ use crate::{
         document::Place,
         forms,
         section::Section,
-        spec::{EtcdSpec, TlsSpec},
+        spec::{EtcdSpec, LOCAL, TlsSpec},
     },
-    locks::LOCAL,
     time::Span,
 };
 

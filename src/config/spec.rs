@@ -76,6 +76,9 @@ pub struct HttpSpec {
     pub listen: Vec<std::net::SocketAddr>,
 }
 
+/// The cluster of locks that are one machine's: without a cluster all daemons of one user are one.
+pub const LOCAL: &str = "local";
+
 /// `[etcd]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EtcdSpec {

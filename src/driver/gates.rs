@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
-    config::spec::{LeaseSpec, SingletonSpec},
+    config::spec::{LOCAL, LeaseSpec, SingletonSpec},
     driver::{
         authority::Authority,
         boot::Request,
@@ -511,6 +511,6 @@ enum Look {
 
 /// Was the path chosen by us?
 fn is_ours(path: &Path) -> bool {
-    let root = locks::default_path(locks::LOCAL, "x", 0);
+    let root = locks::default_path(LOCAL, "x", 0);
     path.parent() == root.parent()
 }

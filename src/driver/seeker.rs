@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    config::spec::SingletonSpec,
+    config::spec::{LOCAL, SingletonSpec},
     driver::taking::{Missed, holder_of},
     engine::{gate::Holder, release::Given},
     locks::{self, Bell, LockFault, LockFile, Record},
@@ -135,7 +135,7 @@ pub(super) fn paths(spec: &SingletonSpec) -> Vec<PathBuf> {
     match &spec.flock {
         Some(path) => vec![PathBuf::from(path)],
         None => {
-            let cluster = spec.cluster().unwrap_or(locks::LOCAL);
+            let cluster = spec.cluster().unwrap_or(LOCAL);
             (0..spec.slots)
                 .map(|slot| locks::default_path(cluster, spec.lock.as_str(), slot))
                 .collect()

@@ -57,9 +57,6 @@ pub enum LockFault {
     },
 }
 
-/// The cluster of locks that are one machine's: without a cluster all daemons of one user are one.
-pub const LOCAL: &str = "local";
-
 /// Where the lock `name` of slot `slot` is, for every daemon of this user: a function of cluster, name and slot, never of
 /// a daemon's directories.
 pub fn default_path(cluster: &str, name: &str, slot: u32) -> PathBuf {

@@ -19,7 +19,7 @@ mod record;
 mod slots;
 
 pub use bell::Bell;
-pub use file::{LOCAL, LockFault, LockFile, default_path, holder_by_kernel};
+pub use file::{LockFault, LockFile, default_path, holder_by_kernel};
 pub use predecessor::{Own, Patience, bury, give_way, is_orphaned, settle};
 pub use record::{Next, Proc, Record};
 pub use slots::{other_number, others_held, settle_others};
