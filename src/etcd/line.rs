@@ -96,9 +96,13 @@ impl Line {
 
     /// The connection; waits for it as long as whoever dials waits.
     pub(super) async fn link(&self) -> Result<Arc<Link>, Fault> {
-        let link = Flight::join(&mut self.current(), || {
-            Flight::begin(connect(self.to.clone(), self.user.clone()))
-        });
+        let link = {
+            let mut current = self.current();
+            current.take_if(|current| current.came_to(|link| link.is_lost()));
+            Flight::join(&mut current, || {
+                Flight::begin(connect(self.to.clone(), self.user.clone()))
+            })
+        };
         outcome(link).await
     }
 

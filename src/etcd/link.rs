@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,8 +28,16 @@ pub(super) struct Link {
     pub(super) bare: Client,
     /// The attempt to say who we are.
     let_in: Mutex<Option<Flight<Client>>>,
+    ears: Arc<Ears>,
+}
+
+/// What is known of a connection by what came over it.
+#[derive(Default)]
+struct Ears {
     /// How often something was heard on it.
     heard: AtomicU64,
+    /// It did not let us in.
+    is_lost: AtomicBool,
 }
 
 impl Link {
@@ -43,7 +51,7 @@ impl Link {
             user,
             bare,
             let_in: Mutex::new(None),
-            heard: AtomicU64::new(0),
+            ears: Arc::default(),
         }))
     }
 
@@ -53,7 +61,8 @@ impl Link {
             let mut let_in = self.let_in.lock().unwrap_or_else(PoisonError::into_inner);
             Flight::join(&mut let_in, || {
                 let channel = Channel::Tonic(self.channel.clone());
-                Flight::begin(let_in_on(channel, self.user.clone()))
+                let (user, ears) = (self.user.clone(), Arc::clone(&self.ears));
+                Flight::begin(let_in_on(channel, user, ears))
             })
         };
         outcome(client).await
@@ -61,23 +70,42 @@ impl Link {
 
     /// Something was heard on it.
     pub(super) fn was_heard(&self) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
+        self.ears.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whoever asks next needs another one: said by nobody who waited, perhaps, since they may have less patience than it takes.
+    pub(super) fn is_lost(&self) -> bool {
+        self.ears.is_lost.load(Ordering::Relaxed)
+    }
+
+    fn heard(&self) -> u64 {
+        self.ears.heard.load(Ordering::Relaxed)
     }
 
     /// Nothing was ever heard on it.
     pub(super) fn is_mute(&self) -> bool {
-        self.heard.load(Ordering::Relaxed) == 0
+        self.heard() == 0
     }
 }
 
-async fn let_in_on(channel: Channel, user: Option<(String, String)>) -> Result<Client, Fault> {
+async fn let_in_on(
+    channel: Channel,
+    user: Option<(String, String)>,
+    ears: Arc<Ears>,
+) -> Result<Client, Fault> {
     let options = ConnectOptions::new().with_require_leader(true);
     let Some((name, password)) = user else {
         return Ok(Client::from_channel(channel, Some(options)).await?);
     };
     let named = options.clone().with_user(name, password);
     let asked = Client::from_channel(channel.clone(), Some(named));
-    match timeout(LET_IN_WITHIN, asked).await {
+    let answer = timeout(LET_IN_WITHIN, asked).await;
+    match &answer {
+        Ok(Ok(_)) => drop(ears.heard.fetch_add(1, Ordering::Relaxed)),
+        Ok(Err(_)) => {}
+        Err(_) => ears.is_lost.store(true, Ordering::Relaxed),
+    }
+    match answer {
         Ok(Ok(client)) => Ok(client),
         // Where nobody is asked for a name yet, ours does no harm.
         Ok(Err(error)) if Fault::says_nobody_is_asked(&error) => {
@@ -106,16 +134,17 @@ impl UnderWay {
 
     /// It is about to be sent.
     pub(super) fn sets_out(&mut self, link: &Arc<Link>) {
-        self.on = Some((Arc::clone(link), link.heard.load(Ordering::Relaxed)));
+        self.on = Some((Arc::clone(link), link.heard()));
         self.sent = clock::both();
     }
 
-    /// It is about to be sent, as soon as we are let in.
+    /// It is about to be sent, as soon as we are let in. That may take longer than whoever asks has patience, and goes on for whoever asks
+    /// next: the connection is none the worse for it.
     pub(super) async fn sets_out_as_ourselves(
         &mut self,
         link: &Arc<Link>,
     ) -> Result<Client, Fault> {
-        self.sets_out(link);
+        (self.on, self.sent) = (None, clock::both());
         let client = link.client().await?;
         self.sets_out(link);
         Ok(client)
@@ -124,6 +153,6 @@ impl UnderWay {
     /// The connection that it went over, if nothing was heard on that since.
     pub(super) fn silent(&self) -> Option<&Arc<Link>> {
         let (link, heard) = self.on.as_ref()?;
-        (link.heard.load(Ordering::Relaxed) == *heard).then_some(link)
+        (link.heard() == *heard).then_some(link)
     }
 }

@@ -49,7 +49,7 @@ use crate::{
 pub type HandIn = Arc<dyn Fn(News) + Send + Sync>;
 
 /// Where etcd is, and as whom we go there.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// `http://host:port` or `https://host:port`; an order names one by its place.
     pub endpoints: Vec<String>,
@@ -71,7 +71,7 @@ impl fmt::Debug for Settings {
 }
 
 /// Whom we trust, and who we are, as PEM.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Tls {
     /// Who signs certificates of etcd's members.
     pub ca: Vec<u8>,
@@ -119,6 +119,15 @@ struct Watched {
 }
 
 impl Etcd {
+    /// Could there be a client with these settings? Asks nobody.
+    pub fn check(settings: &Settings) -> Result<(), EtcdFault> {
+        let mut lines = settings
+            .endpoints
+            .iter()
+            .map(|one| Line::new(one, settings));
+        lines.try_for_each(|line| line.map(drop))
+    }
+
     /// Connects to nobody yet. Orders are obeyed on the tokio runtime that they are given on.
     pub fn new(settings: Settings, hand_in: HandIn) -> Result<Self, EtcdFault> {
         let line = |endpoint: &String| Line::new(endpoint, &settings).map(Arc::new);
