@@ -105,13 +105,11 @@ impl Seeker {
     /// Who has it, for people.
     pub(super) fn holder(&self, path: &Path) -> Missed {
         let record = self.record(path);
-        if let Some(count) = record.as_ref().and_then(|record| record.slots)
-            && count != self.spec.slots
-            && let Some(why) = self.wrong_number()
-        {
-            return Missed::Wrong(why);
-        }
         if let Some(record) = record {
+            // To look at all files would ring the bell for everybody who waits for them, and for us.
+            if let Some(why) = locks::of_another_number(&record, self.spec.slots) {
+                return Missed::Wrong(why);
+            }
             let why = format!("held by {}", record.holder());
             return Missed::Busy(why, Some(holder_of(&record)));
         }

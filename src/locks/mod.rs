@@ -22,4 +22,4 @@ pub use bell::Bell;
 pub use file::{LockFault, LockFile, default_path, holder_by_kernel};
 pub use predecessor::{Own, Patience, bury, give_way, is_orphaned, settle};
 pub use record::{Next, Proc, Record};
-pub use slots::{other_number, others_held, settle_others};
+pub use slots::{of_another_number, other_number, others_held, settle_others};

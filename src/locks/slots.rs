@@ -21,14 +21,19 @@ pub fn other_number(first: &Path, slots: u32) -> Result<Option<String>, LockFaul
         if let Some(record) = record_of_another(&file, slots)?
             && holder_by_kernel(&file).is_some()
         {
-            let theirs = record.slots.unwrap_or_default();
-            let holder = record.holder();
-            return Ok(Some(format!(
-                "it has {theirs} slots for {holder}, and {slots} here; say the same number"
-            )));
+            return Ok(of_another_number(&record, slots));
         }
     }
     Ok(None)
+}
+
+/// Does this record say another number than `slots`? For people.
+pub fn of_another_number(record: &Record, slots: u32) -> Option<String> {
+    let theirs = record.slots.filter(|theirs| *theirs != slots)?;
+    let holder = record.holder();
+    Some(format!(
+        "it has {theirs} slots for {holder}, and {slots} here; say the same number"
+    ))
 }
 
 /// Is there a slot of another number that is not given back? Then [`settle_others`] has something to do; it has, too, where that cannot be told.
@@ -63,8 +68,8 @@ pub fn settle_others(first: &Path, slots: u32, own: Own<'_>) -> Result<(), Strin
 /// Its record, if that says that it is held, and one of another number.
 fn record_of_another(file: &LockFile, slots: u32) -> Result<Option<Record>, LockFault> {
     let differs = |record: &Record| {
-        let count = record.slots.is_some_and(|count| count != slots);
-        count && record.held && record.is_of_this_boot()
+        let is_held = record.held && record.is_of_this_boot();
+        is_held && of_another_number(record, slots).is_some()
     };
     Ok(file.record()?.filter(differs))
 }
