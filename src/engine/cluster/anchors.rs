@@ -102,7 +102,14 @@ impl Anchors {
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        matches!(self.phase, Phase::Settled)
+        matches!(self.phase, Phase::Settled) && self.again.is_none()
+    }
+
+    /// No answer is waited for any more.
+    pub(super) fn lost(&mut self, now: Moment) {
+        if !matches!(self.phase, Phase::Settled | Phase::Due(_)) {
+            self.phase = Phase::Due(now);
+        }
     }
 
     pub(super) fn trouble(&self) -> Option<&str> {

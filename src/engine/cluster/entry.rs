@@ -244,6 +244,7 @@ impl Entry {
     pub(super) fn lost(&mut self, now: Moment) {
         self.known.clear();
         self.asked = None;
+        self.anchors.lost(now);
         self.fall_behind(now);
     }
 
@@ -562,8 +563,8 @@ impl Entry {
             }
             return Verdict::Fine;
         }
-        // Whether it was done is not known.
-        for step in steps.into_iter().filter(|step| step.value.is_some()) {
+        // Whether it was done is not known: of a record that was to go, too, which may be wanted again by now.
+        for step in steps {
             let mark = self.known.entry(step.key).or_default();
             mark.value = None;
             (mark.endpoint, mark.target) = (step.endpoint, step.target);
