@@ -1,4 +1,5 @@
-//! The way to etcd: built from `[etcd]`, and again when that changes. Where it cannot be built every question is answered with why.
+//! The way to etcd: built from `[etcd]` and the files that it names, and again when one of them changes. Where it cannot be built every
+//! question is answered with why.
 
 use std::{fs, io, path::Path, sync::Arc};
 
@@ -13,19 +14,33 @@ use crate::{
     },
     etcd::{Etcd, Settings, Tls},
     sys::clock,
+    time::{Moment, Span},
 };
 
 /// What questions are handed to.
 pub(super) struct Ways {
     spec: Option<EtcdSpec>,
+    /// What the way was built with.
+    settings: Option<Settings>,
     way: Result<Etcd, String>,
+    tried: Moment,
     hand_in: mpsc::UnboundedSender<Inbox>,
 }
 
+/// A way that could not be built is tried again so often, while somebody asks.
+const TRY_EVERY: Span = Span::secs(1);
+
 impl Ways {
     pub(super) fn new(spec: Option<EtcdSpec>, hand_in: mpsc::UnboundedSender<Inbox>) -> Self {
-        let way = build(spec.as_ref(), &hand_in);
-        Self { spec, way, hand_in }
+        let mut ways = Self {
+            spec,
+            settings: None,
+            way: Err(String::new()),
+            tried: clock::now(),
+            hand_in,
+        };
+        ways.build();
+        ways
     }
 
     /// Why nobody can be asked, if so.
@@ -35,14 +50,34 @@ impl Ways {
     }
 
     /// Another configuration was accepted. What is under way on the way before is answered as lost.
-    pub(super) fn follow(&mut self, spec: Option<&EtcdSpec>) {
-        if self.spec.as_ref() != spec {
-            self.spec = spec.cloned();
-            self.way = build(spec, &self.hand_in);
+    pub(super) fn follow(&mut self, spec: Option<EtcdSpec>) {
+        let is_same = self.spec == spec;
+        self.spec = spec;
+        match settings(self.spec.as_ref()) {
+            Ok(settings) if self.way.is_ok() && self.settings.as_ref() == Some(&settings) => {}
+            // What was good for this configuration is better than nothing.
+            Err(_) if is_same && self.way.is_ok() => {}
+            Ok(_) | Err(_) => self.build(),
         }
     }
 
+    fn build(&mut self) {
+        self.tried = clock::now();
+        let hand_in = self.hand_in.clone();
+        let sink = move |news| {
+            let _ = hand_in.send(Inbox::Etcd(news));
+        };
+        self.way = settings(self.spec.as_ref()).and_then(|settings| {
+            self.settings = Some(settings.clone());
+            Etcd::new(settings, Arc::new(sink)).map_err(|e| format!("failed to {e}"))
+        });
+    }
+
     pub(super) fn obey(&mut self, order: Order) {
+        // A file may have been missing for a moment.
+        if self.fault().is_some() && self.tried.after(TRY_EVERY) <= clock::now() {
+            self.build();
+        }
         let failure = match &mut self.way {
             Ok(etcd) => return etcd.obey(order),
             Err(why) => Failure::Unreachable(why.clone()),
@@ -63,7 +98,16 @@ impl Ways {
     }
 }
 
-fn build(spec: Option<&EtcdSpec>, hand_in: &mpsc::UnboundedSender<Inbox>) -> Result<Etcd, String> {
+/// Can etcd be asked with this? An error names what is wrong, for people.
+pub(super) fn check(spec: Option<&EtcdSpec>) -> Result<(), String> {
+    if spec.is_none() {
+        return Ok(());
+    }
+    let settings = settings(spec).map_err(|why| format!("error: {why}"))?;
+    Etcd::check(&settings).map_err(|e| format!("error: failed to {e}"))
+}
+
+fn settings(spec: Option<&EtcdSpec>) -> Result<Settings, String> {
     let spec = spec.ok_or("there is no [etcd]")?;
     let tls = spec.tls.as_ref().map(|tls| {
         let identity = match &tls.identity {
@@ -73,16 +117,11 @@ fn build(spec: Option<&EtcdSpec>, hand_in: &mpsc::UnboundedSender<Inbox>) -> Res
         let ca = read(&tls.ca)?;
         Ok::<_, String>(Tls { ca, identity })
     });
-    let settings = Settings {
+    Ok(Settings {
         endpoints: spec.endpoints.clone(),
         user: spec.user.clone(),
         tls: tls.transpose()?,
-    };
-    let hand_in = hand_in.clone();
-    let sink = move |news| {
-        let _ = hand_in.send(Inbox::Etcd(news));
-    };
-    Etcd::new(settings, Arc::new(sink)).map_err(|e| format!("failed to {e}"))
+    })
 }
 
 fn read(path: &str) -> Result<Vec<u8>, String> {

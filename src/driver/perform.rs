@@ -7,6 +7,7 @@ use crate::{
     driver::{
         books,
         boot::{self, Accepted, Request},
+        cluster,
         inbox::Inbox,
         probe,
         run::{Driver, author, worker_of},
@@ -104,8 +105,8 @@ impl Driver {
                     }
                 }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
+                Effect::Way(etcd) => self.ways.follow(etcd),
                 Effect::Accept { config, previous } => {
-                    self.ways.follow(config.etcd.as_ref());
                     let accepted = Accepted {
                         config: *config,
                         previous: previous.into_iter().collect(),
@@ -438,9 +439,11 @@ impl Driver {
         let path = self.settings.config.clone();
         let machine = ThisMachine::of_daemon(&self.welcome);
         self.in_background(move || {
-            let result = config::load(&path, &machine)
-                .map(Box::new)
-                .map_err(|faults| faults.render(false));
+            let result = config::load(&path, &machine).map_err(|faults| faults.render(false));
+            let result = result.and_then(|config| {
+                cluster::check(config.etcd.as_ref())?;
+                Ok(Box::new(config))
+            });
             Inbox::ConfigRead(purpose, result)
         });
     }
@@ -482,7 +485,7 @@ impl Driver {
         let state = self.settings.directories.state.clone();
         let console = self.console.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(why) = crate::driver::cluster::pin(&state, pin) {
+            if let Err(why) = cluster::pin(&state, pin) {
                 console.say(format!("leasehold: {why}"));
             }
         });

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     config::{
         Config,
-        spec::{EnvFile, FleetSpec, SingletonSpec},
+        spec::{EnvFile, EtcdSpec, FleetSpec, SingletonSpec},
     },
     engine::{
         book::{Book, Miss, Outcome, Run, Skip},
@@ -109,6 +109,8 @@ pub enum Effect {
     KillByHand(WorkerId),
     /// Read the configuration, bind what it needs.
     ReadConfig(Purpose),
+    /// Questions to etcd go this way from now on.
+    Way(Option<EtcdSpec>),
     /// This configuration is now the accepted one.
     Accept {
         /// The whole.

@@ -107,8 +107,8 @@ impl Slot {
     }
 
     /// What follows gives the lock to somebody else, or has no time left: the hook must not be there then.
-    pub(super) fn end_pre_stop(desk: &mut Desk<'_>) {
-        if desk.spec.process.pre_stop.is_some() && desk.spec.singleton.is_some() {
+    pub(super) fn end_pre_stop(&self, desk: &mut Desk<'_>) {
+        if self.gate.sought().is_some() {
             let (key, generation) = (desk.task(TaskKind::PreStop), Generation(1));
             desk.out.keeper(Op::Kill {
                 key,
@@ -151,7 +151,7 @@ impl Slot {
             again: desk.now.after(KILL_AGAIN),
         };
         desk.record(self.generation, What::Killed { reason, drained });
-        Self::end_pre_stop(desk);
+        self.end_pre_stop(desk);
         if self.gate.lease_spec().is_some() {
             let worker = desk.worker.clone();
             desk.out.list.push(Effect::KillByHand(worker));
@@ -213,7 +213,7 @@ impl Slot {
         self.process = None;
         self.said.clear();
         self.forget_vitals();
-        Self::end_pre_stop(desk);
+        self.end_pre_stop(desk);
         desk.out.keeper(Op::Forget {
             key: desk.key(),
             generation: self.generation,

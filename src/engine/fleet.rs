@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::FleetSpec,
+    config::spec::{FleetSpec, SingletonSpec},
     engine::{
         cron::{Clock, Cron},
         effect::{Effects, Ending, Subject, What},
@@ -278,11 +278,36 @@ impl Fleet {
         if stance == Stance::Keep {
             self.tend_standbys(&places, room);
         }
+        self.end_with_lease(stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(&places, stance, room);
         }
         if stance == Stance::Keep {
             self.roll(&places, room);
+        }
+    }
+
+    /// Whoever has a lock by a lease that is to be another one ends at once, however many that are and whatever depends on them: the node has
+    /// one lease, and nobody begins by it until all of them are gone.
+    fn end_with_lease(&mut self, stance: Stance, room: &mut Room<'_>) {
+        let lease = |spec: &SingletonSpec| {
+            let lease = spec.lease.as_ref()?;
+            Some((lease.authority.clone(), lease.epoch, lease.ttl))
+        };
+        let Some(ours) = self.spec.singleton.as_ref().and_then(lease) else {
+            return;
+        };
+        let ends = |slot: &Slot| {
+            let its = slot.gate.sought().and_then(lease);
+            slot.leads() && !slot.is_ending() && its.is_some_and(|its| its != ours)
+        };
+        if !matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
+            return;
+        }
+        let all = self.slots.iter().filter(|(_, slot)| ends(slot));
+        let all: Vec<SlotIndex> = all.map(|(index, _)| *index).collect();
+        for index in all {
+            self.with_slot(index, room, |slot, desk| slot.stop(Ending::Rollout, desk));
         }
     }
 

@@ -188,7 +188,7 @@ impl Slot {
             | State::PreStop { .. }
             | State::Draining { .. } => {
                 self.ending = Some(Ending::LeaseLapsed);
-                Self::end_pre_stop(desk);
+                self.end_pre_stop(desk);
                 self.signal_stop(desk);
             }
         }

@@ -5,7 +5,7 @@ use crate::{
     engine::{
         book::Outcome,
         cluster::{
-            Cluster, Membership, Want, Word,
+            Cluster, Membership, Said, Want, Word,
             docket::{Dispute, Fate, Jobs, Tick},
             rpc::{LeaseId, News},
         },
@@ -21,6 +21,10 @@ use crate::{
 
 /// Stands between the name of a machine and that of one command's run on it: such a node comes and goes, and is not missed.
 pub const PASSING: &str = "/lock-";
+
+/// Why a worker waits that nobody speaks to.
+const AFTER_RELOAD: &str =
+    "waits until nobody here has a lock by the lease of before the last reload";
 
 /// How a node of this configuration takes part in a cluster, if it does.
 pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
@@ -182,13 +186,19 @@ impl Supervisor {
         // What is said to a gate may change what it wants.
         for _ in 0..4 {
             let mut wants = self.wants();
-            let jobs = self.jobs(now);
+            let mut jobs = self.jobs(now);
             let demands = self.demands(now);
             let wanted = membership(&self.config, &self.facts);
             let over = self.is_over(now);
+            let is_run = |want: &Want| {
+                let fleet = self.fleets.get(&want.worker.fleet);
+                fleet.is_some_and(|fleet| fleet.spec.cron.is_some())
+            };
+            let run_holds = wants.iter().any(|one| one.ticket.is_some() && is_run(one));
             let Some(cluster) = &mut self.cluster else {
                 // What is configured is joined when what was before is left.
-                self.cluster = wanted.map(|one| Cluster::new(one, now));
+                self.take_way(out);
+                self.cluster = wanted.map(|one| Cluster::new(one, self.last_call, now));
                 if self.cluster.is_none() {
                     return;
                 }
@@ -202,9 +212,23 @@ impl Supervisor {
             let specs = fleets.filter_map(|fleet| fleet.spec.singleton.as_ref());
             cluster.attend(specs.filter(|spec| spec.is_of_cluster()));
             let moves = !cluster.fits(wanted.as_ref()) || cluster.leaves();
-            // What is configured now is not for those who know it as it was.
-            if moves || cluster.is_outdated() {
-                wants.retain(|want| want.ticket.is_some());
+            // What is configured now is not for those who know it as it was. A run of a job ends when it ends: nobody waits for that to have
+            // a lease of another length.
+            let mut waiting = Vec::new();
+            if moves || (cluster.is_outdated() && !run_holds) {
+                waiting.extend(wants.extract_if(.., |want| want.ticket.is_none()));
+                // A tick that could not begin here is left to other nodes.
+                let fleets = &self.fleets;
+                let is_free = |job: &FleetName| {
+                    let fleet = fleets.get(job);
+                    fleet.is_some_and(|fleet| fleet.spec.singleton.is_none())
+                };
+                let disputes = &mut jobs.disputes;
+                disputes.retain(|dispute| !moves && is_free(&dispute.tick.0));
+            }
+            let way_due = !moves && std::mem::take(&mut self.way_due);
+            if way_due {
+                out.list.push(Effect::Way(self.config.etcd.clone()));
             }
             if over || (moves && wants.is_empty()) {
                 cluster.leave(now);
@@ -229,7 +253,12 @@ impl Supervisor {
             };
             cluster.keep_offers(is_there, now);
             cluster.demand(&demands, now);
-            let said = cluster.follow(&wants, &jobs, now, &mut orders);
+            let mut said = cluster.follow(&wants, &jobs, now, &mut orders);
+            for want in waiting {
+                if want.waits.as_deref() != Some(AFTER_RELOAD) {
+                    said.push((want.worker, Said::Waits(AFTER_RELOAD.to_owned())));
+                }
+            }
             let verdicts = cluster.verdicts();
             let shares = cluster.shares();
             self.node.session = cluster.row();
@@ -244,6 +273,7 @@ impl Supervisor {
                 out.list.extend(pin.map(Effect::Pin));
             }
             if moves && !over && cluster.has_left(now) {
+                self.last_call = cluster.last_call();
                 self.cluster = None;
                 continue;
             }
@@ -307,6 +337,13 @@ impl Supervisor {
         let told = self.former.iter().rev().find(|(one, ..)| one == tick);
         let lost = Fate::Ended(Outcome::Lost, self.clock.at(now));
         told.map_or(lost, |(_, outcome, ended)| Fate::Ended(*outcome, *ended))
+    }
+
+    /// The way of now is the way of the configuration of now.
+    fn take_way(&mut self, out: &mut Effects) {
+        if std::mem::take(&mut self.way_due) {
+            out.list.push(Effect::Way(self.config.etcd.clone()));
+        }
     }
 
     fn wants(&self) -> Vec<Want> {

@@ -573,6 +573,7 @@ impl Supervisor {
         now: Moment,
         out: &mut Effects,
     ) {
+        let result = result.and_then(|config| self.keeps_its_name(config));
         let request = match purpose {
             Purpose::Plan(request) => {
                 let reply = result
@@ -587,7 +588,6 @@ impl Supervisor {
         };
         self.reading = false;
         self.node.reloads = self.asked.reloads;
-        let result = result.and_then(|config| self.keeps_its_name(config));
         let reply = match result {
             Ok(config) => Ok(Reply::Plan {
                 changes: self.accept(*config, now, out),
@@ -620,6 +620,7 @@ impl Supervisor {
         let changes = diff::diff(&self.config, &config);
         self.rejected = None;
         self.config = config;
+        self.way_due = true;
         self.facts.node.clone_from(&self.config.node.name);
         out.record(
             now,

@@ -99,6 +99,10 @@ pub struct Supervisor {
     pub(super) saving: Option<Saving>,
     pub(super) waiting: VecDeque<(RequestId, Command)>,
     pub(super) reading: bool,
+    /// A configuration was accepted, and questions to etcd go the way of the one before.
+    pub(super) way_due: bool,
+    /// Questions to etcd were numbered up to here before the cluster that there is.
+    pub(super) last_call: u64,
     pub(super) rejected: Option<String>,
     pub(super) said_stopping: Stopping,
     pub(super) exited: bool,
@@ -149,7 +153,7 @@ impl Supervisor {
             fleets,
             node,
             asked,
-            cluster: membership(&config, &facts).map(|one| Cluster::new(one, now)),
+            cluster: membership(&config, &facts).map(|one| Cluster::new(one, 0, now)),
             former: VecDeque::new(),
             vigil: Vigil::new(now),
             config,
@@ -165,6 +169,8 @@ impl Supervisor {
             saving: None,
             waiting: VecDeque::new(),
             reading: false,
+            way_due: false,
+            last_call: 0,
             rejected: None,
             said_stopping: Stopping::No,
             exited: false,

@@ -127,7 +127,10 @@ impl Core {
                 generation,
                 body,
             } => {
-                self.store(&key, body);
+                // Whoever is killed in case he is there makes no row by it.
+                if self.rows.contains_key(&key) {
+                    self.store(&key, body);
+                }
                 if self.lives(&key, generation) {
                     kernel.kill(&key);
                 }

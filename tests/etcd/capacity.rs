@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use leasehold::{
-    engine::cluster::rpc::{Body, Do, KeyValue, Reply, Request, Txn},
+    engine::cluster::rpc::{Body, Do, KeyValue, LeaseId, Reply, Request, Txn},
     sys::clock,
     time::Span,
 };
@@ -336,14 +336,18 @@ fn a_supervisors_death_gives_no_unit_away_and_neither_does_a_new_keepers() {
     world.start(", cluster_max = 4");
     world.want(0, 3);
     world.until_units("three are counted", SOON, &[3]);
-    let before = world.units();
+    let created = |world: &mut World| -> Vec<(String, i64, Option<LeaseId>)> {
+        let units = world.units().into_values();
+        units.map(|kv| (kv.key, kv.created, kv.lease)).collect()
+    };
+    let before = created(&mut world);
     let supervisor = world.nodes[0].status().supervisor();
     send(supervisor, Signal::KILL);
     world.nodes[0].wait("another supervisor", 10_000, |status| {
         status.supervisor() != supervisor
     });
     world.stays("they are the same", TTL.plus(Span::secs(2)), |world| {
-        world.units() == before
+        created(world) == before
     });
     world.want(0, 4);
     world.until_live("it goes on", SOON, |all| all == [4]);

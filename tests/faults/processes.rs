@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    rig::{Mode, Rig, is_root, pause, send, until, until_true},
+    rig::{Mode, Rig, Status, is_root, pause, send, until, until_true},
     world::{How, Times, WORKER, World, all_rows, milliseconds},
 };
 
@@ -580,22 +580,43 @@ fn a_reload_reaches_the_lease() {
     let places = (keys("/leasehold/v1/main/s/"), keys("/leasehold/v1/prod/s/"));
     assert_eq!(places, (0, 1));
 
+    // Another one that cannot begin before the first has: neither waits for the other to go.
+    let text = std::fs::read_to_string(world.nodes[0].path("leasehold.toml")).unwrap();
+    let lock = text
+        .lines()
+        .find(|line| line.contains("singleton = "))
+        .unwrap();
+    let second = format!(
+        "[fleet.second]\ncommand = [\"/bin/sleep\", \"1000\"]\nafter = {{ billing = \"ready\" }}\n{}\n[fleet.billing]",
+        lock.replace("/lock\"", "/second\"")
+    );
+    world.edit(0, "[fleet.billing]", &second);
+    let both = |status: &Status| status.fleet("second")["ready"] == 1;
+    world.nodes[0].wait("both run", 10_000, both);
     world.edit(0, "lease_ttl = \"5s\"", "lease_ttl = \"9s\"");
     let longer = world.after(&moved, Span::secs(10));
+    world.nodes[0].wait("both run", 10_000, both);
     world.nodes[0].wait("it has a longer lease", 5_000, |status| {
         status.0["cluster"]["ttl_ms"] == 9_000
     });
     assert!(longer.fence > moved.fence, "{longer:?} {moved:?}");
 
     let text = std::fs::read_to_string(world.nodes[0].path("leasehold.toml")).unwrap();
-    let other = text.replace("name = \"n0\"", "name = \"n9\"");
-    std::fs::write(world.nodes[0].path("leasehold.toml"), other).unwrap();
-    let refused = world.nodes[0].cli(&["reload"]);
-    assert!(
-        refused.code == 78 && refused.err.contains("needs a restart of the daemon"),
-        "{}",
-        refused.err
-    );
+    let renamed = text.replace("name = \"n0\"", "name = \"n9\"");
+    let secured = text
+        .replace("http://", "https://")
+        .replace("[etcd]", "[etcd]\ntls = { ca = \"/nowhere.pem\" }");
+    for (other, why) in [
+        (renamed, "needs a restart of the daemon"),
+        (secured, "cannot read /nowhere.pem"),
+    ] {
+        std::fs::write(world.nodes[0].path("leasehold.toml"), other).unwrap();
+        for verb in ["plan", "reload"] {
+            let refused = world.nodes[0].cli(&[verb]);
+            let is_told = refused.code == 78 && refused.err.contains(why);
+            assert!(is_told, "{verb}: {}", refused.err);
+        }
+    }
     assert_eq!(world.somebody(5_000), longer);
 }
 

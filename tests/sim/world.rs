@@ -1108,6 +1108,7 @@ impl World {
                 Effect::Watch { .. }
                 | Effect::AskSource { .. }
                 | Effect::Weigh(_)
+                | Effect::Way(_)
                 | Effect::Etcd(_)
                 | Effect::Pin(_) => {}
                 Effect::ReadSource(fleet) => {

@@ -56,6 +56,17 @@ pub(super) struct Calls {
 }
 
 impl Calls {
+    pub(super) fn after(last: u64) -> Self {
+        Self {
+            last,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
     pub(super) fn id(&mut self) -> CallId {
         self.last += 1;
         CallId(self.last)

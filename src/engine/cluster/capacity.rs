@@ -313,7 +313,7 @@ impl Capacity {
 
     fn see(&mut self, all: impl Iterator<Item = KeyValue>, lease: LeaseId, now: Moment) {
         self.held.clear();
-        self.strays.clear();
+        let strays = std::mem::take(&mut self.strays);
         self.taken.clear();
         let doubtful = std::mem::take(&mut self.doubtful);
         // A supervisor before us may have given some back, and that may still be on its way.
@@ -327,7 +327,9 @@ impl Capacity {
             let is_ours = keys::decode::<UnitCard>(&kv.value).is_some_and(|card| card == self.card);
             // Whatever it says: nobody else has our lease.
             let is_on_ours = kv.lease == Some(lease);
-            if is_on_ours && !is_first && !doubtful.contains(&index) {
+            let is_doubted =
+                is_first || doubtful.contains(&index) || strays.get(&index) == Some(&kv.modified);
+            if is_on_ours && !is_doubted {
                 self.held.insert(index, kv.modified);
             } else if is_ours || is_on_ours {
                 self.strays.insert(index, kv.modified);

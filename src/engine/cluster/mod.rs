@@ -168,7 +168,8 @@ pub(in crate::engine) struct Cluster {
 }
 
 impl Cluster {
-    pub(in crate::engine) fn new(membership: Membership, now: Moment) -> Self {
+    /// `last_call`: of whatever was there before, so that no late answer to that is taken for one of ours.
+    pub(in crate::engine) fn new(membership: Membership, last_call: u64, now: Moment) -> Self {
         let prefix = Prefix::new(&membership.cluster);
         let identity = Identity {
             key: prefix.node(&membership.node),
@@ -192,7 +193,7 @@ impl Cluster {
             ),
             prefix: prefix.clone(),
             session: Session::new(identity, membership.pin, now),
-            calls: Calls::default(),
+            calls: Calls::after(last_call),
             queues: BTreeMap::new(),
             candidates: BTreeMap::new(),
             attended: BTreeMap::new(),
@@ -336,6 +337,11 @@ impl Cluster {
     /// Another lease is configured than it has: whoever has a lock by this one ends first.
     pub(in crate::engine) fn is_outdated(&self) -> bool {
         self.session.is_outdated()
+    }
+
+    /// Its calls are numbered up to here.
+    pub(in crate::engine) fn last_call(&self) -> u64 {
+        self.calls.last()
     }
 
     /// Was it told to leave?

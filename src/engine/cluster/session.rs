@@ -161,6 +161,8 @@ pub(super) struct Session {
     pub(super) pin: Option<Pin>,
     /// The newest revision that was read.
     newest: i64,
+    /// For so long the last lease was asked for.
+    asked: Span,
 }
 
 fn forgot() -> String {
@@ -180,6 +182,7 @@ impl Session {
             trip: None,
             pin,
             newest: 0,
+            asked: Span::ZERO,
         }
     }
 
@@ -537,7 +540,8 @@ impl Session {
         if !health.has_leader {
             return self.put_off(Failure::NoLeader.to_string(), desk.now);
         }
-        let seconds = self.identity.ttl.as_millis().div_ceil(1_000);
+        self.asked = self.identity.ttl;
+        let seconds = self.asked.as_millis().div_ceil(1_000);
         let ttl = i64::try_from(seconds).unwrap_or(i64::MAX);
         let request = Request::Grant { ttl };
         let call = desk.ask(self.favourite, request, PATIENCE, Purpose::Session);
@@ -648,7 +652,7 @@ impl Session {
         let row = SessionRow {
             lease,
             ttl,
-            asked: self.identity.ttl,
+            asked: self.asked,
             created: ours.created,
             cluster,
             lapsed: false,
