@@ -358,16 +358,18 @@ impl Gates {
                 return (None, None);
             }
         };
-        let lease = seeker.spec.lease.clone();
-        self.seekers.remove(&worker);
         let fd = match file.duplicate() {
             Ok(fd) => fd,
             Err(e) => {
+                seeker.settling = None;
                 set_free(&file);
+                self.look_again(LOOK_EVERY);
                 let why = format!("cannot duplicate a descriptor: {e}");
                 return (None, Some(waits(worker, why, None)));
             }
         };
+        let lease = seeker.spec.lease.clone();
+        self.seekers.remove(&worker);
         let name = lock_name(&worker);
         let leader = None;
         self.held.insert(worker.clone(), Held { file, leader });

@@ -66,6 +66,15 @@ fn tell(fleet: FleetName, word: Word, now: Moment, out: &mut Effects) {
 impl Supervisor {
     /// Takes over the session of the supervisor before, and its records.
     pub(super) fn resume_cluster(&mut self, now: Moment) {
+        let membership = membership(&self.config, &self.facts);
+        if let (Some(membership), Some((cluster, epoch))) = (membership, self.node.home.clone()) {
+            let before = Membership {
+                cluster,
+                epoch,
+                ..membership
+            };
+            self.cluster = Some(Cluster::new(before, 0, now));
+        }
         if let (Some(cluster), Some(row)) = (&mut self.cluster, self.node.register) {
             cluster.adopt_register(row, now);
         }
@@ -262,6 +271,7 @@ impl Supervisor {
             let verdicts = cluster.verdicts();
             let shares = cluster.shares();
             self.node.session = cluster.row();
+            self.node.home = self.node.session.is_some().then(|| cluster.home());
             self.node.register = cluster.register_row();
             for (fleet, word) in cluster.words() {
                 tell(fleet, word, now, out);

@@ -42,6 +42,8 @@ pub(super) struct NodeBody {
     pub(super) reopens: u64,
     /// Its session in the cluster.
     pub(super) session: Option<SessionRow>,
+    /// In which one, and under which epoch: another one may be configured, which is joined when this one is left.
+    pub(super) home: Option<(String, u64)>,
     /// What its records there hang on.
     pub(super) register: Option<RegisterRow>,
 }
@@ -128,6 +130,7 @@ impl Supervisor {
             reloads: asked.reloads,
             reopens: asked.reopens,
             session: None,
+            home: None,
             register: None,
         };
         let mut fleets: BTreeMap<FleetName, Fleet> = config

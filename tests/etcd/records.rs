@@ -705,6 +705,11 @@ fn a_full_etcd_still_hears_who_goes() {
     world.nodes[node].ok(&["start", "web/1"]);
     world.until_target(node, "etcd", "failed", "NOSPACE");
     world.nodes[node].settle(10_000);
+    let supervisor = world.nodes[node].status().supervisor();
+    send(supervisor, Signal::KILL);
+    world.nodes[node].wait("another supervisor", 10_000, |status| {
+        status.supervisor() != supervisor
+    });
     world.nodes[node].ok(&["stop", "web/0"]);
     world.until_records(0, SOON);
 }

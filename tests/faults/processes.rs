@@ -620,6 +620,29 @@ fn a_reload_reaches_the_lease() {
     assert_eq!(world.somebody(5_000), longer);
 }
 
+/// The next supervisor knows of both: of the cluster that is left, and of the one that is configured.
+#[test]
+fn a_node_that_moves_survives_its_supervisor() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let first = world.holding(&How {
+        worker: "-i",
+        ..How::default()
+    });
+    let asked = clock::now();
+    world.edit(0, "[etcd]", "[etcd]\ncluster = \"prod\"");
+    send(world.supervisor(&first), Signal::KILL);
+    world.after(&first, Span::secs(10));
+    let stayed = world.run(&first).last.since(asked);
+    // The grace of its fleet; nobody took its lock away before.
+    assert!(stayed >= Span::millis(1_900), "it had {stayed}");
+    let status = world.nodes[0].wait("it is there", 5_000, |status| {
+        status.0["cluster"]["state"] == "joined"
+    });
+    assert_eq!(status.0["cluster"]["name"], "prod");
+}
+
 /// Whoever is first in the queue and cannot begin must not be in the way.
 #[test]
 fn somebody_whose_lock_file_is_taken_stands_back() {

@@ -68,6 +68,13 @@ struct Claim {
     wrote: BTreeMap<String, String>,
 }
 
+/// What is said of a key that is not ours.
+pub(super) fn somebody_elses(key: &str) -> String {
+    format!(
+        "{key} is somebody else's, and is not overwritten; `etcdctl del` it if nobody needs it, or choose another name"
+    )
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Anchors {
     /// Where it is written down what we wrote; nowhere: there is nothing to be written.
@@ -103,6 +110,13 @@ impl Anchors {
 
     pub(super) fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Settled) && self.again.is_none()
+    }
+
+    /// Somebody may have changed them: it is not waited for the next look.
+    pub(super) fn look_again(&mut self, now: Moment) {
+        if self.again.is_some() && matches!(self.phase, Phase::Settled) {
+            self.again = Some(now);
+        }
     }
 
     /// No answer is waited for any more.
@@ -267,7 +281,7 @@ impl Anchors {
                 // Another node means it otherwise, and came later.
                 Some(_) if is_ours => {}
                 Some(_) => {
-                    let why = format!("{key} is somebody else's, and is not overwritten");
+                    let why = somebody_elses(&key);
                     after.fault.get_or_insert(why);
                 }
                 None => {

@@ -10,7 +10,7 @@ use crate::{
     config::spec::RecordsSpec,
     engine::{
         cluster::{
-            anchors::Anchors,
+            anchors::{Anchors, somebody_elses},
             calls::{Desk, Purpose},
             keys,
             rpc::{
@@ -153,6 +153,8 @@ pub(super) struct Entry {
     behind: Option<Moment>,
     targets: Vec<Target>,
     anchors: Anchors,
+    /// There was a record of ours when everything was as it is to be.
+    had_some: bool,
     /// Nothing is to be published any more since then.
     withdrawn: Option<Moment>,
     pub(super) words: Vec<Word>,
@@ -181,6 +183,10 @@ impl Entry {
 
     pub(super) fn offer(&mut self, offer: Offer, endpoints: &str, wall: Stamp, now: Moment) {
         let mut before = std::mem::take(&mut self.targets);
+        let numbers: Vec<(&'static str, String)> = before
+            .iter()
+            .map(|one| (one.kind, one.target.clone()))
+            .collect();
         let names = records::targets(&offer, endpoints).into_iter();
         let targets = names.map(|(kind, target)| {
             let mut there = before.iter_mut();
@@ -192,6 +198,7 @@ impl Entry {
             }
         });
         self.targets = targets.collect();
+        self.renumber(&numbers);
         let ready = offer.listing.endpoints.iter();
         let ready: BTreeSet<Option<SlotIndex>> = ready
             .filter(|one| one.weight > 0)
@@ -209,6 +216,23 @@ impl Entry {
         self.offer = Some(offer);
         self.withdrawn = None;
         self.fall_behind(now);
+    }
+
+    /// What was written for a target is known by the target's place, which was another one `before`; none: it is gone.
+    fn renumber(&mut self, before: &[(&'static str, String)]) {
+        let targets = &self.targets;
+        let now = |place: usize| {
+            let (kind, target) = before.get(place)?;
+            let mut targets = targets.iter();
+            targets.position(|one| one.kind == *kind && one.target == *target)
+        };
+        for mark in self.known.values_mut() {
+            mark.target = mark.target.and_then(now);
+        }
+        let asked = self.asked.iter_mut().flat_map(|asked| &mut asked.steps);
+        for step in asked {
+            step.target = step.target.and_then(now);
+        }
     }
 
     /// Nothing of it is to be published any more.
@@ -436,10 +460,16 @@ impl Entry {
         (self.is_due, self.is_urgent, self.is_full) = (false, false, false);
         self.flows = false;
         (self.surprises, self.retry) = (0, Span::ZERO);
+        let has_some = !self.known.is_empty();
+        if has_some && !self.had_some {
+            // While nobody of ours was there another node may have taken away what they are found by.
+            self.anchors.look_again(now);
+        }
+        self.had_some = has_some;
         let faults = self.wanted.iter().flat_map(|wanted| &wanted.faults);
         let mut faults: BTreeMap<usize, String> = faults.cloned().collect();
         for ((target, _), key) in &self.taken {
-            let why = format!("{key} is somebody else's, and is not overwritten");
+            let why = somebody_elses(key);
             faults.insert(*target, why);
         }
         for (target, why) in &self.denied {

@@ -339,6 +339,11 @@ impl Cluster {
         self.session.is_outdated()
     }
 
+    /// Which cluster it is, under which epoch.
+    pub(in crate::engine) fn home(&self) -> (String, u64) {
+        (self.membership.cluster.clone(), self.membership.epoch)
+    }
+
     /// Its calls are numbered up to here.
     pub(in crate::engine) fn last_call(&self) -> u64 {
         self.calls.last()

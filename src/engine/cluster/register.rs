@@ -46,6 +46,8 @@ pub(in crate::engine) struct RegisterRow {
     lease: LeaseId,
     /// As granted.
     ttl: Span,
+    /// The key that says that it is ours was there.
+    signed: bool,
 }
 
 /// Who writes the records of a node.
@@ -154,6 +156,12 @@ impl Register {
     /// Goes on with the lease of the supervisor before. What hangs on it is found by looking, and by trying.
     pub(super) fn adopt(&mut self, row: RegisterRow, now: Moment) {
         self.hold(row.lease, row.ttl, now, now);
+        // An etcd that is full takes no signature, and is to be told who goes. That it stands there still is looked up.
+        if let Phase::Held(held) = &mut self.phase
+            && row.signed
+        {
+            held.signature = None;
+        }
     }
 
     fn hold(&mut self, lease: LeaseId, ttl: Span, heard: Moment, renew: Moment) {
@@ -176,6 +184,7 @@ impl Register {
             Phase::Held(held) => Some(RegisterRow {
                 lease: held.lease,
                 ttl: held.ttl,
+                signed: held.signature.is_none(),
             }),
             Phase::Away { .. } | Phase::Granting(_) | Phase::Revoking(_) => None,
         }
@@ -643,6 +652,7 @@ mod tests {
             let row = RegisterRow {
                 lease: LeaseId(7),
                 ttl: size.0,
+                signed: false,
             };
             register.adopt(row, now);
             let listing = Listing {
