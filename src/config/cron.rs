@@ -236,10 +236,11 @@ fn lock(
     cron: &mut CronSpec,
     etcd: Option<&EtcdSpec>,
 ) -> Option<SingletonSpec> {
-    let said = singleton::singleton(section, name, etcd);
-    let overlap = cron.overlap;
+    let is_alone = cron.overlap == Overlap::Forbid;
+    let is_held = is_alone || cron.retry.attempts > 1;
+    let said = singleton::singleton(section, name, etcd, is_held);
     cron.cluster = said.as_ref().is_some_and(SingletonSpec::is_of_cluster);
-    let locked = overlap == Overlap::Forbid || (cron.cluster && cron.retry.attempts > 1);
+    let locked = is_alone || (cron.cluster && is_held);
     if let Some(spec) = &said
         && ((!locked && !cron.cluster) || spec.slots != 1)
     {

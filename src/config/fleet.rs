@@ -96,7 +96,7 @@ pub(super) fn fleet(
         after,
         rank: 0,
         log: log(section),
-        singleton: singleton::singleton(section, name, etcd),
+        singleton: singleton::singleton(section, name, etcd, true),
         scale,
         cron: None,
         publish,

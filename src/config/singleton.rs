@@ -30,11 +30,12 @@ const SCOPES: [(&str, Scope); 2] = [("node", Scope::Node), ("cluster", Scope::Cl
 /// Where it is set, a lease can be had from a file, so that deadlines can be tested on one machine.
 const TEST_GATE: &str = "LEASEHOLD_TEST_GATE";
 
-/// Reads it; none if there is no such table, or it cannot be.
+/// Reads it; none if there is no such table, or it cannot be. `is_held`: a lock of a cluster would be; the ticks of a job are told apart without.
 pub(super) fn singleton(
     section: &Section<'_, '_>,
     fleet: &FleetName,
     etcd: Option<&EtcdSpec>,
+    is_held: bool,
 ) -> Option<SingletonSpec> {
     let table = section.section("singleton");
     if table.is_absent() {
@@ -53,7 +54,7 @@ pub(super) fn singleton(
     let mut takeover = Takeover::default();
     let bond = table.word("containment", &BONDS);
     if scope == Some(Scope::Cluster) {
-        lease = Some(cluster_lease(&table, etcd));
+        lease = Some(cluster_lease(&table, etcd, is_held));
         takeover = takeover_delay(&table);
     }
     let flock = table.string("flock");
@@ -84,7 +85,7 @@ pub(super) fn singleton(
         refuse_lease_keys(&table, scope.is_some() && spec.lease.is_none());
     }
     let spec = SingletonSpec { per_node, ..spec };
-    if scope == Some(Scope::Cluster) {
+    if scope == Some(Scope::Cluster) && is_held {
         check_bond(&table, spec.bond);
     }
     if per_node > spec.slots {
@@ -120,7 +121,7 @@ pub(super) fn singleton(
 const LEADER_CRASH: Span = Span::secs(3);
 
 /// `scope = "cluster"`: how it lasts.
-fn cluster_lease(table: &Section<'_, '_>, etcd: Option<&EtcdSpec>) -> LeaseSpec {
+fn cluster_lease(table: &Section<'_, '_>, etcd: Option<&EtcdSpec>, is_held: bool) -> LeaseSpec {
     let span = |key, otherwise| table.span(key).unwrap_or(otherwise);
     let lease = LeaseSpec {
         epoch: etcd.map_or(0, |etcd| etcd.epoch),
@@ -136,6 +137,9 @@ fn cluster_lease(table: &Section<'_, '_>, etcd: Option<&EtcdSpec>) -> LeaseSpec 
         );
         let help = "add [etcd] with endpoints = [\"http://10.0.0.1:2379\", …]; or scope = \"node\": one on this machine";
         table.fault("E274", "scope", message, help);
+        return lease;
+    }
+    if !is_held {
         return lease;
     }
     if !lease.is_possible() {
