@@ -274,11 +274,11 @@ impl Fleet {
             self.tend_gates(stance, room);
             return;
         }
+        self.end_with_lease(stance, room);
         self.tend_gates(stance, room);
         if stance == Stance::Keep {
             self.tend_standbys(&places, room);
         }
-        self.end_with_lease(stance, room);
         if matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             self.start_wanted(&places, stance, room);
         }
@@ -287,19 +287,17 @@ impl Fleet {
         }
     }
 
-    /// Whoever has a lock by a lease that is to be another one ends at once, however many that are and whatever depends on them: the node has
-    /// one lease, and nobody begins by it until all of them are gone.
+    /// Whoever has a lock by a lease that is to be another one, or none, ends at once, however many that are and whatever depends on them: the
+    /// node has one lease, and nobody begins by it until all of them are gone.
     fn end_with_lease(&mut self, stance: Stance, room: &mut Room<'_>) {
         let lease = |spec: &SingletonSpec| {
             let lease = spec.lease.as_ref()?;
             Some((lease.authority.clone(), lease.epoch, lease.ttl))
         };
-        let Some(ours) = self.spec.singleton.as_ref().and_then(lease) else {
-            return;
-        };
+        let ours = self.spec.singleton.as_ref().and_then(lease);
         let ends = |slot: &Slot| {
             let its = slot.gate.sought().and_then(lease);
-            slot.leads() && !slot.is_ending() && its.is_some_and(|its| its != ours)
+            slot.leads() && !slot.is_ending() && its.is_some() && its != ours
         };
         if !matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
             return;

@@ -1,7 +1,10 @@
 //! The supervisor and its cluster: what the gates want is told to it, and what it says is told to the gates.
 
 use crate::{
-    config::{Config, spec::Overlap},
+    config::{
+        Config,
+        spec::{LeaseSpec, Overlap, SingletonSpec},
+    },
     engine::{
         book::Outcome,
         cluster::{
@@ -40,6 +43,23 @@ pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
         pin: facts.pin,
         is_passing: facts.node.contains(PASSING),
     })
+}
+
+/// Is there somebody who is to end before the node can have the lease that is configured? A run of a job ends when it ends: nobody waits for
+/// that to have one of another length.
+fn awaits_another_lease(cluster: &Cluster, wants: &[Want]) -> bool {
+    let is_of_before = |want: &Want| {
+        let lease = want.spec.lease.as_ref();
+        want.ticket.is_some() && lease.is_some_and(|lease| lease.ttl != cluster.wanted_ttl())
+    };
+    cluster.is_outdated() && wants.iter().any(is_of_before)
+}
+
+/// Do its times do with the lease that there is, if that is another one than is configured?
+fn has_time(cluster: &Cluster, spec: &SingletonSpec) -> bool {
+    let there = cluster.ttl().filter(|_| cluster.is_outdated());
+    let lease = spec.lease.clone().zip(there);
+    lease.is_none_or(|(lease, ttl)| LeaseSpec { ttl, ..lease }.is_possible())
 }
 
 /// What came of a fleet's records, for people and for the count.
@@ -221,11 +241,12 @@ impl Supervisor {
             let specs = fleets.filter_map(|fleet| fleet.spec.singleton.as_ref());
             cluster.attend(specs.filter(|spec| spec.is_of_cluster()));
             let moves = !cluster.fits(wanted.as_ref()) || cluster.leaves();
-            // What is configured now is not for those who know it as it was. A run of a job ends when it ends: nobody waits for that to have
-            // a lease of another length.
-            let mut waiting = Vec::new();
-            if moves || (cluster.is_outdated() && !run_holds) {
-                waiting.extend(wants.extract_if(.., |want| want.ticket.is_none()));
+            let all_wait = moves || (!run_holds && awaits_another_lease(cluster, &wants));
+            let waits = |want: &mut Want| {
+                want.ticket.is_none() && (all_wait || !has_time(cluster, &want.spec))
+            };
+            let waiting: Vec<Want> = wants.extract_if(.., waits).collect();
+            if all_wait {
                 // A tick that could not begin here is left to other nodes.
                 let fleets = &self.fleets;
                 let is_free = |job: &FleetName| {

@@ -15,7 +15,7 @@ use crate::rng::Rng;
 pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
     let mut config = base.clone();
     config.fleets.retain(|_, spec| {
-        let Some(lock) = &mut spec.singleton else {
+        let Some(lock) = spec.singleton.as_mut().filter(|_| spec.cron.is_none()) else {
             return true;
         };
         match rng.below(8) {

@@ -15,7 +15,7 @@ use crate::{
 
 /// It is looked so often: no absence is dated later than that.
 const LOOK_EVERY: Span = Span::secs(30);
-/// What could not be written is written again after this.
+/// What could not be written, or read, is tried again after this.
 const RETRY: Span = Span::secs(5);
 /// So many absences are written down at once.
 const MISSES_MAX: usize = 16;
@@ -162,6 +162,7 @@ impl Census {
         }
         self.looks = None;
         let Some([nodes, cards]) = read.and_then(|read| <[_; 2]>::try_from(read).ok()) else {
+            self.due = self.due.min(desk.now.after(RETRY));
             return;
         };
         self.present = nodes

@@ -334,6 +334,16 @@ impl Cluster {
         all.chain(census).chain(docket).chain(register).min()
     }
 
+    /// For how long a lease is asked for.
+    pub(in crate::engine) fn wanted_ttl(&self) -> Span {
+        self.membership.ttl
+    }
+
+    /// For how long the lease that there is was granted.
+    pub(in crate::engine) fn ttl(&self) -> Option<Span> {
+        self.session.ttl()
+    }
+
     /// Another lease is configured than it has: whoever has a lock by this one ends first.
     pub(in crate::engine) fn is_outdated(&self) -> bool {
         self.session.is_outdated()
