@@ -215,7 +215,6 @@ fn reloads() {
         troubles: if seed % 6 == 5 { 0 } else { 6 },
         removals: if seed % 6 == 5 { 4 } else { 0 },
         reloads: 12,
-        jobs: seed % 4 == 0,
         drains: if seed % 3 == 1 { 3 } else { 0 },
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
