@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{FleetSpec, SingletonSpec},
+    config::spec::{Authority, FleetSpec, SingletonSpec},
     engine::{
         cron::{Clock, Cron},
         effect::{Effects, Ending, Subject, What},
@@ -290,18 +290,18 @@ impl Fleet {
     /// Whoever has a lock by a lease that is to be another one, or none, ends at once, however many that are and whatever depends on them: the
     /// node has one lease, and nobody begins by it until all of them are gone.
     fn end_with_lease(&mut self, stance: Stance, room: &mut Room<'_>) {
-        let lease = |spec: &SingletonSpec| {
+        fn lease(spec: &SingletonSpec) -> Option<(&Authority, u64, Span)> {
             let lease = spec.lease.as_ref()?;
-            Some((lease.authority.clone(), lease.epoch, lease.ttl))
-        };
+            Some((&lease.authority, lease.epoch, lease.ttl))
+        }
+        if !matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
+            return;
+        }
         let ours = self.spec.singleton.as_ref().and_then(lease);
         let ends = |slot: &Slot| {
             let its = slot.gate.sought().and_then(lease);
             slot.leads() && !slot.is_ending() && its.is_some() && its != ours
         };
-        if !matches!(stance, Stance::Keep | Stance::Wait | Stance::Closing) {
-            return;
-        }
         let all = self.slots.iter().filter(|(_, slot)| ends(slot));
         let all: Vec<SlotIndex> = all.map(|(index, _)| *index).collect();
         for index in all {

@@ -25,9 +25,8 @@ use crate::{
 /// Stands between the name of a machine and that of one command's run on it: such a node comes and goes, and is not missed.
 pub const PASSING: &str = "/lock-";
 
-/// Why a worker waits that nobody speaks to.
-const AFTER_RELOAD: &str =
-    "waits until nobody here has a lock by the lease of before the last reload";
+/// Why a worker waits of whom the cluster is told nothing.
+const AFTER_RELOAD: &str = "somebody here still has a lock by the lease of before a reload";
 
 /// How a node of this configuration takes part in a cluster, if it does.
 pub(super) fn membership(config: &Config, facts: &Facts) -> Option<Membership> {
@@ -60,6 +59,11 @@ fn has_time(cluster: &Cluster, spec: &SingletonSpec) -> bool {
     let there = cluster.ttl().filter(|_| cluster.is_outdated());
     let lease = spec.lease.clone().zip(there);
     lease.is_none_or(|(lease, ttl)| LeaseSpec { ttl, ..lease }.is_possible())
+}
+
+/// From now on questions go the way that this configuration names, if they did not yet.
+fn way(due: &mut bool, config: &Config) -> Option<Effect> {
+    std::mem::take(due).then(|| Effect::Way(config.etcd.clone()))
 }
 
 /// What came of a fleet's records, for people and for the count.
@@ -226,7 +230,7 @@ impl Supervisor {
             let run_holds = wants.iter().any(|one| one.ticket.is_some() && is_run(one));
             let Some(cluster) = &mut self.cluster else {
                 // What is configured is joined when what was before is left.
-                self.take_way(out);
+                out.list.extend(way(&mut self.way_due, &self.config));
                 self.cluster = wanted.map(|one| Cluster::new(one, self.last_call, now));
                 if self.cluster.is_none() {
                     return;
@@ -256,9 +260,8 @@ impl Supervisor {
                 let disputes = &mut jobs.disputes;
                 disputes.retain(|dispute| !moves && is_free(&dispute.tick.0));
             }
-            let way_due = !moves && std::mem::take(&mut self.way_due);
-            if way_due {
-                out.list.push(Effect::Way(self.config.etcd.clone()));
+            if !moves {
+                out.list.extend(way(&mut self.way_due, &self.config));
             }
             if over || (moves && wants.is_empty()) {
                 cluster.leave(now);
@@ -368,13 +371,6 @@ impl Supervisor {
         let told = self.former.iter().rev().find(|(one, ..)| one == tick);
         let lost = Fate::Ended(Outcome::Lost, self.clock.at(now));
         told.map_or(lost, |(_, outcome, ended)| Fate::Ended(*outcome, *ended))
-    }
-
-    /// The way of now is the way of the configuration of now.
-    fn take_way(&mut self, out: &mut Effects) {
-        if std::mem::take(&mut self.way_due) {
-            out.list.push(Effect::Way(self.config.etcd.clone()));
-        }
     }
 
     fn wants(&self) -> Vec<Want> {

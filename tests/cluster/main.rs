@@ -215,11 +215,13 @@ fn reloads() {
         troubles: if seed % 6 == 5 { 0 } else { 6 },
         removals: if seed % 6 == 5 { 4 } else { 0 },
         reloads: 12,
+        // The last tick is so late that a job far from etcd may just not have its lock when the story ends.
+        jobs: seed % 4 == 0,
         drains: if seed % 3 == 1 { 3 } else { 0 },
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
         endpoints: if seed % 4 == 1 { 1 } else { 3 },
-        far: seed % 5 == 0,
+        far: seed % 5 == 0 && seed % 4 != 0,
         flavour: if seed % 3 == 0 { NEW } else { OLD },
         ..QUIET
     });

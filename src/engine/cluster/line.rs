@@ -560,6 +560,15 @@ mod tests {
             listing
         };
         assert!(waits(&new(with(2, 15))) && !waits(&new(with(1, 15))));
+        // Nor does he who stands behind vouch for whoever was there before the first.
+        let mut line = new(with(1, 15));
+        let mut second = stands(18);
+        second.value = card(2);
+        line.follow(LOCK, &[Change::Put(second)], 21, NOW);
+        leaves(&mut line, 18, Some(keys::released(LOCK)), 22);
+        assert!(!waits(&line));
+        leaves(&mut line, 15, Some(keys::passed(LOCK)), 23);
+        assert!(waits(&line));
         // Somebody came and went while the watch was closed.
         for slots in [1, 2] {
             let mut line = new(with(1, 15));
