@@ -88,6 +88,7 @@ impl Cron {
                 run,
                 until: desk.now,
                 failed: Outcome::Lost,
+                seeks: None,
             };
         } else {
             self.close(run, Outcome::Lost, desk);

@@ -100,6 +100,9 @@ pub(super) enum Phase {
         until: Moment,
         /// How it failed.
         failed: Outcome,
+        /// The pause is over, and its lock is wanted: no longer than this. Whoever comes after us asks for it anew.
+        #[serde(skip)]
+        seeks: Option<Moment>,
     },
     /// It is to be this node's, of all of the cluster.
     Disputing {
@@ -147,6 +150,7 @@ pub(super) struct Cron {
 }
 
 /// What the machine sees of its slot.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     pub(super) live: bool,
     /// Its process began then.
@@ -176,6 +180,33 @@ pub(super) struct JobDesk<'a> {
     pub(super) removed: bool,
     pub(super) jitter: &'a mut Jitter,
     pub(super) out: &'a mut Effects,
+}
+
+#[cfg(test)]
+impl<'a> JobDesk<'a> {
+    /// Of a job without a lock, at the beginning.
+    pub(super) fn of(
+        (name, spec): (&'a FleetName, &'a CronSpec),
+        jitter: &'a mut Jitter,
+        out: &'a mut Effects,
+    ) -> Self {
+        let now = Moment(1);
+        let shown = Stamp(1_000_000_000_000);
+        Self {
+            now,
+            clock: Clock { shown, at: now },
+            name,
+            spec,
+            success: &[0],
+            gated: false,
+            heir_patience: Span::ZERO,
+            stance: Stance::Keep,
+            held: false,
+            removed: false,
+            jitter,
+            out,
+        }
+    }
 }
 
 impl JobDesk<'_> {
@@ -346,8 +377,8 @@ impl Cron {
             Phase::Idle => self.pending.front().map(|front| front.not_before),
             Phase::Seeking { until, .. }
             | Phase::Claiming { until, .. }
-            | Phase::Disputing { until, .. }
-            | Phase::Pausing { until, .. } => Some(*until),
+            | Phase::Disputing { until, .. } => Some(*until),
+            Phase::Pausing { until, seeks, .. } => Some(seeks.unwrap_or(*until)),
             Phase::Running { .. } => since
                 .filter(|_| !spec.timeout.is_forever())
                 .map(|since| since.after(spec.timeout)),
@@ -433,23 +464,33 @@ impl Cron {
                 }
             },
             Phase::Running { run, ending } => self.mind_run(run, ending, seen, desk),
-            Phase::Pausing { run, until, failed } => {
+            Phase::Pausing {
+                run,
+                until,
+                failed,
+                seeks,
+            } => {
                 let replaced = desk.spec.overlap == Overlap::Replace && !self.pending.is_empty();
                 if !desk.is_open() || replaced {
                     return self.close(run, failed, desk);
                 }
-                if until > desk.now || desk.stance != Stance::Keep {
-                    self.phase = Phase::Pausing { run, until, failed };
-                    return Move::Rest;
+                let pauses = until > desk.now || desk.stance != Stance::Keep;
+                // A lost run has no lock, nor one whose lease was changed.
+                let is_shut = desk.gated && !seen.open;
+                let is_over = seeks.is_some_and(|end| end <= desk.now);
+                if !pauses && is_shut && is_over {
+                    return self.close(run, failed, desk);
                 }
-                if desk.gated && !seen.open {
-                    // Only a lost run begins its next attempt without the lock.
-                    if seen.waits.is_some() {
-                        return self.close(run, failed, desk);
-                    }
-                    let until = desk.now.after(desk.heir_patience);
-                    self.phase = Phase::Pausing { run, until, failed };
-                    return Move::Seek;
+                if pauses || is_shut {
+                    let begins = !pauses && seeks.is_none();
+                    let end = begins.then(|| desk.now.after(desk.heir_patience));
+                    self.phase = Phase::Pausing {
+                        run,
+                        until,
+                        failed,
+                        seeks: seeks.or(end),
+                    };
+                    return if begins { Move::Seek } else { Move::Rest };
                 }
                 let run = Run {
                     attempt: run.attempt.saturating_add(1),
@@ -663,6 +704,7 @@ impl Cron {
                 run,
                 until: desk.now.after(pause),
                 failed: outcome,
+                seeks: None,
             };
         } else {
             self.close(run, outcome, desk);
@@ -787,6 +829,49 @@ mod tests {
         assert_eq!(had.fate(next), Fate::Ended(Outcome::Lost, next));
     }
 
+    /// Its lease was changed by a reload, or it was lost with the machine: it has no lock for its next attempt, and asks for it.
+    #[test]
+    fn a_run_is_tried_again_as_soon_as_it_has_its_lock() {
+        let (name, spec) = ("job".parse().unwrap(), CronSpec::of("@yearly"));
+        let (mut out, mut jitter) = (Effects::default(), Jitter::new(1));
+        let mut desk = JobDesk::of((&name, &spec), &mut jitter, &mut out);
+        (desk.gated, desk.heir_patience) = (true, Span::secs(30));
+        let due = desk.now.after(Span::secs(1));
+        let run = Run {
+            scheduled: desk.shown(),
+            manual: false,
+            attempt: 1,
+            started: desk.shown(),
+        };
+        let mut cron = Cron {
+            phase: Phase::Pausing {
+                run,
+                until: due,
+                failed: Outcome::TimedOut,
+                seeks: None,
+            },
+            ..Cron::default()
+        };
+        let shut = Seen::default();
+        let open = Seen {
+            open: true,
+            ..Seen::default()
+        };
+        assert_eq!(cron.move_on(&open, &mut desk), Move::Rest);
+        desk.now = due;
+        assert_eq!(cron.move_on(&shut, &mut desk), Move::Seek);
+        assert_eq!(cron.move_on(&shut, &mut desk), Move::Rest);
+        let last = due.after(Span::secs(30));
+        assert_eq!(cron.deadline(&spec, None, due), Some(last));
+        let mut late = cron.clone();
+        desk.now = due.after(Span::secs(2));
+        assert_eq!(cron.move_on(&open, &mut desk), Move::Start);
+        assert_eq!(cron.run().map(|run| run.attempt), Some(2));
+        desk.now = last;
+        assert_eq!(late.move_on(&shut, &mut desk), Move::Again);
+        assert_eq!(late.book.history[0].outcome, Outcome::TimedOut);
+    }
+
     /// The longest history that a configuration allows, a full queue, and every number as long as it gets.
     #[test]
     fn the_fullest_row_fits() {
@@ -827,6 +912,7 @@ mod tests {
             run,
             until: Moment(u64::MAX),
             failed: Outcome::TimedOut,
+            seeks: None,
         };
         let mut body = FleetBody::default();
         body.cron = Some(Box::new(cron));

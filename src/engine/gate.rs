@@ -492,8 +492,11 @@ impl Fleet {
             (_, Stance::Keep) if is_vacant => None,
             (_, Stance::Wait) if is_vacant => Some(Cause::Dependencies),
             (_, _) if is_vacant => Some(Cause::Shutdown),
-            // One that never led fails before it is anybody's turn: whoever is well is next, and it queues again when it is tried again.
-            (State::BackingOff { .. }, _) if slot.stands_by => Some(Cause::Failed),
+            // One that never led fails before it is anybody's turn: whoever is well is next, and it queues again when it is tried again; one
+            // that is to begin with its lock by now has to queue for that.
+            (State::BackingOff { .. }, _) if slot.stands_by && self.spec.is_warm() => {
+                Some(Cause::Failed)
+            }
             (State::BackingOff { .. }, _) => stops,
             // It failed: somebody else may do better, until it is tried again.
             (State::Failed { retry }, _) => {

@@ -655,6 +655,7 @@ impl Supervisor {
         for (name, spec) in &self.config.fleets {
             if let Some(fleet) = self.fleets.get_mut(name) {
                 fleet.spec.rank = spec.rank;
+                fleet.fit_previous(spec.rank, self.config.etcd.as_ref());
             }
         }
         self.store_accepted(out);

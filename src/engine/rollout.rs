@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::FleetSpec,
+    config::spec::{Authority, EtcdSpec, FleetSpec},
     engine::{
         effect::{Effect, Ending, What},
         fleet::{Fleet, Room},
@@ -205,6 +205,30 @@ impl Fleet {
                 }
             }
             None => self.body.rollout = Some(Rollout::Failed { slot }),
+        }
+    }
+
+    /// What does not belong to a fleet alone is not taken back with it: a node has one lease, which is configured for all. If there is no such
+    /// lease any more, or its times do not do with it, there is nothing to go back to.
+    pub(super) fn fit_previous(&mut self, rank: u16, etcd: Option<&EtcdSpec>) {
+        let Some(previous) = &mut self.previous else {
+            return;
+        };
+        previous.rank = rank;
+        let lease = previous
+            .singleton
+            .as_mut()
+            .and_then(|one| one.lease.as_mut());
+        let of_cluster = lease.filter(|lease| matches!(lease.authority, Authority::Cluster(_)));
+        let Some(lease) = of_cluster else {
+            return;
+        };
+        if let Some(etcd) = etcd {
+            lease.authority = Authority::Cluster(etcd.cluster.clone());
+            (lease.epoch, lease.ttl) = (etcd.epoch, etcd.lease_ttl);
+        }
+        if etcd.is_none() || !lease.is_possible() {
+            self.previous = None;
         }
     }
 

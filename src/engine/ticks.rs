@@ -295,42 +295,20 @@ mod tests {
     use crate::{
         config::spec::CronSpec,
         engine::{
-            cron::{Clock, Move, Seen},
+            cron::{Move, Seen},
             effect::Effects,
             jitter::Jitter,
         },
-        time::Moment,
     };
 
     /// A job is new here for as long as a disk takes. That is nobody's mistake, least of all of a script that has just reloaded.
     #[test]
     fn who_asks_before_the_book_is_read_is_heard_after() {
         let spec = CronSpec::of("@yearly");
-        let (name, now) = ("job".parse().unwrap(), Moment(1));
-        let shown = Stamp(1_000_000_000_000);
+        let name = "job".parse().unwrap();
         let (mut out, mut jitter) = (Effects::default(), Jitter::new(1));
-        let mut desk = JobDesk {
-            now,
-            clock: Clock { shown, at: now },
-            name: &name,
-            spec: &spec,
-            success: &[0],
-            gated: false,
-            heir_patience: Span::ZERO,
-            stance: Stance::Keep,
-            held: false,
-            removed: false,
-            jitter: &mut jitter,
-            out: &mut out,
-        };
-        let seen = Seen {
-            live: false,
-            since: None,
-            ending: None,
-            last_exit: None,
-            open: false,
-            waits: None,
-        };
+        let mut desk = JobDesk::of((&name, &spec), &mut jitter, &mut out);
+        let seen = Seen::default();
         let mut cron = Cron::default();
         cron.follow(&spec);
         assert_eq!(cron.turn(&seen, &mut desk), Move::Rest);

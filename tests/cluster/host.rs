@@ -11,7 +11,7 @@ use leasehold::{
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
-use crate::{jobs::Jobs, rng::Rng};
+use crate::{jobs::Jobs, reload::BROKEN, rng::Rng};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -196,6 +196,9 @@ impl Kernel for Host {
             let fails = self.tempers && self.rng.chance(30);
             let status = ExitStatus::Code(i32::from(fails));
             self.agenda.push((end, pid, Act::Exit(status)));
+        } else if spec.argv.iter().any(|word| word == BROKEN) {
+            let end = self.rng.span(1, 200);
+            self.agenda.push((end, pid, Act::Exit(ExitStatus::Code(1))));
         } else {
             let ready = self.rng.span(1, 200);
             self.agenda.push((ready, pid, Act::Ready));

@@ -11,6 +11,9 @@ use leasehold::{
 
 use crate::rng::Rng;
 
+/// Whoever is told so ends before it is ready.
+pub(crate) const BROKEN: &str = "broken";
+
 /// Another file than this one, for one node: nothing of it allows two where this one allows one.
 pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
     let mut config = base.clone();
@@ -20,6 +23,11 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
         };
         match rng.below(8) {
             0 => return false,
+            1 if rng.chance(50) => {
+                spec.process.argv.push(BROKEN.to_owned());
+                // Who waits without a worker is replaced at once, and nobody has failed.
+                lock.warm = true;
+            }
             1 => spec.process.argv.push(format!("v{}", rng.below(1_000))),
             2 => spec.stop.timeout = Span::secs(1 + rng.below(6)),
             3 => times(lock, rng),
@@ -28,6 +36,7 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
             6 => lock.slots = 1,
             _ => {}
         }
+        spec.rollout.rollback = rng.chance(50);
         *spec = sealed(spec.clone());
         true
     });

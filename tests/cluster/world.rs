@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use leasehold::{
-    config::spec::Takeover,
+    config::{Config, spec::Takeover},
     engine::{
         Command, Effect, Effects, Event, Intent, Supervisor,
         book::{Book, Run},
@@ -169,6 +169,15 @@ const SETTLE: Span = Span::secs(90);
 /// systemd's watchdog, while a singleton is held: half of `kill_margin`.
 const WATCHDOG: Span = Span::millis(500);
 const NODES: usize = 3;
+
+/// A node has one lease: what its locks are told of it is what is configured for the node, also after a rollback.
+fn assert_one_lease(config: &Config) {
+    let etcd = config.etcd.as_ref().expect("a cluster");
+    let locks = config.fleets.values().flat_map(|spec| &spec.singleton);
+    for lease in locks.flat_map(|lock| &lock.lease) {
+        assert_eq!((lease.ttl, lease.epoch), (etcd.lease_ttl, etcd.epoch));
+    }
+}
 
 /// How a story ends that should not: the promise was broken.
 pub(crate) const TWO: &str = "too many holders";
@@ -939,6 +948,7 @@ impl World {
                 }
                 Effect::Accept { config, previous } => {
                     self.totals.reloads += 1;
+                    assert_one_lease(&config);
                     let node = &mut self.nodes[index];
                     node.config = *config;
                     node.previous = previous.into_iter().collect();
