@@ -81,6 +81,10 @@ impl World {
     }
 
     fn configure(&self, node: usize, publish: &str) {
+        self.configure_as("web", node, publish);
+    }
+
+    fn configure_as(&self, fleet: &str, node: usize, publish: &str) {
         let base = free_port();
         let last = base + 9;
         self.nodes[node].configure(&format!(
@@ -90,7 +94,7 @@ impl World {
             [etcd]
             endpoints = {:?}
             lease_ttl = "{TTL}"
-            [fleet.web]
+            [fleet.{fleet}]
             command = [{{worker}}, "published", "{{notes}}"]
             workers = 2
             ready = "notify"
@@ -534,6 +538,54 @@ fn what_is_configured_away_is_deleted_and_a_router_with_its_last_server() {
         let mut left: Vec<String> = world.read("traefik/").into_keys().collect();
         left.extend(world.read("/leasehold/v1/main/a/").into_keys());
         left.extend(world.read("/leasehold/v1/main/p/").into_keys());
+        left.is_empty().then_some(()).ok_or(left)
+    });
+}
+
+/// Its fleet has another name now, and the router is another one: it is ours all the same, and goes when nobody wants it.
+#[test]
+fn a_renamed_fleet_keeps_its_router() {
+    let Some(mut world) = World::new(&[]) else {
+        return;
+    };
+    let records = |fleet: &str, host: &str| {
+        format!(
+            r#"
+    [fleet.{fleet}.publish]
+    mode = "worker"
+    traefik = {{ version = "v2", router = "www", rule = "Host(`{host}`)" }}
+    "#
+        )
+    };
+    let one = world.start(&records("web", "old.example.org"));
+    let two = world.start(&records("web", "old.example.org"));
+    world.until_records(8, SOON);
+    for node in [one, two] {
+        let renamed = records("shop", "new.example.org");
+        world.configure_as("shop", node, &renamed);
+        world.nodes[node].ok(&["reload"]);
+    }
+    let rule = "traefik/http/routers/www/rule";
+    until("the new rule", SOON, || {
+        let there = world.read(rule);
+        let is_new = there.get(rule).is_some_and(|kv| kv.value.contains("new"));
+        is_new.then_some(()).ok_or(there)
+    });
+    for node in [one, two] {
+        world.until_target(node, "traefik", "ok", "");
+    }
+    until("nothing is said in the old name", SOON, || {
+        let there = world.read("/leasehold/v1/main/a/");
+        let is_ours = there.keys().eq(["/leasehold/v1/main/a/shop"]);
+        is_ours.then_some(()).ok_or(there)
+    });
+    for node in [one, two] {
+        world.configure_as("shop", node, "");
+        world.nodes[node].ok(&["reload"]);
+    }
+    until("nothing is left", SOON, || {
+        let mut left: Vec<String> = world.read("traefik/").into_keys().collect();
+        left.extend(world.read("/leasehold/v1/main/a/").into_keys());
         left.is_empty().then_some(()).ok_or(left)
     });
 }

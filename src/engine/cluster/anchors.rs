@@ -8,9 +8,10 @@
 //!
 //! All nodes of a fleet share them. What was written for it stands in a record of its own, beside ours, so that what is somebody else's is
 //! told from what is ours and was meant otherwise then. Whoever starts, or is configured anew, writes what he is told to; after that he
-//! only puts back what is gone, so that nodes that disagree do not take turns. What nobody wants any more goes with the last server.
+//! only puts back what is gone, so that nodes that disagree do not take turns. What nobody wants any more goes with the last server; what
+//! another fleet of this node wants by now is left to that one, which takes it for its own: a fleet that has another name keeps its router.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
@@ -86,6 +87,12 @@ pub(super) struct Anchors {
     again: Option<Moment>,
     retry: Span,
     trouble: Option<String>,
+    /// What other fleets of this node want of what we may have written.
+    heirs: BTreeSet<String>,
+    /// What was left to them.
+    left: BTreeMap<String, String>,
+    /// What another fleet wrote and left to us.
+    inherited: BTreeMap<String, String>,
 }
 
 impl Anchors {
@@ -105,6 +112,40 @@ impl Anchors {
             self.was_right = false;
             self.phase = Phase::Due(now);
             self.retry = Span::ZERO;
+        }
+    }
+
+    pub(super) fn wants(&self, key: &str) -> bool {
+        self.wanted.contains_key(key)
+    }
+
+    /// What the answer to this call decides upon and is not wanted here any more.
+    pub(super) fn leaving(&self, id: CallId) -> Vec<String> {
+        match &self.phase {
+            Phase::Looked { call, keys, .. } if *call == id => {
+                let leaving = keys.iter().filter(|key| !self.wants(key));
+                leaving.cloned().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// These of what was written are to be other fleets'.
+    pub(super) fn leave_to_heirs(&mut self, keys: BTreeSet<String>) {
+        self.heirs = keys;
+    }
+
+    /// What was written, and is other fleets' from now on.
+    pub(super) fn take_left(&mut self) -> BTreeMap<String, String> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Another fleet wrote this, and it is ours from now on.
+    pub(super) fn inherit(&mut self, key: String, value: String, now: Moment) {
+        self.inherited.insert(key, value);
+        self.was_right = false;
+        if matches!(self.phase, Phase::Settled) {
+            self.phase = Phase::Due(now);
         }
     }
 
@@ -265,10 +306,17 @@ impl Anchors {
         for (key, found) in keys.into_iter().zip(read) {
             let found = found.into_iter().next();
             let there = found.as_ref().map(|kv| kv.value.as_str());
-            let is_ours = there.is_some() && before.get(&key).map(String::as_str) == there;
+            let mut wrote = [&before, &self.inherited]
+                .into_iter()
+                .flat_map(|all| all.get(&key));
+            let is_ours = wrote.any(|value| Some(value.as_str()) == there);
             let revision = found.as_ref().map_or(0, |kv| kv.modified);
             match self.wanted.get(&key) {
-                Some(value) if there == Some(value.as_str()) => {}
+                Some(value) if there == Some(value.as_str()) => {
+                    if is_ours {
+                        claim.wrote.insert(key, value.clone());
+                    }
+                }
                 Some(value) if there.is_none() || (is_ours && !self.was_right) => {
                     when.push(When::Modified(key.clone(), revision));
                     claim.wrote.insert(key.clone(), value.clone());
@@ -283,6 +331,10 @@ impl Anchors {
                 Some(_) => {
                     let why = somebody_elses(&key);
                     after.fault.get_or_insert(why);
+                }
+                None if self.heirs.contains(&key) => {
+                    // They may have it at once: it is not touched here.
+                    self.left.extend(claim.wrote.remove_entry(&key));
                 }
                 None => {
                     let servers = servers_of(&key).filter(|at| leaving.contains(at));

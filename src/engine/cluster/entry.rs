@@ -152,7 +152,7 @@ pub(super) struct Entry {
     look_again: Option<Moment>,
     behind: Option<Moment>,
     targets: Vec<Target>,
-    anchors: Anchors,
+    pub(super) anchors: Anchors,
     /// There was a record of ours when everything was as it is to be.
     had_some: bool,
     /// Nothing is to be published any more since then.
