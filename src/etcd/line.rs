@@ -14,6 +14,7 @@
 //! It is dialed here and not by tonic, which would dial again by itself and tell only one of those who wait why it failed.
 
 use std::{
+    iter,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -42,6 +43,10 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(1);
 /// is pinged more often than every five seconds.
 const PING_AFTER: Duration = Duration::from_secs(6);
 const PONG_WITHIN: Duration = Duration::from_secs(2);
+
+/// By these a file in PEM is known; a key may be of whatever kind.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+const KEY: &str = "PRIVATE KEY-----";
 
 /// One endpoint.
 pub(super) struct Line {
@@ -165,11 +170,21 @@ impl Line {
 }
 
 fn secured(tls: &Tls) -> Result<ClientTlsConfig, EtcdFault> {
-    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
-    if !tls.ca.windows(BEGIN.len()).any(|part| part == BEGIN) {
-        return Err(EtcdFault::Tls(
-            "etcd.tls.ca names a file with no certificate in PEM".to_owned(),
-        ));
+    let has =
+        |file: &[u8], mark: &str| file.windows(mark.len()).any(|part| part == mark.as_bytes());
+    let identity = tls.identity.iter();
+    let parts = identity.flat_map(|(certificate, key)| {
+        [
+            ("cert", certificate, "certificate", CERTIFICATE),
+            ("key", key, "private key", KEY),
+        ]
+    });
+    let all = iter::once(("ca", &tls.ca, "certificate", CERTIFICATE)).chain(parts);
+    for (setting, file, what, mark) in all {
+        if !has(file, mark) {
+            let why = format!("etcd.tls.{setting} names a file with no {what} in PEM");
+            return Err(EtcdFault::Tls(why));
+        }
     }
     let config = ClientTlsConfig::new()
         .timeout(HANDSHAKE_WITHIN)

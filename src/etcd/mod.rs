@@ -99,7 +99,7 @@ pub enum EtcdFault {
     #[error("use the etcd endpoint {0:?}: there are TLS settings, and http does not use them")]
     Plain(String),
     /// A certificate or a key that is none.
-    #[error("use the TLS settings for etcd: {0}")]
+    #[error("use the TLS settings for etcd (etcd.tls): {0}")]
     Tls(String),
 }
 

@@ -10,8 +10,9 @@ use leasehold::{
 
 use crate::{
     client::Client,
+    daemon::{Mode, Rig as Daemon},
     real::ready,
-    rig::{Cluster, Setup, address},
+    rig::{Cluster, Setup, address, until},
     silence::{granted, read},
 };
 
@@ -219,7 +220,7 @@ fn a_certificate_for_another_name_does_not_hold() {
         return;
     };
     let mut client = rig.client("ca", Some("ca-client"));
-    crate::rig::until("etcd is up", Span::secs(30), || {
+    until("etcd is up", Span::secs(30), || {
         match client.call(0, read(), LIMIT).result {
             Err(Failure::Unreachable(why)) if why != "connection refused" => {
                 assert!(
@@ -233,4 +234,69 @@ fn a_certificate_for_another_name_does_not_hold() {
             other => Err(format!("{other:?}")),
         }
     });
+}
+
+/// Renewed ones are not waited for with the next restart, and a file that cannot be used costs nothing.
+#[test]
+fn certificates_are_read_again_at_a_reload() {
+    let Some(rig) = Rig::new(&format!("IP:{}", address())) else {
+        return;
+    };
+    let dir = rig.dir.path();
+    let have = |identity: &str| {
+        for end in ["pem", "key"] {
+            fs::copy(
+                dir.join(format!("{identity}.{end}")),
+                dir.join(format!("ours.{end}")),
+            )
+            .unwrap();
+        }
+    };
+    ready(&mut rig.client("ca", Some("ca-client")), 1);
+    have("other-client");
+    let mut node = Daemon::new(Mode::Group).expect("groups are everywhere");
+    let at = |name: &str| dir.join(name).display().to_string();
+    node.configure(&format!(
+        r#"
+        [etcd]
+        endpoints = {:?}
+        tls = {{ ca = "{}", cert = "{}", key = "{}" }}
+        [fleet.billing]
+        command = [{{worker}}, "sleep"]
+        singleton = {{ scope = "cluster", containment = "weak", flock = "{{dir}}/lock" }}
+        "#,
+        rig.cluster.endpoints(),
+        at("ca.pem"),
+        at("ours.pem"),
+        at("ours.key"),
+    ));
+    node.start();
+    until("it is said why there is no lease", Span::secs(10), || {
+        let all = node.ok(&["singletons"]);
+        let is_said = all.contains("accept our certificate");
+        if is_said { Ok(()) } else { Err(all) }
+    });
+    have("ca-client");
+    node.ok(&["reload"]);
+    let with = node.wait("it has its lock", 20_000, |status| {
+        !status.of("billing").is_empty()
+    });
+    let refused = |why: &str| {
+        let said = node.cli(&["reload"]);
+        let text = format!("{}{}", said.out, said.err);
+        assert!(said.code != 0 && text.contains(why), "{text}");
+    };
+    fs::write(dir.join("ours.pem"), "nothing\n").unwrap();
+    refused("etcd.tls.cert names a file with no certificate in PEM");
+    fs::copy(dir.join("ca-client.pem"), dir.join("ours.pem")).unwrap();
+    fs::copy(dir.join("other-client.key"), dir.join("ours.key")).unwrap();
+    refused("keys may not be consistent");
+    fs::copy(dir.join("ours.pem"), dir.join("ours.key")).unwrap();
+    refused("etcd.tls.key names a file with no private key in PEM");
+    fs::remove_file(dir.join("ours.key")).unwrap();
+    refused("ours.key (etcd.tls): No such file");
+    assert_eq!(
+        with.worker("billing/0").unwrap().pid,
+        node.status().worker("billing/0").unwrap().pid
+    );
 }
