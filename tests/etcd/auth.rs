@@ -8,6 +8,7 @@ use leasehold::{
 
 use crate::{
     client::Client,
+    proxy::Proxy,
     real::ready,
     rig::{Cluster, Setup, until},
     silence::{granted, put},
@@ -207,4 +208,28 @@ fn how_a_member_is_it_says_where_nobody_can_be_let_in() {
         );
         assert!(uncertain, "{failure:?}");
     }
+}
+
+/// Passwords take etcd its time: whoever has no more than a renewal's is let in all the same, when others before him have waited for it.
+#[test]
+fn a_login_takes_longer_than_a_question() {
+    let Some(cluster) = rig(300) else { return };
+    cluster.ctl(&["auth", "enable"]).unwrap();
+    let proxy = Proxy::to(cluster.client_port(0));
+    let mut client = Client::new(Settings {
+        endpoints: vec![proxy.endpoint()],
+        user: Some(("worker".to_owned(), "right".to_owned())),
+        tls: None,
+    });
+    // For this nobody is asked who he is.
+    client.ask(0, Request::Status).unwrap();
+    proxy.hold();
+    let short = Span::millis(200);
+    for _ in 0..3 {
+        let failure = client.call(0, put("a/1", "1"), short).result.unwrap_err();
+        assert!(!is_denied(&failure), "{failure:?}");
+    }
+    proxy.release();
+    client.ask(0, put("a/1", "1")).unwrap();
+    assert_eq!(proxy.accepted(), 1, "nobody began anew");
 }
