@@ -557,7 +557,7 @@ fn all_of_it_is_seen_from_any_node() {
     );
     let said = world.nodes[2].cli(&["cluster"]);
     assert!(
-        said.code == 1 && said.out.contains("ETCD") && said.err.contains("etcd was asked"),
+        said.code == 1 && said.out.contains("ETCD") && said.err.contains("etcd was asked in vain"),
         "{} {}",
         said.out,
         said.err

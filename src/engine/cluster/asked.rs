@@ -70,7 +70,7 @@ impl Cluster {
         let told = match read_of(result) {
             Ok((_, true, _)) => Ok(command::Reply::Begun { names: vec![of] }),
             Ok((_, false, _)) => Err(format!("{of} has just left: look again")),
-            Err(why) => Err(format!("etcd was asked, and {why}")),
+            Err(why) => Err(format!("etcd was asked in vain: {why}")),
         };
         self.replies.push((request, told));
     }
@@ -118,7 +118,7 @@ impl Cluster {
                 let next = (endpoint + 1) % self.membership.endpoints;
                 return self.ask_for_survey((request, left - 1), next, now, out);
             }
-            Err(why) => Err(format!("etcd was asked, and {why}")),
+            Err(why) => Err(format!("etcd was asked in vain: {why}")),
             Ok(read) => picture(read)
                 .map(|one| command::Reply::Cluster(Box::new(one)))
                 .ok_or_else(|| "etcd answered another question".to_owned()),
@@ -160,7 +160,7 @@ impl Cluster {
             }
             Ok((_, true, _)) => Ok(command::Reply::Begun { names: vec![node] }),
             Ok((_, false, _)) => Err(format!("node {node} is there: it has a lease")),
-            Err(why) => Err(format!("etcd was asked, and {why}")),
+            Err(why) => Err(format!("etcd was asked in vain: {why}")),
         };
         self.replies.push((request, told));
     }
