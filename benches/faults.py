@@ -32,7 +32,8 @@ and workers that write who and when they are into one file. *Gap* is the longest
 did. Workers have the strictest containment that the machine gives, a PID namespace here, where no other is named.
 Each row is a test (`tests/faults`); `benches/faults.py` runs them all and writes this page.
 
-Leases are 5 s here (killed at 3.75 s after the last renewal), and 10 s, as by default, where it is said and where a node dies.
+Leases are 5 s here (killed at 3.75 s after the last renewal), and 10 s, as by default, where it is said, and in the rows of round trips,
+of a node that dies, of a member that is started again and of twenty supervisors.
 
 {where}
 

@@ -60,11 +60,11 @@ stop = {{ timeout = "3s" }}
 # A flock of each node's own: else the three, being on one machine, would exclude each other without etcd.
 [fleet.sale]
 command = ["{python}", "{fencing}/sale.py", "shop.db", "--record", "sale.record"{options}]
-singleton = {{ scope = "cluster", flock = "{directory}/{name}/sale.lock", grace = "500ms", kill_margin = "500ms" }}
+singleton = {{ scope = "cluster", flock = "{directory}/{name}/sale.lock", grace = "500ms", kill_margin = "500ms", containment = "{containment}" }}
 
 [fleet.payments]
 command = ["{python}", "{fencing}/payments.py", "queue.db", "bank.db", "--record", "payments.record"]
-singleton = {{ scope = "cluster", flock = "{directory}/{name}/payments.lock", grace = "500ms", kill_margin = "500ms" }}
+singleton = {{ scope = "cluster", flock = "{directory}/{name}/payments.lock", grace = "500ms", kill_margin = "500ms", containment = "{containment}" }}
 """
 
 
