@@ -25,6 +25,8 @@ mod rig;
 mod auth;
 #[path = "etcd/capacity.rs"]
 mod capacity;
+#[path = "etcd/nodes.rs"]
+mod nodes;
 #[path = "etcd/records.rs"]
 mod records;
 #[path = "etcd/shell.rs"]

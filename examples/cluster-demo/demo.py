@@ -243,6 +243,7 @@ class Demo:
         for name in ("n1", "n2", "n3"):
             text = LEASEHOLD.format(
                 name=name, endpoints=endpoints, directory=self.directory, python=sys.executable, fencing=FENCING,
+                containment="strict" if os.geteuid() == 0 else "weak",
                 options=', "--without-fence"' if self.options.without_fence else "",
             )  # fmt: skip
             self.nodes.append(cluster.Node(name, self.directory / name, str(self.options.leasehold), text))

@@ -55,7 +55,7 @@ pub(super) fn singleton(
     let bond = table.word("containment", &BONDS);
     if scope == Some(Scope::Cluster) {
         lease = Some(cluster_lease(&table, etcd, is_held));
-        takeover = takeover_delay(&table);
+        takeover = takeover_delay(&table, lease.as_ref());
     }
     let flock = table.string("flock");
     let spec = SingletonSpec {
@@ -217,11 +217,28 @@ fn warm(table: &Section<'_, '_>) -> bool {
     warm
 }
 
-fn takeover_delay(table: &Section<'_, '_>) -> Takeover {
+/// By default whoever is killed when his key is taken away has the time that he has at the end of his lease.
+fn takeover_delay(table: &Section<'_, '_>, lease: Option<&LeaseSpec>) -> Takeover {
+    let margin = lease.map_or(Span::ZERO, |lease| lease.kill_margin);
     match table.string("takeover_delay").as_deref() {
-        None => Takeover::default(),
+        None => match Takeover::default() {
+            Takeover::After(span) => Takeover::After(span.max(margin)),
+            Takeover::Strict => Takeover::Strict,
+        },
         Some("strict") => Takeover::Strict,
-        Some(_) => Takeover::After(table.span("takeover_delay").unwrap_or_default()),
+        Some(_) => {
+            let delay = table.span("takeover_delay").unwrap_or_default();
+            if delay < margin {
+                let message = format!(
+                    "{} = {delay} is shorter than kill_margin = {margin}: where a holder's key is deleted or its lease revoked, the next one may begin beside one that is still being killed",
+                    table.name("takeover_delay")
+                );
+                let help = "takeover_delay = \"strict\", or as long as kill_margin; or a job that may run twice, and checks its fence";
+                let place = table.place_of("takeover_delay");
+                table.reader.warn("W274", place, message, help.to_owned());
+            }
+            Takeover::After(delay)
+        }
     }
 }
 

@@ -159,8 +159,22 @@ pub(super) struct Seen {
     pub(super) last_exit: Option<LastExit>,
     /// Its gate is open.
     pub(super) open: bool,
-    /// Why it is not.
+    /// By the lock that is configured, and for long enough.
+    pub(super) may_begin: bool,
+    /// Its lock is asked for, or had.
+    pub(super) asks: bool,
+    /// Why it is not open.
     pub(super) waits: Option<String>,
+}
+
+impl Seen {
+    /// Its lock is asked for, again if that was called off meanwhile.
+    fn seek(&self) -> Move {
+        match self.asks {
+            true => Move::Rest,
+            false => Move::Seek,
+        }
+    }
 }
 
 /// What it works with during one turn.
@@ -432,10 +446,10 @@ impl Cron {
                 Move::Again
             }
             Phase::Disputing { run, until } => self.dispute(run, until, desk),
-            Phase::Seeking { run, .. } if seen.open => self.claim(run, desk),
+            Phase::Seeking { run, .. } if seen.may_begin => self.claim(run, desk),
             Phase::Seeking { run, until } if until > desk.now => {
                 self.phase = Phase::Seeking { run, until };
-                Move::Rest
+                seen.seek()
             }
             Phase::Seeking { run, .. } => {
                 let why = seen.waits.clone();
@@ -476,7 +490,7 @@ impl Cron {
                 }
                 let pauses = until > desk.now || desk.stance != Stance::Keep;
                 // A lost run has no lock, nor one whose lease was changed.
-                let is_shut = desk.gated && !seen.open;
+                let is_shut = desk.gated && !seen.may_begin;
                 let is_over = seeks.is_some_and(|end| end <= desk.now);
                 if !pauses && is_shut && is_over {
                     return self.close(run, failed, desk);
@@ -490,7 +504,7 @@ impl Cron {
                         failed,
                         seeks: seeks.or(end),
                     };
-                    return if begins { Move::Seek } else { Move::Rest };
+                    return if pauses { Move::Rest } else { seen.seek() };
                 }
                 let run = Run {
                     attempt: run.attempt.saturating_add(1),
@@ -853,14 +867,27 @@ mod tests {
             ..Cron::default()
         };
         let shut = Seen::default();
+        let asks = Seen {
+            asks: true,
+            ..Seen::default()
+        };
         let open = Seen {
             open: true,
-            ..Seen::default()
+            may_begin: true,
+            ..asks.clone()
         };
         assert_eq!(cron.move_on(&open, &mut desk), Move::Rest);
         desk.now = due;
         assert_eq!(cron.move_on(&shut, &mut desk), Move::Seek);
-        assert_eq!(cron.move_on(&shut, &mut desk), Move::Rest);
+        assert_eq!(cron.move_on(&asks, &mut desk), Move::Rest);
+        // Open, and no deadline stands yet.
+        let early = Seen {
+            open: true,
+            ..asks.clone()
+        };
+        assert_eq!(cron.move_on(&early, &mut desk), Move::Rest);
+        // It was called off: another lock is configured.
+        assert_eq!(cron.move_on(&shut, &mut desk), Move::Seek);
         let last = due.after(Span::secs(30));
         assert_eq!(cron.deadline(&spec, None, due), Some(last));
         let mut late = cron.clone();

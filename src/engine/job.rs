@@ -126,6 +126,9 @@ impl Fleet {
             ending: slot.ending,
             last_exit: slot.last_exit,
             open: slot.gate.is_open(),
+            may_begin: slot.may_lead(room.now)
+                && slot.gate.sought() == self.spec.singleton.as_ref(),
+            asks: slot.gate.sought().is_some(),
             waits: slot.gate.why_shut().map(str::to_owned),
         };
         let mut desk = JobDesk {

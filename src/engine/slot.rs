@@ -305,8 +305,14 @@ impl Slot {
     }
 
     fn spawn(&mut self, extra: Vec<(String, String)>, desk: &mut Desk<'_>) {
-        self.state = State::Spawning;
         self.stands_by = self.is_to_stand_by(desk);
+        let needs_lock = desk.spec.singleton.is_some() && !self.stands_by;
+        if needs_lock && !self.gate.is_open() {
+            // It was to stand by when it was begun, and is not any more.
+            self.state = State::Vacant;
+            return;
+        }
+        self.state = State::Spawning;
         desk.out.keeper(Op::Spawn {
             key: desk.key(),
             after: self.generation,

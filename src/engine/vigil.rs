@@ -116,7 +116,7 @@ impl Supervisor {
         }
         let careless = self.config.fleets.values().any(|fleet| {
             let spec = fleet.singleton.as_ref();
-            spec.is_some_and(|spec| spec.is_of_cluster() && spec.takeover_delay() == Span::ZERO)
+            spec.is_some_and(|spec| spec.is_of_cluster() && spec.takeover_delay() < Span::secs(1))
         });
         for (url, endpoint) in status.endpoints.iter().zip(&status.figures.endpoints) {
             for (about, why) in of_endpoint(url, endpoint, (status.id, careless), now) {
@@ -169,7 +169,7 @@ fn of_endpoint(
     }
     if careless && revokes(version) {
         let why = format!(
-            "{url} is version {shown}, which may take a lease back that it has just renewed: with takeover_delay = \"0s\" two workers may run; upgrade to 3.4.31, 3.5.13 or later"
+            "{url} is version {shown}, which may take a lease back that it has just renewed: with a takeover_delay of less than a second two workers may run; upgrade to 3.4.31, 3.5.13 or later"
         );
         all.push((format!("revokes {url}"), why));
     }

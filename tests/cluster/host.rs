@@ -11,7 +11,7 @@ use leasehold::{
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
-use crate::{jobs::Jobs, reload::BROKEN, rng::Rng};
+use crate::{jobs::Jobs, node::UNDER_LOCK, reload::BROKEN, rng::Rng};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -162,6 +162,8 @@ impl Kernel for Host {
             panic!("nothing but workers is started here: {key}");
         };
         // Whoever needs no lock has none.
+        let needs_lock = spec.argv.first().is_some_and(|name| name == UNDER_LOCK);
+        assert!(spec.page.is_some() || !needs_lock, "{key} has no lock");
         let fence = spec.page.as_ref().map_or(0, |page| page.fence);
         if let Some(page) = &spec.page {
             let stands_by = page.role == wire::STANDBY;

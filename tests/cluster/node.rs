@@ -6,9 +6,9 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            Authority, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference, PublishMode,
-            PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, ScaleSpec, SingletonSpec, Sink,
-            Takeover, TraefikProtocol, TraefikSpec, TraefikVersion,
+            Authority, EnvFile, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference,
+            PublishMode, PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, ScaleSpec,
+            SingletonSpec, Sink, Takeover, TraefikProtocol, TraefikSpec, TraefikVersion,
         },
     },
     engine::{
@@ -83,8 +83,15 @@ pub(crate) fn lease() -> LeaseSpec {
     }
 }
 
+/// Runs under a lock, or stands by; nowhere else.
+pub(crate) const UNDER_LOCK: &str = "worker";
+
 fn spec(node: &str, lock: &Contended) -> FleetSpec {
-    let mut spec = process("worker");
+    let mut spec = process(UNDER_LOCK);
+    spec.process.env_files = vec![EnvFile {
+        path: "/etc/worker.env".to_owned(),
+        optional: true,
+    }];
     spec.singleton = Some(SingletonSpec {
         lock: fleet(lock.name),
         slots: lock.slots + u32::from(lock.is_disputed && node == "node2"),
@@ -138,7 +145,7 @@ pub(crate) const UNITS: u32 = 5;
 pub(crate) const WANTED: u32 = 3;
 
 fn counted() -> FleetSpec {
-    let mut spec = process("worker");
+    let mut spec = process("server");
     spec.scale = Some(ScaleSpec {
         cluster_max: Some(UNITS),
         ..ScaleSpec::between(1, WANTED)

@@ -3,20 +3,32 @@
 use leasehold::{
     config::{
         Config,
-        spec::{FleetSpec, SingletonSpec, Takeover},
+        spec::{AfterState, FleetSpec, SingletonSpec, Takeover},
     },
     id::Revision,
     time::Span,
 };
 
-use crate::rng::Rng;
+use crate::{
+    node::{fleet, process, seal},
+    rng::Rng,
+};
 
 /// Whoever is told so ends before it is ready.
 pub(crate) const BROKEN: &str = "broken";
 
+/// Is never ready, and waited for.
+const EARLY: &str = "early";
+
 /// Another file than this one, for one node: nothing of it allows two where this one allows one.
 pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
     let mut config = base.clone();
+    let waits = rng.chance(20);
+    if waits {
+        let mut early = process("early");
+        early.process.argv.push(BROKEN.to_owned());
+        config.fleets.insert(fleet(EARLY), seal(early));
+    }
     config.fleets.retain(|_, spec| {
         let Some(lock) = spec.singleton.as_mut().filter(|_| spec.cron.is_none()) else {
             return true;
@@ -37,6 +49,9 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
             _ => {}
         }
         spec.rollout.rollback = rng.chance(50);
+        if waits && rng.chance(50) {
+            spec.after.insert(fleet(EARLY), AfterState::Ready);
+        }
         *spec = sealed(spec.clone());
         true
     });

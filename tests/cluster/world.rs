@@ -953,6 +953,17 @@ impl World {
                     node.config = *config;
                     node.previous = previous.into_iter().collect();
                 }
+                Effect::ReadEnv { worker, after, .. } => {
+                    let slow = self.rng.chance(20);
+                    let most = if slow { 3_000 } else { 50 };
+                    let result = Ok(Vec::new());
+                    let event = Event::EnvRead {
+                        worker,
+                        after,
+                        result,
+                    };
+                    self.tell(index, 1, most, event);
+                }
                 Effect::WakeAt(wake) => self.nodes[index].host.jobs.wake = wake,
                 Effect::ReadBook(fleet) => {
                     let book = self.nodes[index].host.jobs.books.get(&fleet);

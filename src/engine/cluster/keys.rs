@@ -283,6 +283,11 @@ pub(super) fn encode<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("cards hold nothing that JSON cannot say")
 }
 
+/// For people: a key that stands where only ours should. Whoever put it there may need it, so it is left, and counts.
+pub(super) fn strange(key: &str) -> String {
+    format!("{key}, which no leasehold wrote: `etcdctl del` it, or choose another etcd.cluster")
+}
+
 /// None if somebody else wrote it.
 pub(super) fn decode<T: for<'de> Deserialize<'de>>(text: &str) -> Option<T> {
     serde_json::from_str(text).ok()

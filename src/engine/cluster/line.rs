@@ -397,12 +397,12 @@ impl Line {
 
     /// For people: who stands there.
     pub(super) fn name_of(&self, fence: i64) -> String {
-        let card = self
-            .places
-            .get(&fence)
-            .and_then(|place| place.card.as_ref());
-        match card {
-            Some(card) => format!("{} on {} with fence {fence}", card.worker, card.node),
+        let place = self.places.get(&fence);
+        match place.map(|place| (&place.card, &place.key)) {
+            Some((Some(card), _)) => {
+                format!("{} on {} with fence {fence}", card.worker, card.node)
+            }
+            Some((None, key)) => keys::strange(key),
             None => format!("somebody with fence {fence}"),
         }
     }

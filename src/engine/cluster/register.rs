@@ -546,7 +546,7 @@ impl Register {
             }
             Ok(Body::Txn { read, .. }) => {
                 let found = read.into_iter().flatten().next();
-                match held.reads_card(found.as_ref(), &self.identity) {
+                match held.reads_card(found.as_ref(), (&self.node, &self.identity)) {
                     Ok(true) => {
                         held.signature = Some(Turn::Due(now.after(RETRY_MIN)));
                         return;
@@ -555,10 +555,7 @@ impl Register {
                         held.signature = None;
                         return;
                     }
-                    Err(()) => format!(
-                        "another node has the name {}: give one of them another name",
-                        self.node
-                    ),
+                    Err(why) => why,
                 }
             }
             Err(Failure::NoLease) => return self.lose(now),
@@ -642,8 +639,12 @@ impl Held {
         }
     }
 
-    /// What stands where we want to sign: is it still to be done? An error if it is another node's.
-    fn reads_card(&mut self, kv: Option<&KeyValue>, identity: &str) -> Result<bool, ()> {
+    /// What stands where we want to sign: is it still to be done? An error says whose else it is.
+    fn reads_card(
+        &mut self,
+        kv: Option<&KeyValue>,
+        (node, identity): (&str, &str),
+    ) -> Result<bool, String> {
         let Some(kv) = kv else {
             // It went with its lease since we looked.
             self.card = 0;
@@ -652,9 +653,13 @@ impl Held {
         if kv.lease == Some(self.lease) {
             return Ok(false);
         }
-        let card = keys::decode::<Card>(&kv.value);
-        if card.is_none_or(|card| card.identity != identity) {
-            return Err(());
+        let Some(card) = keys::decode::<Card>(&kv.value) else {
+            return Err(format!("its place is taken by {}", keys::strange(&kv.key)));
+        };
+        if card.identity != identity {
+            return Err(format!(
+                "another node has the name {node}: give one of them another name"
+            ));
         }
         (self.before, self.card) = (kv.lease, kv.modified);
         Ok(true)

@@ -695,7 +695,7 @@ impl Session {
                 format!("the lease that {name} had before it was started again has not run out yet")
             }
             Some(_) => format!("another node has the name {name}: give one of them another name"),
-            None => format!("{} was not written by a leasehold", kv.key),
+            None => format!("its name is taken by {}", keys::strange(&kv.key)),
         }
     }
 
