@@ -548,28 +548,30 @@ fn a_renamed_fleet_keeps_its_router() {
     let Some(mut world) = World::new(&[]) else {
         return;
     };
-    let records = |fleet: &str, host: &str| {
+    let records = |fleet: &str, host: &str, more: &str| {
         format!(
             r#"
     [fleet.{fleet}.publish]
     mode = "worker"
-    traefik = {{ version = "v2", router = "www", rule = "Host(`{host}`)" }}
+    traefik = {{ version = "v2", router = "www", rule = "Host(`{host}`)"{more} }}
     "#
         )
     };
-    let one = world.start(&records("web", "old.example.org"));
-    let two = world.start(&records("web", "old.example.org"));
+    let before = records("web", "old.example.org", ", tls = true");
+    let one = world.start(&before);
+    let two = world.start(&before);
     world.until_records(8, SOON);
     for node in [one, two] {
-        let renamed = records("shop", "new.example.org");
+        let renamed = records("shop", "new.example.org", "");
         world.configure_as("shop", node, &renamed);
         world.nodes[node].ok(&["reload"]);
     }
-    let rule = "traefik/http/routers/www/rule";
-    until("the new rule", SOON, || {
-        let there = world.read(rule);
-        let is_new = there.get(rule).is_some_and(|kv| kv.value.contains("new"));
-        is_new.then_some(()).ok_or(there)
+    until("the new rule, and nothing of the old one", SOON, || {
+        let there = world.read("traefik/http/routers/www/");
+        let rule = there.get("traefik/http/routers/www/rule");
+        let is_new = rule.is_some_and(|kv| kv.value.contains("new"));
+        let is_all = there.len() == 2;
+        (is_new && is_all).then_some(()).ok_or(there)
     });
     for node in [one, two] {
         world.until_target(node, "traefik", "ok", "");

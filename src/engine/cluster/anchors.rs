@@ -8,8 +8,8 @@
 //!
 //! All nodes of a fleet share them. What was written for it stands in a record of its own, beside ours, so that what is somebody else's is
 //! told from what is ours and was meant otherwise then. Whoever starts, or is configured anew, writes what he is told to; after that he
-//! only puts back what is gone, so that nodes that disagree do not take turns. What nobody wants any more goes with the last server; what
-//! another fleet of this node wants by now is left to that one, which takes it for its own: a fleet that has another name keeps its router.
+//! only puts back what is gone, so that nodes that disagree do not take turns. What nobody wants any more goes with the last server. What
+//! another fleet of this node wrote that is not configured any more is its heir's, in one transaction: a fleet that is renamed keeps its router.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +39,10 @@ enum Phase {
     #[default]
     Settled,
     Due(Moment),
-    Claimed(CallId),
+    Claimed {
+        call: CallId,
+        elders: Vec<String>,
+    },
     Looked {
         call: CallId,
         claim: Claim,
@@ -67,6 +70,45 @@ struct Outcome {
 struct Claim {
     revision: i64,
     wrote: BTreeMap<String, String>,
+    /// What is left of others' records of which we take something over.
+    elders: Vec<(String, Claim)>,
+}
+
+impl Claim {
+    fn of(found: Option<KeyValue>) -> Self {
+        found.map_or_else(Self::default, |kv| Self {
+            revision: kv.modified,
+            wrote: keys::decode(&kv.value).unwrap_or_default(),
+            elders: Vec::new(),
+        })
+    }
+
+    /// Whatever of it stands where `is_ours` is.
+    fn take_over(&mut self, key: &str, mut elder: Self, is_ours: impl Fn(&String) -> bool) {
+        let before = elder.wrote.len();
+        let (ours, rest) = elder.wrote.into_iter().partition(|(key, _)| is_ours(key));
+        elder.wrote = rest;
+        if elder.wrote.len() < before {
+            let ours: BTreeMap<String, String> = ours;
+            for (key, value) in ours {
+                self.wrote.entry(key).or_insert(value);
+            }
+            self.elders.push((key.to_owned(), elder));
+        }
+    }
+
+    /// What a transaction does to write it down at this key.
+    fn write(&self, at: &str) -> (When, Do) {
+        let what = match self.wrote.is_empty() {
+            true => Do::Delete(at.to_owned()),
+            false => Do::Put {
+                key: at.to_owned(),
+                value: keys::encode(&self.wrote),
+                lease: None,
+            },
+        };
+        (When::Modified(at.to_owned(), self.revision), what)
+    }
 }
 
 /// What is said of a key that is not ours.
@@ -87,12 +129,8 @@ pub(super) struct Anchors {
     again: Option<Moment>,
     retry: Span,
     trouble: Option<String>,
-    /// What other fleets of this node want of what we may have written.
-    heirs: BTreeSet<String>,
-    /// What was left to them.
-    left: BTreeMap<String, String>,
-    /// What another fleet wrote and left to us.
-    inherited: BTreeMap<String, String>,
+    /// Records of fleets of this node that are not configured any more.
+    elders: Vec<String>,
 }
 
 impl Anchors {
@@ -115,34 +153,15 @@ impl Anchors {
         }
     }
 
-    pub(super) fn wants(&self, key: &str) -> bool {
-        self.wanted.contains_key(key)
-    }
-
-    /// What the answer to this call decides upon and is not wanted here any more.
-    pub(super) fn leaving(&self, id: CallId) -> Vec<String> {
-        match &self.phase {
-            Phase::Looked { call, keys, .. } if *call == id => {
-                let leaving = keys.iter().filter(|key| !self.wants(key));
-                leaving.cloned().collect()
-            }
-            _ => Vec::new(),
+    /// So are the records of fleets called that are not configured any more: what we want of theirs is ours.
+    pub(super) fn heed(&mut self, elders: &[String], now: Moment) {
+        if self.elders == elders {
+            return;
         }
-    }
-
-    /// These of what was written are to be other fleets'.
-    pub(super) fn leave_to_heirs(&mut self, keys: BTreeSet<String>) {
-        self.heirs = keys;
-    }
-
-    /// What was written, and is other fleets' from now on.
-    pub(super) fn take_left(&mut self) -> BTreeMap<String, String> {
-        std::mem::take(&mut self.left)
-    }
-
-    /// Another fleet wrote this, and it is ours from now on.
-    pub(super) fn inherit(&mut self, key: String, value: String, now: Moment) {
-        self.inherited.insert(key, value);
+        self.elders = elders.to_vec();
+        if elders.is_empty() || self.wanted.is_empty() {
+            return;
+        }
         self.was_right = false;
         if matches!(self.phase, Phase::Settled) {
             self.phase = Phase::Due(now);
@@ -175,16 +194,16 @@ impl Anchors {
         match &self.phase {
             Phase::Settled => self.again,
             Phase::Due(at) => Some(*at),
-            Phase::Claimed(_) | Phase::Looked { .. } | Phase::Writing { .. } => None,
+            Phase::Claimed { .. } | Phase::Looked { .. } | Phase::Writing { .. } => None,
         }
     }
 
     pub(super) fn asked(&self, id: CallId) -> bool {
         match &self.phase {
             Phase::Settled | Phase::Due(_) => false,
-            Phase::Claimed(call) | Phase::Looked { call, .. } | Phase::Writing { call, .. } => {
-                *call == id
-            }
+            Phase::Claimed { call, .. }
+            | Phase::Looked { call, .. }
+            | Phase::Writing { call, .. } => *call == id,
         }
     }
 
@@ -192,13 +211,18 @@ impl Anchors {
         let due = match &self.phase {
             Phase::Settled => self.again.is_some_and(|at| at <= desk.now),
             Phase::Due(at) => *at <= desk.now,
-            Phase::Claimed(_) | Phase::Looked { .. } | Phase::Writing { .. } => false,
+            Phase::Claimed { .. } | Phase::Looked { .. } | Phase::Writing { .. } => false,
         };
         if due {
             self.again = None;
-            let read = Txn::read(vec![Do::Get(self.key.clone())]);
+            let elders = match self.wanted.is_empty() {
+                true => Vec::new(),
+                false => self.elders.clone(),
+            };
+            let all = [&self.key].into_iter().chain(&elders);
+            let read = Txn::read(all.cloned().map(Do::Get).collect());
             let call = desk.ask(endpoint, Request::Txn(read), PATIENCE, Purpose::Register);
-            self.phase = Phase::Claimed(call);
+            self.phase = Phase::Claimed { call, elders };
         }
     }
 
@@ -214,7 +238,7 @@ impl Anchors {
             Err(failure) => return self.put_off(&format!("etcd: {failure}"), desk.now),
         };
         match std::mem::take(&mut self.phase) {
-            Phase::Claimed(_) => self.claimed(read, endpoint, desk),
+            Phase::Claimed { elders, .. } => self.claimed(&elders, read, endpoint, desk),
             Phase::Looked {
                 claim,
                 keys,
@@ -245,12 +269,24 @@ impl Anchors {
         self.again = stays.then(|| now.after(every));
     }
 
-    fn claimed(&mut self, read: Vec<Vec<KeyValue>>, endpoint: usize, desk: &mut Desk<'_>) {
-        let found = read.into_iter().flatten().next();
-        let claim = found.map_or_else(Claim::default, |kv| Claim {
-            revision: kv.modified,
-            wrote: keys::decode(&kv.value).unwrap_or_default(),
-        });
+    fn claimed(
+        &mut self,
+        elders: &[String],
+        read: Vec<Vec<KeyValue>>,
+        endpoint: usize,
+        desk: &mut Desk<'_>,
+    ) {
+        let mut read = read.into_iter().map(|found| found.into_iter().next());
+        let mut claim = Claim::of(read.next().flatten());
+        let places: BTreeSet<String> = self
+            .wanted
+            .keys()
+            .filter_map(|key| servers_of(key))
+            .collect();
+        let is_ours = |key: &String| servers_of(key).is_some_and(|at| places.contains(&at));
+        for (key, found) in elders.iter().zip(read) {
+            claim.take_over(key, Claim::of(found), is_ours);
+        }
         let mut keys: Vec<String> = self.wanted.keys().cloned().collect();
         keys.extend(
             claim
@@ -306,17 +342,10 @@ impl Anchors {
         for (key, found) in keys.into_iter().zip(read) {
             let found = found.into_iter().next();
             let there = found.as_ref().map(|kv| kv.value.as_str());
-            let mut wrote = [&before, &self.inherited]
-                .into_iter()
-                .flat_map(|all| all.get(&key));
-            let is_ours = wrote.any(|value| Some(value.as_str()) == there);
+            let is_ours = there.is_some() && before.get(&key).map(String::as_str) == there;
             let revision = found.as_ref().map_or(0, |kv| kv.modified);
             match self.wanted.get(&key) {
-                Some(value) if there == Some(value.as_str()) => {
-                    if is_ours {
-                        claim.wrote.insert(key, value.clone());
-                    }
-                }
+                Some(value) if there == Some(value.as_str()) => {}
                 Some(value) if there.is_none() || (is_ours && !self.was_right) => {
                     when.push(When::Modified(key.clone(), revision));
                     claim.wrote.insert(key.clone(), value.clone());
@@ -331,10 +360,6 @@ impl Anchors {
                 Some(_) => {
                     let why = somebody_elses(&key);
                     after.fault.get_or_insert(why);
-                }
-                None if self.heirs.contains(&key) => {
-                    // They may have it at once: it is not touched here.
-                    self.left.extend(claim.wrote.remove_entry(&key));
                 }
                 None => {
                     let servers = servers_of(&key).filter(|at| leaving.contains(at));
@@ -356,18 +381,14 @@ impl Anchors {
                 }
             }
         }
-        if claim.wrote == before && then.is_empty() {
+        if claim.wrote == before && then.is_empty() && claim.elders.is_empty() {
             return self.settle(after, desk.now);
         }
-        when.push(When::Modified(self.key.clone(), claim.revision));
-        then.push(match claim.wrote.is_empty() {
-            true => Do::Delete(self.key.clone()),
-            false => Do::Put {
-                key: self.key.clone(),
-                value: keys::encode(&claim.wrote),
-                lease: None,
-            },
-        });
+        let records = claim.elders.iter().map(|(at, elder)| elder.write(at));
+        for (condition, what) in records.chain([claim.write(&self.key)]) {
+            when.push(condition);
+            then.push(what);
+        }
         let txn = Txn {
             when,
             then,

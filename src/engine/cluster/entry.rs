@@ -152,7 +152,7 @@ pub(super) struct Entry {
     look_again: Option<Moment>,
     behind: Option<Moment>,
     targets: Vec<Target>,
-    pub(super) anchors: Anchors,
+    anchors: Anchors,
     /// There was a record of ours when everything was as it is to be.
     had_some: bool,
     /// Nothing is to be published any more since then.
@@ -243,6 +243,17 @@ impl Entry {
             self.is_urgent = true;
             self.anchors.want(BTreeMap::new(), now);
             self.fall_behind(now);
+        }
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.is_some()
+    }
+
+    /// Records of what was written for fleets that are not configured any more, without a lease.
+    pub(super) fn heed(&mut self, elders: &[String], now: Moment) {
+        if self.offer.is_some() {
+            self.anchors.heed(elders, now);
         }
     }
 

@@ -37,6 +37,8 @@ use crate::{
     time::{Clocks, Moment, Span, Stamp},
 };
 
+/// So many fleets that are gone are looked at by their heirs.
+const ELDERS_MAX: usize = 64;
 const RETRY_MIN: Span = Span::millis(100);
 const RETRY_MAX: Span = Span::secs(5);
 
@@ -355,6 +357,12 @@ impl Register {
     }
 
     fn tend_entries(&mut self, leases: Leases, desk: &mut Desk<'_>) {
+        let elders = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.is_withdrawn());
+        let elders = elders.filter_map(|(name, _)| Some(self.prefix.anchors(name.as_ref()?)));
+        let elders: Vec<String> = elders.take(ELDERS_MAX).collect();
         let names: Vec<Option<FleetName>> = self.entries.keys().cloned().collect();
         for name in names {
             let Some(entry) = self.entries.get(&name) else {
@@ -374,6 +382,7 @@ impl Register {
                 for key in &ceded {
                     entry.cede(key);
                 }
+                entry.heed(&elders, desk.now);
                 entry.tend(leases, self.favourite, desk);
             }
         }
@@ -393,7 +402,6 @@ impl Register {
         desk: &mut Desk<'_>,
     ) {
         let now = desk.now;
-        self.name_heirs(call);
         match &mut self.phase {
             Phase::Granting(asked) if *asked == call => self.granted(sent, result, now),
             Phase::Revoking(asked) if *asked == call => {
@@ -423,43 +431,8 @@ impl Register {
                     Verdict::Elsewhere => self.next_member(),
                     Verdict::Fine => {}
                 }
-                self.bequeath(now);
             }
             Phase::Away { .. } | Phase::Granting(_) | Phase::Revoking(_) => {}
-        }
-    }
-
-    /// Who is to be told by this answer what stands of its fleet without a lease hears what other fleets want of that.
-    fn name_heirs(&mut self, call: CallId) {
-        let mut entries = self.entries.iter();
-        let found = entries.find_map(|(name, entry)| {
-            let leaving = entry.anchors.leaving(call);
-            (!leaving.is_empty()).then(|| (name.clone(), leaving))
-        });
-        let Some((name, leaving)) = found else {
-            return;
-        };
-        let wanted = leaving.into_iter().filter(|key| {
-            let mut others = self.entries.iter().filter(|(other, _)| **other != name);
-            others.any(|(_, entry)| entry.anchors.wants(key))
-        });
-        let wanted = wanted.collect();
-        if let Some(entry) = self.entries.get_mut(&name) {
-            entry.anchors.leave_to_heirs(wanted);
-        }
-    }
-
-    /// What one fleet has left is another one's.
-    fn bequeath(&mut self, now: Moment) {
-        let entries = self.entries.values_mut();
-        let left: Vec<(String, String)> = entries
-            .flat_map(|entry| entry.anchors.take_left())
-            .collect();
-        for (key, value) in left {
-            let mut heirs = self.entries.values_mut();
-            if let Some(heir) = heirs.find(|entry| entry.anchors.wants(&key)) {
-                heir.anchors.inherit(key, value, now);
-            }
         }
     }
 
