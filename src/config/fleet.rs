@@ -131,7 +131,7 @@ pub(super) fn fleet(
 }
 
 /// What a spawn looks like, as a number: everything that makes a running worker differ from a new one.
-pub(super) fn revision(spec: &FleetSpec) -> Revision {
+pub(crate) fn revision(spec: &FleetSpec) -> Revision {
     let sockets: Vec<(&String, String)> = spec
         .sockets
         .iter()

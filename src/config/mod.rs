@@ -52,6 +52,7 @@ use std::{
 };
 
 pub use fault::{Fault, Faults};
+pub(crate) use fleet::revision;
 pub use resolve::{check, load, membership};
 pub use spec::Config;
 

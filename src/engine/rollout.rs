@@ -10,7 +10,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{Authority, EtcdSpec, FleetSpec},
+    config::{
+        self,
+        spec::{Authority, EtcdSpec, FleetSpec},
+    },
     engine::{
         effect::{Effect, Ending, What},
         fleet::{Fleet, Room},
@@ -208,27 +211,41 @@ impl Fleet {
         }
     }
 
-    /// What does not belong to a fleet alone is not taken back with it: a node has one lease, which is configured for all. If there is no such
-    /// lease any more, or its times do not do with it, there is nothing to go back to.
+    /// What does not belong to a fleet alone is not taken back with it: a node has one cluster and one lease, which are configured for all. If
+    /// there is no such lease any more, or its times do not do with it, there is nothing to go back to.
     pub(super) fn fit_previous(&mut self, rank: u16, etcd: Option<&EtcdSpec>) {
         let Some(previous) = &mut self.previous else {
             return;
         };
         previous.rank = rank;
-        let lease = previous
-            .singleton
-            .as_mut()
-            .and_then(|one| one.lease.as_mut());
-        let of_cluster = lease.filter(|lease| matches!(lease.authority, Authority::Cluster(_)));
-        let Some(lease) = of_cluster else {
+        if let Some(publish) = &mut previous.publish {
+            let now = self.spec.publish.as_ref();
+            let records = now.and_then(|now| now.records.clone());
+            publish.records = publish
+                .records
+                .take()
+                .or(records)
+                .filter(|_| etcd.is_some());
+        }
+        if let Some(scale) = previous.scale.as_mut().filter(|_| etcd.is_none()) {
+            scale.cluster_max = None;
+        }
+        let lock = previous.singleton.as_mut();
+        let lease = lock
+            .filter(|lock| lock.is_of_cluster())
+            .and_then(|lock| lock.lease.as_mut());
+        let Some(lease) = lease else {
             return;
         };
+        let before = lease.clone();
         if let Some(etcd) = etcd {
             lease.authority = Authority::Cluster(etcd.cluster.clone());
             (lease.epoch, lease.ttl) = (etcd.epoch, etcd.lease_ttl);
         }
         if etcd.is_none() || !lease.is_possible() {
             self.previous = None;
+        } else if *lease != before {
+            previous.revision = config::revision(previous);
         }
     }
 
