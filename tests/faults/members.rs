@@ -332,6 +332,58 @@ fn compaction_hides_no_hand_over() {
     );
 }
 
+/// Tokens last a second, and at the end nobody knows any that was given before.
+#[test]
+fn tokens_that_expire_end_nobody() {
+    let args = ["--bcrypt-cost=4", "--auth-token-ttl=1"];
+    let Some(mut world) = World::of(Times::QUICK, &args) else {
+        return;
+    };
+    const ROOT: &str = "--user=root:secret";
+    for args in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "node"],
+        &[
+            "role",
+            "grant-permission",
+            "node",
+            "--prefix=true",
+            "readwrite",
+            "/leasehold/v1/main/",
+        ],
+        &["user", "add", "node:right"],
+        &["user", "grant-role", "node", "node"],
+        &["auth", "enable"],
+    ] {
+        world.etcd.ctl(args).unwrap();
+    }
+    let how = How {
+        etcd: "user = \"node\"\npassword = \"right\"",
+        ..How::default()
+    };
+    let holder = world.three(&how);
+    for _ in 0..3 {
+        pause(2_500);
+        world.is_renewed_since(&holder, clock::now());
+    }
+    for word in ["disable", "enable"] {
+        let user: &[&str] = if word == "disable" { &[ROOT] } else { &[] };
+        let args = [user, &["auth", word]].concat();
+        until("etcd is told", 10_000, || world.etcd.ctl(&args));
+    }
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    world.nodes[holder.node].drain(10_000);
+    let next = world.after(&holder, Span::secs(3));
+    pause(2_500);
+    world.is_renewed_since(&next, clock::now());
+    world.verdict(
+        "tokens of etcd that last a second; authentication switched off and on, then SIGTERM of the holder",
+        "renewed with new tokens; handed over at once",
+    );
+}
+
 /// With no space left etcd grants no lease and takes no write; what was written before renewals and places in the queue hold.
 #[test]
 fn with_no_space_left_holders_go_on_and_are_followed() {

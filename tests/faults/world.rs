@@ -82,6 +82,8 @@ pub(crate) struct How {
     pub(crate) mode: Mode,
     /// None: all members.
     pub(crate) endpoints: Option<Vec<String>>,
+    /// More settings of how etcd is asked.
+    pub(crate) etcd: &'static str,
     /// Starts the daemon somewhere else.
     pub(crate) wrapper: Vec<String>,
 }
@@ -95,6 +97,7 @@ impl Default for How {
             containment: if is_root() { "strict" } else { "weak" },
             mode: surest(),
             endpoints: None,
+            etcd: "",
             wrapper: Vec::new(),
         }
     }
@@ -193,6 +196,7 @@ impl World {
             [etcd]
             endpoints = {endpoints:?}
             lease_ttl = "{}s"
+            {}
             [fleet.billing]
             command = ["{}", "{}", "n{number}", "{}"]
             singleton = {{ scope = "cluster", flock = "{{dir}}/lock", grace = "{}ms", kill_margin = "{}ms", takeover_delay = "{}", containment = "{}", warm = {} }}
@@ -200,6 +204,7 @@ impl World {
             stop.timeout = "2s"
             "#,
             ttl.as_millis() / 1_000,
+            how.etcd,
             self.witness,
             self.oracle.path().display(),
             how.worker,
