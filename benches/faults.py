@@ -1,6 +1,6 @@
 """The table of faults: every row of tests/faults, and beside some of them what `etcdctl lock` does. Writes docs/faults.md.
 
-    benches/faults.py            runs everything, about six minutes
+    benches/faults.py            runs everything, about twelve minutes
 """
 
 import os
