@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    rig::{Mode, Rig, Status, is_root, pause, send, until, until_true},
+    rig::{Mode, Rig, Status, all_pids, is_root, parent_of, pause, send, skip, until, until_true},
     world::{How, Times, WORKER, World, all_rows, milliseconds},
 };
 
@@ -281,6 +281,42 @@ fn both_killed(how: &How) {
         &format!("SIGKILL of supervisor and keeper at once{forked} ({containment})"),
         &format!(
             "the worker and all of it died with them (last word {} later); another node took over when the lease was over",
+            milliseconds(last)
+        ),
+    );
+}
+
+/// A container, of which the daemon is the first process.
+#[test]
+fn a_dead_container_is_followed_when_its_lease_is_over() {
+    if !is_root() {
+        return skip("only root may make a PID namespace");
+    }
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let words = "unshare --pid --fork --mount-proc --kill-child";
+    let holder = world.three(&How {
+        worker: "-gid",
+        wrapper: words.split(' ').map(str::to_owned).collect(),
+        ..How::default()
+    });
+    let status = world.rig(&holder).status();
+    let contained = &status.worker(WORKER).unwrap().all["containment"];
+    assert_ne!(contained, "pidns", "it needs no namespace of its own");
+    let keeper = all_pids()
+        .into_iter()
+        .find(|pid| parent_of(*pid) == Some(world.keeper(&holder)));
+    let killed = clock::now();
+    send(keeper.expect("unshare has a child"), Signal::KILL);
+    let next = world.after(&holder, world.times.failover());
+    assert_ne!(next.node, holder.node);
+    let last = killed.until(world.run(&holder).last);
+    assert!(last < Span::secs(1), "its last word came {last} later");
+    world.verdict(
+        "SIGKILL of a container's PID 1, which is the keeper, worker forks into a session of its own, without environment",
+        &format!(
+            "the worker and all of it died with it (last word {} later); another node took over when the lease was over",
             milliseconds(last)
         ),
     );
