@@ -55,7 +55,7 @@ pub(super) fn singleton(
     let bond = table.word("containment", &BONDS);
     if scope == Some(Scope::Cluster) {
         lease = Some(cluster_lease(&table, etcd, is_held));
-        takeover = takeover_delay(&table, lease.as_ref());
+        takeover = takeover_delay(&table, lease.as_ref().filter(|_| is_held));
     }
     let flock = table.string("flock");
     let spec = SingletonSpec {

@@ -185,7 +185,9 @@ pub(super) struct JobDesk<'a> {
     pub(super) spec: &'a CronSpec,
     pub(super) success: &'a [i32],
     pub(super) gated: bool,
-    /// So long a run that was lost waits for the lock that its last attempt had.
+    /// So long a run waits for its lock.
+    pub(super) lock_patience: Span,
+    /// So long one that was lost waits for the lock that its last attempt had.
     pub(super) heir_patience: Span,
     pub(super) stance: Stance,
     /// An operator holds it.
@@ -213,6 +215,7 @@ impl<'a> JobDesk<'a> {
             spec,
             success: &[0],
             gated: false,
+            lock_patience: Span::ZERO,
             heir_patience: Span::ZERO,
             stance: Stance::Keep,
             held: false,
@@ -489,7 +492,7 @@ impl Cron {
                     return self.close(run, failed, desk);
                 }
                 let pauses = until > desk.now || desk.stance != Stance::Keep;
-                // A lost run has no lock, nor one whose lease was changed.
+                // A lost run has no lock, nor has one whose lease was changed.
                 let is_shut = desk.gated && !seen.may_begin;
                 let is_over = seeks.is_some_and(|end| end <= desk.now);
                 if !pauses && is_shut && is_over {
@@ -543,11 +546,7 @@ impl Cron {
         if !desk.gated {
             return self.claim(run, desk);
         }
-        let patience = match desk.spec.cluster {
-            true => FAR_LOCK_PATIENCE,
-            false => LOCK_PATIENCE,
-        };
-        let until = desk.now.after(patience);
+        let until = desk.now.after(desk.lock_patience);
         self.phase = Phase::Seeking { run, until };
         Move::Seek
     }

@@ -230,7 +230,7 @@ impl Slot {
     }
 
     /// May what needs the lock be there from now on?
-    pub(super) fn may_lead(&self, now: Moment) -> bool {
+    fn may_lead(&self, now: Moment) -> bool {
         let open = self.gate.is_open() && self.gate.release.is_none();
         open && self.lease_allows(now)
     }

@@ -1,7 +1,7 @@
 //! A fleet that is a job: what its machine decides is done with its one slot, and what operators ask is passed to it.
 
 use crate::{
-    config::spec::{FleetSpec, SingletonSpec, Takeover},
+    config::spec::{FleetSpec, SingletonSpec},
     engine::{
         book::Book,
         command::{By, Denial, Reply, Selected},
@@ -126,7 +126,8 @@ impl Fleet {
             ending: slot.ending,
             last_exit: slot.last_exit,
             open: slot.gate.is_open(),
-            may_begin: slot.may_lead(room.now)
+            may_begin: slot.gate.is_open()
+                && slot.lease_allows(room.now)
                 && slot.gate.sought() == self.spec.singleton.as_ref(),
             asks: slot.gate.sought().is_some(),
             waits: slot.gate.why_shut().map(str::to_owned),
@@ -138,6 +139,7 @@ impl Fleet {
             spec,
             success: &self.spec.restart.success,
             gated: self.spec.singleton.is_some(),
+            lock_patience: lock_patience(self.spec.singleton.as_ref()),
             heir_patience: heir_patience(self.spec.singleton.as_ref()),
             stance,
             held: room.intent.holds(&self.name, SLOT),
@@ -185,19 +187,19 @@ impl Fleet {
     }
 }
 
+/// Whoever had it may be letting it go; what somebody in a cluster left behind who is gone without a word has its time to end.
+fn lock_patience(lock: Option<&SingletonSpec>) -> Span {
+    match lock.filter(|spec| spec.is_of_cluster()) {
+        Some(spec) => spec.takeover_delay().plus(FAR_LOCK_PATIENCE),
+        None => LOCK_PATIENCE,
+    }
+}
+
 /// What this machine had under its last lease in a cluster is free when that is over, and its successors have waited.
 fn heir_patience(lock: Option<&SingletonSpec>) -> Span {
-    let Some((spec, lease)) = lock.and_then(|spec| Some((spec, spec.lease.as_ref()?))) else {
-        return LOCK_PATIENCE;
-    };
-    let delay = match spec.takeover {
-        Takeover::After(delay) => delay,
-        Takeover::Strict => Span::ZERO,
-    };
-    match spec.is_of_cluster() {
-        true => lease.ttl.plus(delay).plus(FAR_LOCK_PATIENCE),
-        false => LOCK_PATIENCE,
-    }
+    let lease = lock.and_then(|spec| spec.lease.as_ref());
+    let ttl = lease.filter(|_| lock.is_some_and(SingletonSpec::is_of_cluster));
+    lock_patience(lock).plus(ttl.map_or(Span::ZERO, |lease| lease.ttl))
 }
 
 /// What operators ask of jobs.

@@ -246,6 +246,9 @@ impl Fleet {
             self.previous = None;
         } else if *lease != before {
             previous.revision = config::revision(previous);
+            // Nothing but the lease was changed, which stays.
+            self.previous
+                .take_if(|previous| previous.revision == self.spec.revision);
         }
     }
 

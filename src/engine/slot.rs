@@ -306,7 +306,9 @@ impl Slot {
 
     fn spawn(&mut self, extra: Vec<(String, String)>, desk: &mut Desk<'_>) {
         self.stands_by = self.is_to_stand_by(desk);
-        let needs_lock = desk.spec.singleton.is_some() && !self.stands_by;
+        // A job's new settings are for its next run.
+        let began_without = desk.spec.cron.is_some() && self.gate.sought().is_none();
+        let needs_lock = desk.spec.singleton.is_some() && !self.stands_by && !began_without;
         if needs_lock && !self.gate.is_open() {
             // It was to stand by when it was begun, and is not any more.
             self.state = State::Vacant;

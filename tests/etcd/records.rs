@@ -592,6 +592,57 @@ fn a_renamed_fleet_keeps_its_router() {
     });
 }
 
+/// Both fleets go on, and what one of them was found by is the other's from now on.
+#[test]
+fn a_router_moves_to_another_fleet() {
+    let Some(mut world) = World::new(&[]) else {
+        return;
+    };
+    let kv = "kv = [{ key = \"/services/{{ fleet }}/{{ node }}/{{ slot }}\", value = \"{{ authority }}\" }]";
+    let records = |web: &str, rule: &str| {
+        let router =
+            format!("traefik = {{ version = \"v2\", router = \"www\", rule = \"{rule}\" }}");
+        let (web, shop) = if web == "www" {
+            (&*router, kv)
+        } else {
+            (kv, &*router)
+        };
+        format!(
+            r#"
+    [fleet.web.publish]
+    mode = "worker"
+    {web}
+    [fleet.shop]
+    command = [{{worker}}, "published", "{{notes}}"]
+    ready = "notify"
+    [fleet.shop.publish]
+    mode = "node"
+    port = {}
+    {shop}
+    "#,
+            free_port()
+        )
+    };
+    let node = world.start(&records("www", "Host(`old`)"));
+    let rule = "traefik/http/routers/www/rule";
+    let reads = |world: &mut World, word: &str| {
+        until(word, SOON, || {
+            let there = world.read("traefik/http/routers/");
+            let is_it = there.get(rule).is_some_and(|kv| kv.value.contains(word));
+            is_it.then_some(()).ok_or(there)
+        });
+    };
+    reads(&mut world, "old");
+    world.configure(node, &records("kv", "Host(`new`)"));
+    world.nodes[node].ok(&["reload"]);
+    reads(&mut world, "new");
+    until("it is the other's", SOON, || {
+        let there = world.read("/leasehold/v1/main/a/");
+        let is_its = there.keys().eq(["/leasehold/v1/main/a/shop"]);
+        is_its.then_some(()).ok_or(there)
+    });
+}
+
 #[test]
 fn nobody_waits_for_an_etcd_that_is_not_there() {
     let Some(mut world) = World::new(&[]) else {

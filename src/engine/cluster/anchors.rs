@@ -9,7 +9,7 @@
 //! All nodes of a fleet share them. What was written for it stands in a record of its own, beside ours, so that what is somebody else's is
 //! told from what is ours and was meant otherwise then. Whoever starts, or is configured anew, writes what he is told to; after that he
 //! only puts back what is gone, so that nodes that disagree do not take turns. What nobody wants any more goes with the last server. What
-//! another fleet of this node wrote that is not configured any more is its heir's, in one transaction: a fleet that is renamed keeps its router.
+//! another fleet of this node wrote, and does not want any more, is its heir's, in one transaction: a fleet that is renamed keeps its router.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -129,7 +129,9 @@ pub(super) struct Anchors {
     again: Option<Moment>,
     retry: Span,
     trouble: Option<String>,
-    /// Records of fleets of this node that are not configured any more.
+    /// Something was wanted, or is still there, that is not wanted any more.
+    leaves: bool,
+    /// Records of fleets of this node of which that is so.
     elders: Vec<String>,
 }
 
@@ -146,6 +148,7 @@ impl Anchors {
         let first = matches!(self.phase, Phase::Settled) && self.again.is_none() && !self.was_right;
         let has_place = !self.key.is_empty();
         if has_place && (self.wanted != wanted || first) {
+            self.leaves |= !self.wanted.is_empty();
             self.wanted = wanted;
             self.was_right = false;
             self.phase = Phase::Due(now);
@@ -153,17 +156,20 @@ impl Anchors {
         }
     }
 
-    /// So are the records of fleets called that are not configured any more: what we want of theirs is ours.
+    /// Where it is written down what we wrote, if some of that may be another fleet's by now.
+    pub(super) fn leaves(&self) -> Option<&str> {
+        self.leaves.then_some(self.key.as_str())
+    }
+
+    /// So are the records of fleets called that leave something: what stands where ours is to stand is ours.
     pub(super) fn heed(&mut self, elders: &[String], now: Moment) {
-        if self.elders == elders {
+        let others = elders.iter().filter(|elder| **elder != self.key);
+        if self.elders.iter().eq(others.clone()) {
             return;
         }
-        self.elders = elders.to_vec();
-        if elders.is_empty() || self.wanted.is_empty() {
-            return;
-        }
-        self.was_right = false;
-        if matches!(self.phase, Phase::Settled) {
+        self.elders = others.cloned().collect();
+        let may_inherit = !self.elders.is_empty() && !self.wanted.is_empty();
+        if may_inherit && matches!(self.phase, Phase::Settled) {
             self.phase = Phase::Due(now);
         }
     }
@@ -262,6 +268,7 @@ impl Anchors {
         self.was_right |= after.fault.is_none();
         let soon = after.fault.is_some() || after.lingers;
         let every = if soon { SOON } else { EVERY };
+        self.leaves = after.lingers;
         self.trouble = after.fault;
         self.retry = Span::ZERO;
         self.phase = Phase::Settled;
@@ -287,6 +294,8 @@ impl Anchors {
         for (key, found) in elders.iter().zip(read) {
             claim.take_over(key, Claim::of(found), is_ours);
         }
+        // What we have not seen yet is to be as we want it.
+        self.was_right &= claim.elders.is_empty();
         let mut keys: Vec<String> = self.wanted.keys().cloned().collect();
         keys.extend(
             claim

@@ -246,11 +246,12 @@ impl Entry {
         }
     }
 
-    pub(super) fn is_withdrawn(&self) -> bool {
-        self.withdrawn.is_some()
+    /// Where it is written down what stands of it without a lease, if some of that may be another fleet's by now.
+    pub(super) fn leaves(&self) -> Option<&str> {
+        self.anchors.leaves()
     }
 
-    /// Records of what was written for fleets that are not configured any more, without a lease.
+    /// Such records of all.
     pub(super) fn heed(&mut self, elders: &[String], now: Moment) {
         if self.offer.is_some() {
             self.anchors.heed(elders, now);

@@ -37,7 +37,7 @@ use crate::{
     time::{Clocks, Moment, Span, Stamp},
 };
 
-/// So many fleets that are gone are looked at by their heirs.
+/// So many fleets that leave something are looked at by their heirs.
 const ELDERS_MAX: usize = 64;
 const RETRY_MIN: Span = Span::millis(100);
 const RETRY_MAX: Span = Span::secs(5);
@@ -357,12 +357,8 @@ impl Register {
     }
 
     fn tend_entries(&mut self, leases: Leases, desk: &mut Desk<'_>) {
-        let elders = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.is_withdrawn());
-        let elders = elders.filter_map(|(name, _)| Some(self.prefix.anchors(name.as_ref()?)));
-        let elders: Vec<String> = elders.take(ELDERS_MAX).collect();
+        let elders = self.entries.values().filter_map(Entry::leaves);
+        let elders: Vec<String> = elders.take(ELDERS_MAX).map(str::to_owned).collect();
         let names: Vec<Option<FleetName>> = self.entries.keys().cloned().collect();
         for name in names {
             let Some(entry) = self.entries.get(&name) else {
