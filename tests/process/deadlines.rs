@@ -21,7 +21,7 @@ use rustix::{
 
 use crate::{
     hang::Hang,
-    pages::{Readers, page_of},
+    pages::{Readers, page_number, page_of},
     rig::{
         Mode, Rig, both_ways, identities, is_root, lives, pause, send, skip, state_of, until,
         until_true,
@@ -125,11 +125,12 @@ impl Leased {
         Freeze::new(&self.rig, "freeze", self.rig.status().supervisor())
     }
 
-    /// Whoever runs now.
+    /// Whoever runs now: a machine that stands still for a while ends one before he is looked at.
     fn holder(&self) -> Holder {
         let status = self.rig.wait("it holds", 10_000, |status| {
             let worker = status.worker("job/0");
-            worker.is_some_and(|w| w.state == "running" && w.pid > 0)
+            let runs = worker.filter(|w| w.state == "running" && w.pid > 0);
+            runs.is_some_and(|w| page_number(w.pid).is_ok())
         });
         Holder::new(status.worker("job/0").unwrap().pid)
     }

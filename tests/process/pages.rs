@@ -69,17 +69,20 @@ fn rust_example() -> PathBuf {
     example
 }
 
+/// By which number a worker knows its page. The environment is not there yet for a moment after the old memory has gone in an exec, of which
+/// the keeper hears then.
+pub(crate) fn page_number(pid: i32) -> Result<String, String> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).map_err(|e| e.to_string())?;
+    let mut lines = environ.split(|byte| *byte == 0);
+    let number = lines.find_map(|line| line.strip_prefix(b"LEASEHOLD_PAGE_FD="));
+    number
+        .map(|number| String::from_utf8_lossy(number).into_owned())
+        .ok_or_else(|| String::from_utf8_lossy(&environ).into_owned())
+}
+
 /// A worker's page, opened from outside: it outlives the worker.
 pub(crate) fn page_of(pid: i32) -> fs::File {
-    // The environment is not there yet for a moment after the old memory has gone in an exec, of which the keeper hears then.
-    let number = until("it was given a page", 5_000, || {
-        let environ = fs::read(format!("/proc/{pid}/environ")).map_err(|e| e.to_string())?;
-        let mut lines = environ.split(|byte| *byte == 0);
-        let number = lines.find_map(|line| line.strip_prefix(b"LEASEHOLD_PAGE_FD="));
-        number
-            .map(|number| String::from_utf8_lossy(number).into_owned())
-            .ok_or_else(|| String::from_utf8_lossy(&environ).into_owned())
-    });
+    let number = until("it was given a page", 5_000, || page_number(pid));
     fs::File::open(format!("/proc/{pid}/fd/{number}")).unwrap()
 }
 
