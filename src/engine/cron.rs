@@ -486,36 +486,44 @@ impl Cron {
                 until,
                 failed,
                 seeks,
-            } => {
-                let replaced = desk.spec.overlap == Overlap::Replace && !self.pending.is_empty();
-                if !desk.is_open() || replaced {
-                    return self.close(run, failed, desk);
-                }
-                let pauses = until > desk.now || desk.stance != Stance::Keep;
-                // A lost run has no lock, nor has one whose lease was changed.
-                let is_shut = desk.gated && !seen.may_begin;
-                let is_over = seeks.is_some_and(|end| end <= desk.now);
-                if !pauses && is_shut && is_over {
-                    return self.close(run, failed, desk);
-                }
-                if pauses || is_shut {
-                    let begins = !pauses && seeks.is_none();
-                    let end = begins.then(|| desk.now.after(desk.heir_patience));
-                    self.phase = Phase::Pausing {
-                        run,
-                        until,
-                        failed,
-                        seeks: seeks.or(end),
-                    };
-                    return if pauses { Move::Rest } else { seen.seek() };
-                }
-                let run = Run {
-                    attempt: run.attempt.saturating_add(1),
-                    ..run
-                };
-                self.start(run, desk)
-            }
+            } => self.retry((run, failed), (until, seeks), seen, desk),
         }
+    }
+
+    /// The next attempt, when its pause is over. A lost run has no lock for it, nor has one whose lease was changed: that is asked for first.
+    fn retry(
+        &mut self,
+        (run, failed): (Run, Outcome),
+        (until, seeks): (Moment, Option<Moment>),
+        seen: &Seen,
+        desk: &mut JobDesk<'_>,
+    ) -> Move {
+        let replaced = desk.spec.overlap == Overlap::Replace && !self.pending.is_empty();
+        if !desk.is_open() || replaced {
+            return self.close(run, failed, desk);
+        }
+        let pauses = until > desk.now || desk.stance != Stance::Keep;
+        let is_shut = desk.gated && !seen.may_begin;
+        let is_over = seeks.is_some_and(|end| end <= desk.now);
+        if !pauses && is_shut && is_over {
+            return self.close(run, failed, desk);
+        }
+        if pauses || is_shut {
+            let begins = !pauses && seeks.is_none();
+            let end = begins.then(|| desk.now.after(desk.heir_patience));
+            self.phase = Phase::Pausing {
+                run,
+                until,
+                failed,
+                seeks: seeks.or(end),
+            };
+            return if pauses { Move::Rest } else { seen.seek() };
+        }
+        let run = Run {
+            attempt: run.attempt.saturating_add(1),
+            ..run
+        };
+        self.start(run, desk)
     }
 
     /// The next run, if its time has come.

@@ -355,6 +355,11 @@ impl Ending {
         }
     }
 
+    /// Has it lost its lock, or is it to give it away?
+    pub fn parts_with_lock(self) -> bool {
+        matches!(self, Self::LockLost | Self::LeaseLapsed | Self::Released)
+    }
+
     /// The word in status and events.
     pub fn word(self) -> &'static str {
         match self {

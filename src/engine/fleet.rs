@@ -167,8 +167,7 @@ impl Fleet {
     /// Slots that wait for their lock, or are about to, having lost it or given it away: another one may hold it for good.
     pub(super) fn standby(&self) -> u32 {
         let waits = |slot: &&Slot| {
-            let without = [Ending::LockLost, Ending::LeaseLapsed, Ending::Released];
-            let will_wait = slot.ending.is_some_and(|ending| without.contains(&ending));
+            let will_wait = slot.ending.is_some_and(Ending::parts_with_lock);
             will_wait || slot.is_warm() || slot.waits_cold(&self.spec)
         };
         self.slots.values().filter(waits).count() as u32

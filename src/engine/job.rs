@@ -270,3 +270,31 @@ impl Supervisor {
         Ok(selected)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::spec::{Authority, LeaseSpec, Takeover};
+
+    /// Else no tick of it would ever have its lock again.
+    #[test]
+    fn a_run_waits_longer_than_its_lock_does() {
+        let lease = LeaseSpec {
+            authority: Authority::Cluster("main".to_owned()),
+            epoch: 0,
+            ttl: Span::secs(30),
+            grace: Span::secs(2),
+            kill_margin: Span::secs(8),
+        };
+        for takeover in [Takeover::After(Span::secs(8)), Takeover::Strict] {
+            let lock = SingletonSpec {
+                lease: Some(lease.clone()),
+                takeover,
+                ..SingletonSpec::default()
+            };
+            let (delay, waits) = (lock.takeover_delay(), lock_patience(Some(&lock)));
+            assert!(waits > delay, "{waits} of {delay}");
+            assert!(heir_patience(Some(&lock)) > delay.plus(lease.ttl));
+        }
+    }
+}

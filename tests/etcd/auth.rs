@@ -41,23 +41,7 @@ fn rig_of(members: usize, token_ttl: u32) -> Option<Cluster> {
         ..Setup::default()
     })?;
     ready(&mut Client::of(&cluster), members);
-    for args in [
-        &["user", "add", "root:secret"][..],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "worker"],
-        &[
-            "role",
-            "grant-permission",
-            "worker",
-            "--prefix=true",
-            "readwrite",
-            "a/",
-        ],
-        &["user", "add", "worker:right"],
-        &["user", "grant-role", "worker", "worker"],
-    ] {
-        cluster.ctl(args).unwrap();
-    }
+    cluster.enroll("worker", "a/");
     Some(cluster)
 }
 

@@ -270,6 +270,28 @@ impl Cluster {
         let _ = kill_process(pid.expect("a pid is positive"), signal);
     }
 
+    /// A root (`secret`) and a user (`right`) who may use what lies below a prefix; nobody is asked who he is yet.
+    pub(crate) fn enroll(&self, user: &str, prefix: &str) {
+        let account = format!("{user}:right");
+        for args in [
+            &["user", "add", "root:secret"][..],
+            &["user", "grant-role", "root", "root"],
+            &["role", "add", user],
+            &[
+                "role",
+                "grant-permission",
+                user,
+                "--prefix=true",
+                "readwrite",
+                prefix,
+            ],
+            &["user", "add", &account],
+            &["user", "grant-role", user, user],
+        ] {
+            self.ctl(args).unwrap();
+        }
+    }
+
     /// What an operator does.
     pub(crate) fn ctl(&self, args: &[&str]) -> Result<String, String> {
         self.ctl_at(&self.endpoints(), args)

@@ -340,24 +340,8 @@ fn tokens_that_expire_end_nobody() {
         return;
     };
     const ROOT: &str = "--user=root:secret";
-    for args in [
-        &["user", "add", "root:secret"][..],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "node"],
-        &[
-            "role",
-            "grant-permission",
-            "node",
-            "--prefix=true",
-            "readwrite",
-            "/leasehold/v1/main/",
-        ],
-        &["user", "add", "node:right"],
-        &["user", "grant-role", "node", "node"],
-        &["auth", "enable"],
-    ] {
-        world.etcd.ctl(args).unwrap();
-    }
+    world.etcd.enroll("node", "/leasehold/v1/main/");
+    world.etcd.ctl(&["auth", "enable"]).unwrap();
     let how = How {
         etcd: "user = \"node\"\npassword = \"right\"",
         ..How::default()

@@ -307,17 +307,12 @@ impl Anchors {
         if keys.is_empty() {
             return self.settle(Outcome::default(), desk.now);
         }
-        let stays: Vec<String> = self
-            .wanted
-            .keys()
-            .filter_map(|key| servers_of(key))
-            .collect();
         let mut leaving: Vec<String> = claim
             .wrote
             .keys()
             .filter_map(|key| servers_of(key))
             .collect();
-        leaving.retain(|at| !stays.contains(at));
+        leaving.retain(|at| !places.contains(at));
         leaving.dedup();
         let gets = keys.iter().cloned().map(Do::Get);
         let lists = leaving.iter().cloned().map(Do::List);
