@@ -18,6 +18,8 @@ mod rig;
 
 #[path = "faults/etcdctl.rs"]
 mod etcdctl;
+#[path = "process/freeze.rs"]
+mod freeze;
 #[path = "faults/load.rs"]
 mod load;
 #[path = "faults/oracle.rs"]

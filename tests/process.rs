@@ -23,6 +23,8 @@ mod cron;
 mod deadlines;
 #[path = "process/death.rs"]
 mod death;
+#[path = "process/freeze.rs"]
+mod freeze;
 #[path = "process/hang.rs"]
 mod hang;
 #[path = "process/health.rs"]

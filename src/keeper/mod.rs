@@ -43,7 +43,7 @@ use crate::{
     sys::{
         cgroup::Tree,
         child::{Child, reap_now},
-        clock, host,
+        clock, family, host,
         lock::{InstanceLock, LockError},
         packet,
         poll::EventFlags,
@@ -387,7 +387,7 @@ impl Keeper {
             .as_ref()
             .and_then(Child::take_stopped)
             .is_some();
-        if stopped && self.revival.stopped(now) == Step::Kill {
+        if stopped && self.revival.stopped(now) {
             say("the supervisor was stopped by a signal; replacing it");
             self.kill_supervisor();
         }
@@ -458,8 +458,19 @@ impl Keeper {
         if self.exit.is_some() {
             return;
         }
-        match self.revival.step(now) {
-            Step::Wait => {}
+        let close = self.deadlines.seats.stands_any();
+        self.revival.watch_closely(close, now);
+        if self.revival.deadline().is_some_and(|at| at <= now) {
+            // Where the machine stood still, its answer may lie here.
+            self.take_requests();
+        }
+        let mut step = self.revival.step(now);
+        if step == Step::Look {
+            let pid = self.supervisor.as_ref().map(Child::pid);
+            step = self.revival.looked(pid.is_some_and(family::is_busy), now);
+        }
+        match step {
+            Step::Wait | Step::Look => {}
             Step::Start { recover } => self.start_supervisor(recover, now),
             Step::Ping(number) => {
                 // Behind whatever still waits: a long first telling is no silence.
@@ -467,8 +478,13 @@ impl Keeper {
                     link.push(News::Ping { number });
                 }
             }
-            Step::Kill => {
-                say("the supervisor has not answered for 10 s; replacing it");
+            Step::Kill(silent) => {
+                let tenths = silent.as_millis() / 100;
+                say(&format!(
+                    "the supervisor has not answered for {}.{} s; replacing it",
+                    tenths / 10,
+                    tenths % 10
+                ));
                 self.kill_supervisor();
             }
             Step::Complain => {

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
+    path::Path,
 };
 
 use crate::{
@@ -53,9 +54,13 @@ pub struct Stat {
 impl Stat {
     /// Reads it; none if the process is gone.
     pub fn read(pid: i32) -> Option<Self> {
+        Self::at(format!("/proc/{pid}/stat"))
+    }
+
+    fn at(path: impl AsRef<Path>) -> Option<Self> {
         // One read(2) gets all of it, into a space that it cannot outgrow: 52 numbers and a name of at most 64 bytes.
         let mut line = [0; 2048];
-        let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+        let mut file = File::open(path).ok()?;
         let length = file.read(&mut line).ok()?;
         Self::parse(line.get(..length)?)
     }
@@ -524,6 +529,15 @@ pub(super) fn pids() -> Vec<i32> {
     entries
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Does any thread of it run, or want to, or wait for a disk (proc_pid_stat(5): `R`, `D`)?
+pub fn is_busy(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    let mut stats = threads.filter_map(|thread| Stat::at(thread.ok()?.path().join("stat")));
+    stats.any(|stat| matches!(stat.state, b'R' | b'D'))
 }
 
 fn read_stats(pids: &[i32]) -> impl Iterator<Item = (i32, Stat)> {

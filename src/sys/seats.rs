@@ -308,6 +308,11 @@ impl Seats {
         armed.map(|seat| next_look(now, seat.until())).min()
     }
 
+    /// Does any deadline stand?
+    pub fn stands_any(&self) -> bool {
+        self.0.iter().any(Seat::is_armed)
+    }
+
     /// Everything that is not free.
     pub fn reports(&self) -> impl Iterator<Item = SeatReport> + '_ {
         let busy = self

@@ -462,3 +462,54 @@ fn a_new_supervisor_rides_out_a_frozen_leader() {
         &format!("same process, no drain; a renewal was verified again after {after}"),
     );
 }
+
+/// etcd ends so many leases one after the other: whoever comes next waits longer, and renewals among them are verified all the same.
+#[test]
+fn ten_thousand_leases_that_end_at_once_delay_a_hand_over() {
+    if !all_rows() {
+        return;
+    }
+    let Some(mut world) = World::new(Times::DEFAULT) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    grant(&world.etcd.endpoints(), 10_000, world.times.ttl);
+    world.outlasts_a_lease(&holder);
+    grant(&world.etcd.endpoints(), 10_000, world.times.ttl);
+    let keeper = world.keeper(&holder);
+    let supervisor = world.supervisor(&holder);
+    send(keeper, Signal::STOP);
+    send(supervisor, Signal::KILL);
+    send(keeper, Signal::KILL);
+    let next = world.after(&holder, world.times.failover().plus(Span::secs(10)));
+    world.verdict(
+        "10,000 leases with a key each end while it is renewed, and again with its node's, default times",
+        &format!("renewed without a pause; then n{} took over", next.node),
+    );
+}
+
+/// So many leases, with a key each.
+fn grant(endpoints: &[String], count: usize, ttl: Span) {
+    const AT_ONCE: usize = 100;
+    let seconds = (ttl.as_millis() / 1_000) as i64;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = etcd_client::Client::connect(endpoints, None).await.unwrap();
+        let share = |worker: usize| {
+            let mut client = client.clone();
+            tokio::spawn(async move {
+                for n in 0..count / AT_ONCE {
+                    let lease = client.lease_grant(seconds, None).await.unwrap().id();
+                    let options = etcd_client::PutOptions::new().with_lease(lease);
+                    let key = format!("stranger/{worker}/{n}");
+                    client.put(key, "-", Some(options)).await.unwrap();
+                }
+            })
+        };
+        let all: Vec<_> = (0..AT_ONCE).map(share).collect();
+        for one in all {
+            one.await.unwrap();
+        }
+    });
+}

@@ -5,7 +5,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
+    freeze::Freeze,
     rig::{Mode, Rig, Status, all_pids, is_root, parent_of, pause, send, skip, until, until_true},
+    wall::Clock,
     world::{How, Times, WORKER, World, all_rows, milliseconds},
 };
 
@@ -75,6 +77,51 @@ fn a_frozen_supervisor_costs_nothing() {
     world.verdict(
         "SIGSTOP of the supervisor",
         "replaced at once: same process, same fence",
+    );
+}
+
+/// Nobody is told of a hang: its keeper asks, more often while a deadline stands.
+#[test]
+fn a_hung_supervisor_costs_nothing() {
+    let Some(mut world) = World::new(Times::DEFAULT) else {
+        return;
+    };
+    let holder = world.three(&How::default());
+    let hangs = world.supervisor(&holder);
+    let Some(_hung) = Freeze::new(world.rig(&holder), "hang", hangs) else {
+        return;
+    };
+    world.is_renewed_since(&holder, clock::now());
+    world.is_untouched(&holder);
+    assert_ne!(world.supervisor(&holder), hangs);
+    world.verdict(
+        "a supervisor that hangs, all its threads asleep",
+        "noticed within 1.5 s: same process, same fence, lease renewed by the next supervisor",
+    );
+}
+
+/// Deadlines are counted on clocks that nobody sets.
+#[test]
+fn a_wall_clock_that_is_set_costs_nothing() {
+    let Some(mut world) = World::new(Times::QUICK) else {
+        return;
+    };
+    let node = world.plan(&How::default());
+    let Some(wall) = Clock::new(&mut world.nodes[node]) else {
+        return;
+    };
+    wall.set(0);
+    world.nodes[node].start();
+    let holder = world.somebody(10_000);
+    let other = world.node(&How::default());
+    world.stands_by(other);
+    for seconds in [3_600, -3_600] {
+        wall.set(seconds);
+        world.outlasts_a_lease(&holder);
+    }
+    world.verdict(
+        "the holder's wall clock is set an hour forth, then two hours back",
+        "same process, same fence",
     );
 }
 

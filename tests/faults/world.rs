@@ -344,6 +344,15 @@ impl World {
         assert!(!end.iter().any(|words| said.contains(words)), "{said}");
     }
 
+    /// It is renewed for as long as a lease lasts, and on.
+    pub(crate) fn outlasts_a_lease(&self, holder: &Holder) {
+        let over = clock::now().after(self.times.ttl);
+        let bound = self.times.failover().as_millis();
+        until_true("a lease would be over", bound, || clock::now() >= over);
+        self.is_renewed_since(holder, over);
+        self.is_untouched(holder);
+    }
+
     /// When it says its last word, if renewals sent after that moment do not count: not before it must, and not after.
     pub(crate) fn ended_as_its_lease_did(&self, holder: &Holder, moment: Moment, ignores: bool) {
         self.ended_between(holder, moment, moment, ignores);

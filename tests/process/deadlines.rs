@@ -3,11 +3,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     os::fd::AsFd,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use leasehold::{
@@ -20,6 +19,7 @@ use rustix::{
 };
 
 use crate::{
+    freeze::{Freeze, tracer},
     hang::Hang,
     pages::{Readers, page_number, page_of},
     rig::{
@@ -32,6 +32,7 @@ use crate::{
 both_ways!(
     it_ends_when_it_is_not_renewed,
     nothing_takes_a_renewed_lease_away,
+    a_hung_supervisor_is_replaced_before_its_worker_ends,
     it_ends_though_the_supervisor_is_frozen,
     it_ends_though_supervisors_are_killed_again_and_again,
     it_ends_though_the_keeper_is_frozen,
@@ -43,7 +44,7 @@ both_ways!(
     many_leases_at_once,
     it_ends_in_its_namespace_when_it_is_not_renewed,
     it_ends_in_its_namespace_though_the_keeper_is_frozen,
-    it_ends_in_its_namespace_though_the_supervisor_is_frozen,
+    it_ends_in_its_namespace_though_the_keepers_main_thread_is_frozen,
 );
 
 /// What the lease of the worker under test is made of.
@@ -123,6 +124,19 @@ impl Leased {
 
     fn freeze_supervisor(&self) -> Option<Freeze> {
         Freeze::new(&self.rig, "freeze", self.rig.status().supervisor())
+    }
+
+    /// A hang is noticed after a second at the soonest.
+    fn freeze_supervisor_before(&self, deadline: Moment) -> Option<Freeze> {
+        let supervisor = self.rig.status().supervisor();
+        tracer(&self.rig)?;
+        let soon = Moment(deadline.0 - Span::millis(800).as_nanos());
+        until_true("the deadline is near", 8_000, || clock::now() >= soon);
+        Freeze::new(&self.rig, "freeze", supervisor)
+    }
+
+    fn freeze_all_but_the_second_thread(&self) -> Option<[Freeze; 2]> {
+        all_but_the_second_thread(&self.rig, self.rig.status().supervisor())
     }
 
     /// Whoever runs now: a machine that stands still for a while ends one before he is looked at.
@@ -230,38 +244,10 @@ impl Holder {
     }
 }
 
-/// Stops threads in a way of which nobody hears: a tracer has them.
-struct Freeze(Child);
-
-impl Freeze {
-    fn new(rig: &Rig, how: &str, pid: i32) -> Option<Self> {
-        let tracer = rig.path("tracer");
-        let program = match tracer.exists() {
-            true => tracer,
-            false => rig.compile("tracer", include_str!("tracer.c"), &[])?,
-        };
-        let mut child = Command::new(program)
-            .args([how, &pid.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let stdout = child.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        let freeze = Self(child);
-        if line.is_empty() {
-            skip("nobody may trace here (ptrace)");
-            return None;
-        }
-        Some(freeze)
-    }
-}
-
-impl Drop for Freeze {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Nobody notices that the supervisor hangs, then.
+fn all_but_the_second_thread(rig: &Rig, supervisor: i32) -> Option<[Freeze; 2]> {
+    let keeper = Freeze::new(rig, "freeze-one", rig.keeper())?;
+    Some([keeper, Freeze::new(rig, "freeze", supervisor)?])
 }
 
 /// Everybody is well, and the authority answers no more: SIGTERM a grace before the deadline, SIGKILL at it.
@@ -349,29 +335,48 @@ fn nothing_takes_a_renewed_lease_away(rig: Rig) {
     leased.rig.drain(5_000);
 }
 
+/// While deadlines stand a hang is noticed within 1.5 s, so the next one renews in time.
+fn a_hung_supervisor_is_replaced_before_its_worker_ends(rig: Rig) {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
+        return;
+    };
+    let holder = leased.start();
+    let supervisor = leased.rig.status().supervisor();
+    let Some(_hung) = Freeze::new(&leased.rig, "hang", supervisor) else {
+        return;
+    };
+    let before = holder.until();
+    until("it is renewed by another one", 5_000, || {
+        let until = holder.until();
+        (until > before)
+            .then_some(())
+            .ok_or_else(|| leased.rig.stderr())
+    });
+    assert!(holder.lives());
+    let status = leased.rig.status();
+    assert_ne!(status.supervisor(), supervisor);
+    assert_eq!(status.worker("job/0").unwrap().pid, holder.pid);
+    let said = leased.rig.stderr();
+    assert!(
+        said.contains("the supervisor has not answered for 1."),
+        "{said}"
+    );
+    leased.rig.drain(5_000);
+}
+
+/// So late that nobody is there in its place when the deadline comes.
 fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
-    ends_by_the_keeper(rig, LONG);
-}
-
-fn it_ends_in_its_namespace_though_the_supervisor_is_frozen(rig: Rig) {
-    if may_enclose() {
-        ends_by_the_keeper(rig, ENCLOSED);
-    }
-}
-
-fn ends_by_the_keeper(rig: Rig, lease: &str) {
-    let Some(mut leased) = Leased::new(rig, lease) else {
+    let Some(mut leased) = Leased::new(rig, LONG) else {
         return;
     };
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let Some(frozen) = leased.freeze_supervisor() else {
+    let Some(frozen) = leased.freeze_supervisor_before(deadline) else {
         return;
     };
     leased.ends_at(&holder, deadline);
     drop(frozen);
     leased.comes_back(&holder);
-    assert!(leased.rig.stderr().contains("killed by the keeper"));
     leased.rig.drain(5_000);
 }
 
@@ -481,7 +486,7 @@ fn many_leases_at_once(mut rig: Rig) {
     });
     let after = rig.status();
     assert_eq!(identities(&before.workers()), identities(&after.workers()));
-    let Some(frozen) = Freeze::new(&rig, "freeze", after.supervisor()) else {
+    let Some(frozen) = all_but_the_second_thread(&rig, after.supervisor()) else {
         return;
     };
     until_true("all have ended", 8_000, || {
@@ -540,7 +545,7 @@ fn it_ends_among_busy_loops(rig: Rig) {
     let busy = BusyLoops::new(64);
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let Some(frozen) = leased.freeze_supervisor() else {
+    let Some(frozen) = leased.freeze_supervisor_before(deadline) else {
         return;
     };
     // Not for longer than it takes: other tests run beside, whose daemons renew leases.
@@ -593,21 +598,31 @@ fn it_ends_though_the_keeper_hangs_in_a_spawn(mut rig: Rig) {
     leased.rig.drain(5_000);
 }
 
-/// Wherever the keeper's main thread is, its second one goes on.
 fn it_ends_though_the_keepers_main_thread_is_frozen(rig: Rig) {
-    let Some(mut leased) = Leased::new(rig, LONG) else {
+    ends_by_the_second_thread(rig, LONG);
+}
+
+fn it_ends_in_its_namespace_though_the_keepers_main_thread_is_frozen(rig: Rig) {
+    if may_enclose() {
+        ends_by_the_second_thread(rig, ENCLOSED);
+    }
+}
+
+/// Wherever the supervisor and the keeper's main thread are, which would replace it, the second one goes on.
+fn ends_by_the_second_thread(rig: Rig, lease: &str) {
+    let Some(mut leased) = Leased::new(rig, lease) else {
         return;
     };
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let Some(one) = leased.freeze_supervisor() else {
+    let Some(frozen) = leased.freeze_all_but_the_second_thread() else {
         return;
     };
-    let other = Freeze::new(&leased.rig, "freeze-one", leased.rig.keeper()).unwrap();
     leased.ends_at(&holder, deadline);
-    drop(other);
-    drop(one);
+    drop(frozen);
     leased.comes_back(&holder);
+    let said = leased.rig.stderr();
+    assert!(said.contains("killed by the keeper"), "{said}");
     leased.rig.drain(5_000);
 }
 

@@ -1,6 +1,7 @@
 /* Traces a process, until it is killed itself.
  * `polite`: hears of all that happens to it, as strace does. `deaf`: never listens, as a debugger that was stopped.
- * `freeze`: all its threads stop without a stop that a parent would hear of; `freeze-one`: one thread does. Says so by a line. */
+ * `freeze`: all its threads stop without a stop that a parent would hear of; `freeze-one`: one thread does. Says so by a line.
+ * `hang`: as `freeze`, but who is killed meanwhile is gone, and does not wait for its tracer. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <stdio.h>
@@ -45,10 +46,12 @@ static int freeze_all(pid_t pid) {
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     pid_t pid = atoi(argv[2]);
-    if (!strncmp(argv[1], "freeze", 6)) {
-        if (strcmp(argv[1], "freeze") ? freeze(pid) : freeze_all(pid)) return 1;
+    int hang = !strcmp(argv[1], "hang");
+    if (hang || !strncmp(argv[1], "freeze", 6)) {
+        if (strcmp(argv[1], "freeze-one") ? freeze_all(pid) : freeze(pid)) return 1;
         puts("frozen");
         fflush(stdout);
+        while (hang && waitpid(-1, 0, __WALL) > 0) continue;
         for (;;) pause();
     }
     if (ptrace(PTRACE_SEIZE, pid, 0, 0)) return 1;
