@@ -13,6 +13,9 @@ use leasehold::{
 
 use crate::{jobs::Jobs, node::UNDER_LOCK, reload::BROKEN, rng::Rng};
 
+/// Epoch and fence: what a store compares.
+pub(crate) type Token = (u64, u64);
+
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
     Exit(ExitStatus),
@@ -62,7 +65,7 @@ pub(crate) struct Host {
     /// What was killed is gone by then.
     pub(crate) linger: Span,
     /// Who leads from now on, and whether he stood by before.
-    pub(crate) began: Vec<(WorkerId, u64, bool)>,
+    pub(crate) began: Vec<(WorkerId, Token, bool)>,
     /// The wall clock, and the jobs that follow it.
     pub(crate) jobs: Jobs,
     /// Keepers that there were before.
@@ -175,7 +178,8 @@ impl Kernel for Host {
                 });
             }
             if !stands_by {
-                self.began.push((worker.clone(), fence, false));
+                self.began
+                    .push((worker.clone(), (page.epoch, fence), false));
             }
         }
         let run = self.jobs.started(key, spec, self.keeper_deaths);
@@ -231,7 +235,8 @@ impl Kernel for Host {
         }
         if armed {
             proc.fence = page.fence;
-            self.began.push((worker.clone(), page.fence, true));
+            self.began
+                .push((worker.clone(), (page.epoch, page.fence), true));
         }
         armed
     }

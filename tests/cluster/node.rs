@@ -315,6 +315,12 @@ impl Node {
         };
     }
 
+    /// Its operator says that etcd may have forgotten something.
+    pub(crate) fn raise_epoch(&mut self) {
+        self.base = reload::of_a_higher_epoch(&self.base);
+        self.file = self.base.clone();
+    }
+
     /// Somebody sets its wall clock.
     pub(crate) fn set_clock(&mut self, by_ms: i64, now: Moment) {
         self.host.jobs.set(by_ms, now);

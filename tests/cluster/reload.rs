@@ -69,6 +69,20 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
     config
 }
 
+/// What is to be done when a backup was restored.
+pub(crate) fn of_a_higher_epoch(base: &Config) -> Config {
+    let mut config = base.clone();
+    let etcd = config.etcd.as_mut().expect("a cluster");
+    etcd.epoch += 1;
+    for spec in config.fleets.values_mut() {
+        let lease = spec.singleton.as_mut().and_then(|lock| lock.lease.as_mut());
+        lease.into_iter().for_each(|lease| lease.epoch = etcd.epoch);
+        *spec = sealed(spec.clone());
+    }
+    config.revision = Revision::of(format!("{:?}", config.fleets).as_bytes());
+    config
+}
+
 /// Told and killed earlier before the lease is over.
 fn times(lock: &mut SingletonSpec, rng: &mut Rng) {
     if let Some(lease) = &mut lock.lease {

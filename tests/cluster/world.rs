@@ -24,8 +24,9 @@ use leasehold::{
 
 use crate::{
     agenda,
+    doubles::{Double, Roles},
     etcd::{Etcd, Flavour, Out, Verdict},
-    host::{Act, Change, Seat, ready},
+    host::{Act, Change, Seat, Token, ready},
     jobs,
     mutants::Mutant,
     node::{COUNTED, Contended, Node, UNITS, WANTED, fleet, worker},
@@ -64,6 +65,8 @@ pub(crate) struct Faults {
     pub(crate) counted: bool,
     /// There are jobs, too.
     pub(crate) jobs: bool,
+    /// What befalls whoever has a lock, again and again.
+    pub(crate) double: Option<Double>,
     pub(crate) flavour: Flavour,
 }
 
@@ -84,6 +87,8 @@ pub(crate) struct Totals {
     pub(crate) drains: u64,
     pub(crate) reloads: u64,
     pub(crate) runs: u64,
+    pub(crate) doubles: u64,
+    pub(crate) stories: u64,
 }
 
 impl Totals {
@@ -102,6 +107,8 @@ impl Totals {
         self.drains += other.drains;
         self.reloads += other.reloads;
         self.runs += other.runs;
+        self.doubles += other.doubles;
+        self.stories += 1;
     }
 }
 
@@ -130,7 +137,7 @@ enum Item {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub(crate) enum Fault {
     SupervisorDies(usize),
     SupervisorHangs(usize, Span),
     KeeperHangs(usize, Span),
@@ -150,6 +157,8 @@ enum Fault {
     Drained(usize, bool),
     BackedUp,
     Restored,
+    EpochRaised(usize),
+    Double(Double),
     NoSpace,
     LockBusy(usize, Span),
     ClockSet(usize, i64),
@@ -193,8 +202,8 @@ pub(crate) struct World {
     etcd: Etcd,
     locks: Vec<Contended>,
     faults: Faults,
-    /// The highest fence that anybody ran with, and where.
-    fences: BTreeMap<String, (u64, usize)>,
+    /// The highest token that anybody ran with, and where.
+    tokens: BTreeMap<String, (Token, usize)>,
     /// With how many others whoever has this fence of a lock may run, by what his node was configured to say when he had it.
     promised: BTreeMap<(String, u64), usize>,
     /// What the mutants remember.
@@ -256,7 +265,7 @@ impl World {
             etcd,
             locks: locks.to_vec(),
             faults,
-            fences: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             promised: BTreeMap::new(),
             memory: BTreeMap::new(),
             terms: BTreeMap::new(),
@@ -286,6 +295,12 @@ impl World {
             let when = self.now.after(after);
             self.at_moment(when, Item::Fault(fault));
             self.second(when, fault);
+        }
+        if let Some(double) = self.faults.double {
+            for turn in 0..5 {
+                let when = Span::secs(15 + 25 * turn).plus(self.rng.span(0, 8_000));
+                self.at(when, Item::Fault(Fault::Double(double)));
+            }
         }
         if self.faults.restored {
             let after = self.rng.span(5_000, 60_000);
@@ -338,10 +353,15 @@ impl World {
         }
         self.etcd.has_space = true;
         self.play_until(self.quiet_from.after(SETTLE));
-        match self.is_forgetful {
-            true => self.check_nobody(),
-            false => self.check_progress(),
+        if self.is_forgetful {
+            self.check_nobody();
+            for node in 0..NODES {
+                let after = self.rng.span(0, 20_000);
+                self.at(after, Item::Fault(Fault::EpochRaised(node)));
+            }
+            self.play_until(self.quiet_from.after(SETTLE).after(SETTLE));
         }
+        self.check_progress();
         self.check_records();
         self.check_units();
         self.check_jobs();
@@ -390,6 +410,27 @@ impl World {
         let (_, second) = self.trouble();
         let after = self.rng.span(0, 3_000);
         self.at_moment(when.after(after), Item::Fault(second));
+    }
+
+    /// It befalls whoever has a lock now, if anybody has.
+    fn double(&mut self, double: Double) {
+        let holds = |node: &Node| node.host.procs.values().any(|proc| proc.fence != 0);
+        let all = 0..NODES;
+        let holders: Vec<usize> = all.filter(|index| holds(&self.nodes[*index])).collect();
+        if holders.is_empty() {
+            return;
+        }
+        self.totals.doubles += 1;
+        let holder = *self.rng.pick(&holders);
+        let mut roles = Roles {
+            holder,
+            next: (holder + 1 + self.rng.below(2) as usize) % NODES,
+            leader: self.etcd.leading(),
+            rng: &mut self.rng,
+        };
+        for (after, fault) in double(&mut roles) {
+            self.at(after, Item::Fault(fault));
+        }
     }
 
     /// Something that goes wrong, and when.
@@ -753,6 +794,11 @@ impl World {
                 let same_id = self.rng.chance(50);
                 self.is_forgetful = self.etcd.restore(same_id, now);
             }
+            Fault::Double(double) => self.double(double),
+            Fault::EpochRaised(index) => {
+                self.nodes[index].raise_epoch();
+                self.reload(index);
+            }
             Fault::Moved(index, to) => self.ask_to_move(index, to),
             Fault::Drained(index, empty) => self.drain(index, empty),
             Fault::NoSpace => self.etcd.has_space = !self.etcd.has_space,
@@ -1008,7 +1054,9 @@ impl World {
                     request,
                     reply: Ok(Answer::Begun { .. }),
                 } => {
-                    let calm = self.faults.troubles == 0 && self.faults.removals == 0;
+                    let faults = &self.faults;
+                    let calm = faults.troubles == 0 && faults.removals == 0;
+                    let calm = calm && faults.double.is_none();
                     let asked = self.asked.remove(&request).filter(|_| calm);
                     if let Some((lock, to, since)) = asked {
                         let by = since.after(Span::millis(9_900));
@@ -1505,23 +1553,23 @@ impl World {
             self.say(|| format!("node{index} begins {} of {}", run.0, run.1));
             self.ledger.began(run, index);
         }
-        for (id, fence, stood_by) in std::mem::take(&mut self.nodes[index].host.began) {
+        for (id, token, stood_by) in std::mem::take(&mut self.nodes[index].host.began) {
             self.totals.spawns += 1;
             self.totals.promotions += u64::from(stood_by);
             let lock = id.fleet.to_string();
-            let before = self.fences.get(&lock).copied();
+            let before = self.tokens.get(&lock).copied();
             if self.slots(&lock) == 1
                 && let Some((highest, whose)) = before
             {
-                let same = fence == highest && whose == index;
+                let same = token == highest && whose == index;
                 assert!(
-                    fence > highest || same,
-                    "{FELL} of {lock}: node{index} begins with {fence}, node{whose} had {highest}"
+                    token > highest || same,
+                    "{FELL} of {lock}: node{index} begins with {token:?}, node{whose} had {highest:?}"
                 );
                 self.totals.takeovers += u64::from(whose != index);
             }
-            self.say(|| format!("node{index} {id} begins with fence {fence}"));
-            self.fences.insert(lock, (fence, index));
+            self.say(|| format!("node{index} {id} begins with fence {token:?}"));
+            self.tokens.insert(lock, (token, index));
         }
     }
 
