@@ -580,7 +580,7 @@ impl SingletonSpec {
             Takeover::After(span) => span,
             Takeover::Strict => {
                 let ttl = self.lease.as_ref().map_or(Span::ZERO, |lease| lease.ttl);
-                LeaseSpec::dead_after(ttl)
+                LeaseSpec::outwait(LeaseSpec::dead_after(ttl))
             }
         }
     }
@@ -611,7 +611,7 @@ pub enum Authority {
 }
 
 impl LeaseSpec {
-    /// What an authority's clock may be fast, in its thousandth parts of a lease.
+    /// What a clock may be fast, in its thousandth parts of a span.
     const RATE: u64 = 920;
     /// What an authority may be late to notice, and we to kill.
     const SLACK: Span = Span::millis(350);
@@ -621,6 +621,11 @@ impl LeaseSpec {
     pub fn dead_after(ttl: Span) -> Span {
         let bound = Span::nanos(ttl.as_nanos() / 1_000 * Self::RATE);
         bound.minus(Self::SLACK)
+    }
+
+    /// How long somebody waits by a clock that may be fast for what takes so long by a right one.
+    pub fn outwait(span: Span) -> Span {
+        Span::nanos(span.as_nanos() / Self::RATE * 1_000)
     }
 
     /// From the sending of a renewal that is good for `ttl` to SIGKILL.

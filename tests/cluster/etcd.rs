@@ -243,10 +243,21 @@ impl Etcd {
         (!leases.is_empty()).then(|| *rng.pick(&leases))
     }
 
+    /// Somebody's place in a queue; as often that of whoever has stood there for longest.
     pub(crate) fn some_place(&self, rng: &mut Rng) -> Option<String> {
-        let keys = self.store.keys.keys().filter(|key| key.contains("/q/"));
-        let keys: Vec<&String> = keys.collect();
-        (!keys.is_empty()).then(|| (*rng.pick(&keys)).clone())
+        let keys = self
+            .store
+            .keys
+            .iter()
+            .filter(|(key, _)| key.contains("/q/"));
+        let keys: Vec<(&String, &KeyValue)> = keys.collect();
+        let first = keys.iter().min_by_key(|(_, kv)| kv.created)?;
+        let any = if rng.chance(50) {
+            *first
+        } else {
+            *rng.pick(&keys)
+        };
+        Some(any.0.clone())
     }
 
     /// Something that is published.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::spec::{SingletonSpec, Takeover},
+    config::spec::{LeaseSpec, SingletonSpec, Takeover},
     engine::cluster::{
         keys::{self, Card, Released, Wish},
         rpc::{Change, KeyValue},
@@ -344,7 +344,7 @@ impl Line {
     pub(super) fn clear_at(&self) -> Option<Moment> {
         let own = self.delay.span;
         let delay = match self.delay.strict {
-            true => own.max(self.dead),
+            true => own.max(LeaseSpec::outwait(self.dead)),
             false => own,
         };
         self.suspicious.map(|since| since.after(delay))
