@@ -315,27 +315,45 @@ start_etcd() {
     etcd=$!
 }
 
-# What it starts leaves group and session, drops its environment and has no parent.
-write_cluster_config() {
-    write_config 3
-    cat >>$config <<-TOML
+# It writes who it is and when, again and again, and so does what it starts, which leaves group and session, drops its environment and
+# has no parent.
+write_witness() {
+    cat >/usr/local/bin/witness <<-'WITNESS'
+		#!/bin/bash
+		if [ $# = 0 ]; then
+		    set -- "$LEASEHOLD_NODE" "$LEASEHOLD_FENCE"
+		    (setsid env -i "$0" "$@" &)
+		fi
+		while :; do
+		    echo "$1 $2 $EPOCHREALTIME" >>/run/oracle
+		    sleep 0.01
+		done
+	WITNESS
+    chmod 755 /usr/local/bin/witness
+}
+
+# flock: each node has its own, as on two machines.
+billing() {
+    cat <<-TOML
 		[etcd]
 		endpoints = ["http://127.0.0.1:2379"]
 		[fleet.billing]
-		command = ["/bin/bash", "-c", "(setsid env -i sleep infinity &); exec sleep infinity"]
-		singleton = { scope = "cluster", grace = "1s", kill_margin = "2s" }
+		command = ["/usr/local/bin/witness"]
+		singleton = { scope = "cluster", flock = "/run/$1.lock", grace = "1s", kill_margin = "2s" }
 	TOML
 }
+write_cluster_config() { write_config 3 && billing vm >>$config; }
 
 holds() { status | jq -e '.fleets[] | select(.name == "billing").workers[] | select(.state == "running" and .containment == "unit").pid'; }
 takes() { write_cluster_config && timeout 60 systemctl reload $unit && within 20 holds; }
 
 # Both: nobody of ours is left who could kill.
 ends_soon() {
-    local main begun took
-    main=$(property MainPID)
+    local both begun took
+    both="$(property MainPID) $(supervisors)"
     begun=$(now_ms)
-    kill -STOP "$main" && kill -STOP "$(supervisors)" || return
+    # shellcheck disable=SC2086 # one word per process
+    kill -STOP $both || return
     # shellcheck disable=SC2086 # one word per process
     within 10 gone $old || return
     took=$(($(now_ms) - begun))
@@ -343,19 +361,62 @@ ends_soon() {
     [ $took -lt 2000 ]
 }
 
+# ---- another node, and a judge
+
+other() { timeout 5 leasehold status --json --run-dir /run/other; }
+other_waits() { other | jq -e '.fleets[] | select(.name == "billing").gate.holder | select(. != null)'; }
+start_other() {
+    { printf 'schema = 1\n[node]\nname = "other"\n' && billing other; } >/etc/leasehold/other.toml
+    systemd-run --unit=other --service-type=notify --property=Delegate=yes --property=WatchdogSec=30s \
+        leasehold run --config /etc/leasehold/other.toml --run-dir /run/other --state-dir /var/lib/other --log-dir /var/log/other || { journalctl -b -o cat -u other; return 1; }
+    within 20 other_waits
+}
+
+# speaks NODE: its worker has written within the last second.
+speaks() { tail -n 20 /run/oracle | grep "^$1 " | awk -v now="$EPOCHREALTIME" '$3 > now - 1 { found = 1 } END { exit !found }'; }
+
+# Both: nobody of it is left but what systemd ends.
+other_killed() {
+    local both
+    both=$(other | jq -r '"\(.keeper.pid) \(.supervisor.pid)"')
+    # shellcheck disable=SC2086 # one word per process
+    kill -KILL $both
+}
+
+# From what was written alone: nobody began before whoever had the lock was silent, with all that he started, and fences grew.
+never_two() {
+    sort -k3,3 /run/oracle | awk '
+        !($2 in first) { first[$2] = $3; fences[++n] = $2; node[$2] = $1 }
+        { last[$2] = $3 }
+        END {
+            for (i = 2; i <= n; i++) {
+                a = fences[i - 1]; b = fences[i]; gap = first[b] - last[a]
+                printf "%s with fence %s, then %s with fence %s after %.3f s\n", node[a], a, node[b], b, gap
+                if (gap <= 0 || b + 0 <= a + 0) wrong = 1
+            }
+            exit wrong || n != 3
+        }'
+}
+
 watched_as_before() { write_config 3 && timeout 60 systemctl reload $unit && within 20 is WatchdogUSec "$usual"; }
 
 if command -v etcd >/dev/null; then
     usual=$(property WatchdogUSec)
     start_etcd
+    write_witness
     check "a cluster's singleton is contained by the unit" takes
     check "while it is held, systemd watches within half of its kill_margin" within 10 is WatchdogUSec 1s
+    check "another node, in another unit, waits for it" start_other
     old=$(everybody)
     invocation=$(property InvocationID)
     mark
     check "keeper and supervisor frozen: it ends, and all that it started, within its kill_margin" ends_soon
     check "keeper and supervisor frozen: systemd starts the unit again, with fresh workers" fresh
-    check "the singleton runs again when its lease is over" within 40 holds
+    check "the other node runs it when the lease is over" within 40 speaks other
+    check "kill -9 of keeper and supervisor of that one" other_killed
+    check "the first node runs it again when that lease is over" within 40 speaks vm
+    check "by what they wrote there were never two, and fences grew" never_two
+    systemctl stop other
     check "when none is held, systemd watches as it was configured to" watched_as_before
     kill $etcd
 fi
