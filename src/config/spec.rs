@@ -576,13 +576,13 @@ impl SingletonSpec {
 
     /// How long what may be left of a holder who is gone without a word is given to end.
     pub fn takeover_delay(&self) -> Span {
-        match self.takeover {
+        LeaseSpec::outwait(match self.takeover {
             Takeover::After(span) => span,
             Takeover::Strict => {
                 let ttl = self.lease.as_ref().map_or(Span::ZERO, |lease| lease.ttl);
-                LeaseSpec::outwait(LeaseSpec::dead_after(ttl))
+                LeaseSpec::dead_after(ttl)
             }
-        }
+        })
     }
 }
 
@@ -625,7 +625,7 @@ impl LeaseSpec {
 
     /// How long somebody waits by a clock that may be fast for what takes so long by a right one.
     pub fn outwait(span: Span) -> Span {
-        Span::nanos(span.as_nanos() / Self::RATE * 1_000)
+        Span::nanos((span.as_nanos() / Self::RATE).saturating_mul(1_000))
     }
 
     /// From the sending of a renewal that is good for `ttl` to SIGKILL.

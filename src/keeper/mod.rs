@@ -275,7 +275,7 @@ impl Keeper {
         let last_words = self.killed_at.map(|at| at.after(LAST_WORDS));
         let waits = [
             self.core.deadline(),
-            self.revival.deadline(),
+            self.revival.deadline().filter(|_| self.exit.is_none()),
             self.linux.deadline(),
             // Then it was killed, and its end wakes us: a disk that hangs may keep it for long.
             last_words.filter(|at| *at > now),
@@ -463,11 +463,17 @@ impl Keeper {
         if self.revival.deadline().is_some_and(|at| at <= now) {
             // Where the machine stood still, its answer may lie here.
             self.take_requests();
+            if self.exit.is_some() {
+                return;
+            }
         }
         let mut step = self.revival.step(now);
         if step == Step::Look {
-            let pid = self.supervisor.as_ref().map(Child::pid);
-            step = self.revival.looked(pid.is_some_and(family::is_busy), now);
+            let child = self.supervisor.as_ref();
+            let number = child.and_then(|child| child.number_in_proc().ok());
+            step = self
+                .revival
+                .looked(number.is_some_and(family::is_asleep), now);
         }
         match step {
             Step::Wait | Step::Look => {}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Due ──start──▶ Up ──died──▶ Due (at once; five deaths of its own in ten seconds: --recover, then back-off)
-//!                  │ silent for 10 s (while deadlines stand: asleep for 1.1 s), or stopped by a signal
+//!                  │ silent for 10 s (while deadlines stand: found asleep three times), or stopped by a signal
 //!                  ▼
 //!               Killed ──reaped──▶ Due     (not reaped in 5 s: no successor yet, and we say so)
 //! ```
@@ -160,18 +160,20 @@ impl Revival {
             },
             State::Up {
                 silence: Some(silence),
+                proven: true,
+                ..
+            } if self.close && silence.next_look <= now => {
+                // While we did not run, perhaps nobody did.
+                silence.since = silence.since.after(now.since(silence.next_look));
+                silence.next_look = now.after(CLOSE);
+                Step::Look
+            }
+            State::Up {
+                silence: Some(silence),
                 ..
             } if silence.since.after(SILENCE_MAX) <= now => {
                 let silent = now.since(silence.since);
                 self.kill(silent, now)
-            }
-            State::Up {
-                silence: Some(silence),
-                proven: true,
-                ..
-            } if self.close && silence.next_look <= now => {
-                silence.next_look = now.after(CLOSE);
-                Step::Look
             }
             State::Up {
                 silence: silence @ None,
@@ -205,8 +207,8 @@ impl Revival {
         Step::Kill(silent)
     }
 
-    /// What a look found: whoever computes, or waits for a disk, has a reason to be silent.
-    pub fn looked(&mut self, busy: bool, now: Moment) -> Step {
+    /// Was it seen to be asleep, all of it? Whoever computes, or waits for a disk, has a reason to be silent.
+    pub fn looked(&mut self, asleep: bool, now: Moment) -> Step {
         let State::Up {
             silence: Some(silence),
             ..
@@ -214,7 +216,7 @@ impl Revival {
         else {
             return Step::Wait;
         };
-        silence.looks = if busy { 0 } else { silence.looks + 1 };
+        silence.looks = if asleep { silence.looks + 1 } else { 0 };
         if silence.looks < LOOKS_MAX {
             return Step::Wait;
         }
@@ -375,11 +377,11 @@ mod tests {
         for look in [751, 1_126] {
             assert_eq!(revival.deadline(), Some(at(look)));
             assert_eq!(revival.step(at(look)), Step::Look);
-            assert_eq!(revival.looked(false, at(look)), Step::Wait);
+            assert_eq!(revival.looked(true, at(look)), Step::Wait);
         }
         assert_eq!(revival.step(at(1_501)), Step::Look);
         let silent = Span::millis(1_125);
-        assert_eq!(revival.looked(false, at(1_501)), Step::Kill(silent));
+        assert_eq!(revival.looked(true, at(1_501)), Step::Kill(silent));
         assert!(!revival.is_up());
     }
 
@@ -390,7 +392,7 @@ mod tests {
             let now = at(751 + look * 375);
             assert_eq!(revival.step(now), Step::Look);
             // Asleep twice in a row at most.
-            assert_eq!(revival.looked(look % 3 == 0, now), Step::Wait, "{look}");
+            assert_eq!(revival.looked(look % 3 != 0, now), Step::Wait, "{look}");
         }
         assert_eq!(revival.deadline(), Some(at(10_376)));
         assert_eq!(revival.step(at(10_376)), Step::Kill(Span::secs(10)));
@@ -399,10 +401,12 @@ mod tests {
     #[test]
     fn a_machine_that_stood_still_is_no_hang() {
         let mut revival = watched();
-        assert_eq!(revival.step(at(9_000)), Step::Look);
-        assert_eq!(revival.looked(false, at(9_000)), Step::Wait);
-        revival.answered(2, at(9_001));
-        assert_eq!(revival.deadline(), Some(at(9_376)));
+        assert_eq!(revival.step(at(20_000)), Step::Look);
+        assert_eq!(revival.looked(true, at(20_000)), Step::Wait);
+        assert_eq!(revival.step(at(20_001)), Step::Wait);
+        assert_eq!(revival.deadline(), Some(at(20_375)));
+        revival.answered(2, at(20_002));
+        assert_eq!(revival.deadline(), Some(at(20_377)));
     }
 
     #[test]

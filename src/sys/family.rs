@@ -531,13 +531,16 @@ pub(super) fn pids() -> Vec<i32> {
         .collect()
 }
 
-/// Does any thread of it run, or want to, or wait for a disk (proc_pid_stat(5): `R`, `D`)?
-pub fn is_busy(pid: i32) -> bool {
+/// Are all threads of it seen to sleep, or to be stopped: none runs, or wants to, or waits for a disk (proc_pid_stat(5): `R`, `D`)?
+pub fn is_asleep(pid: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return false;
     };
-    let mut stats = threads.filter_map(|thread| Stat::at(thread.ok()?.path().join("stat")));
-    stats.any(|stat| matches!(stat.state, b'R' | b'D'))
+    let mut states = threads.map(|thread| {
+        let stat = Stat::at(thread.ok()?.path().join("stat"))?;
+        Some(stat.state)
+    });
+    states.all(|state| state.is_some_and(|state| !matches!(state, b'R' | b'D')))
 }
 
 fn read_stats(pids: &[i32]) -> impl Iterator<Item = (i32, Stat)> {
@@ -567,6 +570,25 @@ mod tests {
             }
         );
         assert_eq!(Stat::parse(b"77 (x"), None);
+    }
+
+    #[test]
+    fn whoever_looks_is_awake_and_whoever_waits_sleeps() {
+        assert!(!is_asleep(std::process::id() as i32));
+        assert!(!is_asleep(i32::MAX), "nobody sees it");
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let begun = crate::sys::clock::now();
+        while !is_asleep(pid) {
+            let waited = crate::sys::clock::now().since(begun);
+            assert!(waited < Span::secs(10), "it is never seen to sleep");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -41,7 +41,11 @@ pub(crate) type Double = fn(&mut Roles<'_>) -> Vec<(Span, Fault)>;
 
 fn play(name: &str, locks: &[Contended], double: fn(u64) -> Faults) {
     let totals = sweep_of(name, locks, SEEDS, double);
-    assert!(totals.doubles >= 3 * totals.stories, "{totals:?}");
+    // One story may have fewer.
+    assert!(
+        totals.stories == 1 || totals.doubles >= 3 * totals.stories,
+        "{totals:?}"
+    );
 }
 
 macro_rules! doubles {
@@ -201,7 +205,7 @@ doubles! {
     /// Nothing can be written, so nothing can be given away or proved.
     there_is_no_space_and_the_machine_dies = |of| {
         let after = of.wait(0, 3_000);
-        let later = of.wait(15_000, 20_000);
+        let later = of.wait(8_000, 15_000);
         vec![
             (Span::ZERO, Fault::NoSpace),
             (after, Fault::MachineDies(of.holder)),

@@ -483,8 +483,8 @@ fn ten_thousand_leases_that_end_at_once_delay_a_hand_over() {
     send(keeper, Signal::KILL);
     let next = world.after(&holder, world.times.failover().plus(Span::secs(10)));
     world.verdict(
-        "10,000 leases with a key each end while it is renewed, and again with its node's, default times",
-        &format!("renewed without a pause; then n{} took over", next.node),
+        "10,000 leases with a key each end while it is renewed, and again as its node's does, default times",
+        &format!("same process; then n{} took over", next.node),
     );
 }
 
