@@ -30,8 +30,26 @@ COMMAND_SAMPLES = 20
 HANDOVER_SAMPLES = 20
 FAILOVER_SAMPLES = 3
 STOP_SAMPLES = 5
-TTL_S, TAKEOVER_S = 10, 1  # as they are where nothing is configured
-KILL_MARGIN_S = 1  # so is this
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of a lease, in seconds. The next one waits `takeover_s`, by a clock that may be fast: a twelfth longer."""
+
+    ttl_s: float = 10
+    takeover_s: float = 1
+    kill_margin_s: float = 1
+    grace_s: float = 2
+
+    @property
+    def name(self) -> str:
+        """Behind the names of samples; nothing where nothing is configured."""
+        return "" if self == DEFAULT else f"_{self.ttl_s:g}"
+
+
+DEFAULT = Times()
+# A shorter lease leaves no time for the usual grace.
+QUICK, SLOW = Times(ttl_s=5, kill_margin_s=0.5, grace_s=0.5), Times(ttl_s=20)
 
 
 # --- nodes -------------------------------------------------------------------------------------------------------
@@ -40,7 +58,8 @@ KILL_MARGIN_S = 1  # so is this
 class Node:
     """A place for a daemon, which can end and begin again in it."""
 
-    def __init__(self, workspace: Workspace, subject: Leasehold, name: str, port: int):
+    def __init__(self, workspace: Workspace, subject: Leasehold, name: str, port: int, times: Times):
+        self.times = times
         self.workspace = workspace
         self.name = name
         self.directory = workspace.new_directory(f"node-{name}")
@@ -55,11 +74,13 @@ restart_burst = 100000
 [etcd]
 endpoints = ["http://127.0.0.1:{port}"]
 cluster = "bench"
+lease_ttl = "{times.ttl_s:g}s"
 [fleet.bench]
 command = ["{workspace.worker}", "-i", "{name}", "pause"]
 env = {{ BENCH_SOCKET = "{workspace.reports.path}" }}
 restart = {{ policy = "always", burst = 100000, window = "1s", healthy = "{HEALTHY_S:g}s" }}
-singleton = {{ scope = "cluster", flock = "{workspace.new_lock()}", containment = "{containment()}" }}
+singleton = {{ scope = "cluster", flock = "{workspace.new_lock()}", containment = "{containment()}", \
+grace = "{times.grace_s * 1000:g}ms", kill_margin = "{times.kill_margin_s * 1000:g}ms", takeover_delay = "{times.takeover_s:g}s" }}
 """)
         self.command = [str(subject.binary), "run", "-c", str(configuration), "--quiet"]
         for kind in ("run", "state", "log"):
@@ -169,14 +190,14 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(workspace: Workspace, subject: Leasehold, name: str, nodes: int) -> Iterator[Site]:
+def site(workspace: Workspace, subject: Leasehold, name: str, nodes: int, times: Times = DEFAULT) -> Iterator[Site]:
     """Everything ends with it."""
     with contextlib.ExitStack() as stack:
         member = stack.enter_context(etcd.Member(workspace))
         way = stack.enter_context(etcd.Far(workspace, member, SITES[name])) if SITES[name] else None
         port = way.port if way else member.port
         writer = stack.enter_context(etcd.Writer(port))
-        places = tuple(Node(workspace, subject, node, port) for node in NAMES[:nodes])
+        places = tuple(Node(workspace, subject, node, port, times) for node in NAMES[:nodes])
         yield Site(name, member, way, writer, places, stack)
         for node in places:
             if node.instance is not None and not node.instance.gone:
@@ -385,13 +406,21 @@ def sample_handover(workspace: Workspace, place: Site, holder: Node, waiter: Nod
 
 def measure_failover(workspace: Workspace, subject: Leasehold, results: Results) -> None:
     """The holder's node dies, as a whole, at any time between two renewals; and, to compare, its daemon is stopped."""
-    with site(workspace, subject, "site", 2) as place:
+    fail_over(workspace, subject, results, DEFAULT, (sample_stop,) * STOP_SAMPLES)
+    for times in (QUICK, SLOW):
+        fail_over(workspace, subject, results, times, ())
+
+
+def fail_over(workspace: Workspace, subject: Leasehold, results: Results, times: Times, before: tuple) -> None:
+    """With leases of these times; deaths come last."""
+    with site(workspace, subject, "site", 2, times) as place:
         holder, waiter = place.nodes
         both(place.stack, holder, waiter)
-        jitter = random.Random(len(results.samples["failover_end", 1, "leasehold"]))  # another time in each repetition
-        for sample in (sample_stop,) * STOP_SAMPLES + (sample_death,) * FAILOVER_SAMPLES:
+        # Another time in each repetition.
+        jitter = random.Random(len(results.samples[f"failover_end{times.name}", 1, "leasehold"]))
+        for sample in before + (sample_death,) * FAILOVER_SAMPLES:
             waiter.wait_until_it_waits()
-            time.sleep(jitter.uniform(0.5, 0.5 + TTL_S / 5))
+            time.sleep(jitter.uniform(0.5, 0.5 + times.ttl_s / 5))
             sample(workspace, place, (holder, waiter), results)
             holder.start(place.stack)
             holder, waiter = waiter, holder
@@ -414,19 +443,21 @@ def sample_stop(workspace: Workspace, place: Site, nodes: tuple[Node, Node], res
 def sample_death(workspace: Workspace, _place: Site, nodes: tuple[Node, Node], results: Results) -> None:
     """From the worker's end; and from the last renewal, which is what the time of a lease counts from."""
     holder, waiter = nodes
+    times = holder.times
     old = reign(workspace)
     renewed_ns = last_renewal_ns(holder)
     ended_ns = ended(old, holder.die)
-    start = succeed(workspace, old, ended_ns, waiter, TTL_S + TAKEOVER_S + 20, results)
+    due_s = times.ttl_s + times.takeover_s
+    start = succeed(workspace, old, ended_ns, waiter, due_s + 20, results)
     holder.bury()
-    results.add("failover_end", 1, "leasehold", start.first_ns - ended_ns)
-    results.add("failover_renewal", 1, "leasehold", start.first_ns - renewed_ns)
-    results.add("failover_renewal", 1, "baseline", (TTL_S + TAKEOVER_S) * SECOND)
+    results.add(f"failover_end{times.name}", 1, "leasehold", start.first_ns - ended_ns)
+    results.add(f"failover_renewal{times.name}", 1, "leasehold", start.first_ns - renewed_ns)
+    results.add(f"failover_renewal{times.name}", 1, "baseline", due_s * SECOND)
 
 
 def last_renewal_ns(holder: Node) -> int:
     """When the last renewal that counts was sent, from the deadline that it led to (ARCHITECTURE.md, why two cannot run)."""
     asked_ns = world.now_ns()
     left_ms = holder.gate()["deadline_in_ms"]
-    kill_s = 0.92 * TTL_S - 0.35 - KILL_MARGIN_S
+    kill_s = 0.92 * holder.times.ttl_s - 0.35 - holder.times.kill_margin_s
     return asked_ns + int(left_ms * MS - kill_s * SECOND)

@@ -211,6 +211,11 @@ CLUSTER_FIGURES = (
         for point, what, beside in (("renewal", "its last renewal", DUE), ("end", "its worker's end", ""))
         for name, summary in (("p50", P50), ("worst", max))
     ),
+    *(
+        Figure(f"failover_renewal_{ttl}", f"the same with a lease of {ttl} s: its last renewal {TO_HEIR}, {name}{DUE}", duration, untargeted, summary)
+        for ttl in (5, 20)
+        for name, summary in (("p50", P50), ("worst", max))
+    ),
     Figure("cluster_overlap", "successors that began before the old worker's end", count, zero, sum),
     Figure("cluster_fence", "successors whose fence is no later", count, zero, sum),
     Figure("cluster_unasked", "workers started beside a successor", count, zero, sum),

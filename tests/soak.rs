@@ -164,6 +164,10 @@ fn soak(mut rig: Rig) {
         samples.push(sample(&rig));
     }
     rig.cli(&["scale", "talk", "auto", "--no-wait"]);
+    // A rolling restart of which we killed a new worker has failed, and stays so until somebody asks again.
+    for fleet in ["talk", "idle"] {
+        rig.cli(&["restart", fleet, "--no-wait"]);
+    }
     let calm = until("the fleets to be as configured", 30_000, || {
         let status: Status = rig.try_status()?;
         let whole = status.of("talk").len() == 10 && status.of("idle").len() == 4;

@@ -18,7 +18,7 @@ mod world;
 use world::{Faults, World};
 
 /// So many seeds in CI for each sweep.
-const SEEDS: u64 = 360;
+const SEEDS: u64 = 260;
 
 fn sweep(name: &str, faults: Faults) {
     let one: Option<u64> = std::env::var("SIM_SEED")
