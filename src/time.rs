@@ -64,6 +64,16 @@ impl Clocks {
         }
     }
 
+    /// The instant `span` earlier on both; no earlier than boot.
+    #[must_use]
+    pub fn before(self, span: Span) -> Self {
+        let earlier = |at: Moment| Moment(at.0.saturating_sub(span.as_nanos()));
+        Self {
+            boottime: earlier(self.boottime),
+            raw: earlier(self.raw),
+        }
+    }
+
     /// How long until `deadline` by the clock that says least; zero if it has passed.
     pub fn until(self, deadline: Self) -> Span {
         let boottime = self.boottime.until(deadline.boottime);
@@ -75,9 +85,34 @@ impl Clocks {
         self.until(deadline) == Span::ZERO
     }
 
+    /// When to look again for `deadline`: after the smallest remainder, and no later than seven eighths of what is left on the clock that has
+    /// no timer (timerfd_create(2) knows no MONOTONIC_RAW), since it may run faster than the one that has.
+    pub fn next_look(self, deadline: Self) -> Moment {
+        let by_boottime = self.boottime.until(deadline.boottime);
+        let by_raw = self.raw.until(deadline.raw);
+        // Down to here the two clocks cannot part by more than a timer is late anyway.
+        let close = by_raw <= Span::millis(1);
+        let by_raw = if close {
+            by_raw
+        } else {
+            Span::nanos(by_raw.as_nanos() / 8 * 7)
+        };
+        self.boottime.after(by_boottime.min(by_raw))
+    }
+
     /// Is `self` later on both clocks?
     pub fn is_after(self, other: Self) -> bool {
         self.boottime > other.boottime && self.raw > other.raw
+    }
+}
+
+/// As of two clocks that have never parted.
+impl From<Moment> for Clocks {
+    fn from(both: Moment) -> Self {
+        Self {
+            boottime: both,
+            raw: both,
+        }
     }
 }
 
@@ -270,6 +305,35 @@ mod tests {
         assert_eq!(Moment(u64::MAX - 1).after(Span::secs(5)), Moment(u64::MAX));
         assert_eq!(Moment(5).since(Moment(9)), Span::ZERO);
         assert_eq!(Moment(5).until(Moment(9)), Span::nanos(4));
+    }
+
+    /// However much faster the clock without a timer runs (up to an eighth), it is looked at before its deadline has passed, and in few steps.
+    #[test]
+    fn looks_come_in_time_whatever_the_clocks_do() {
+        for fast in [0, 1, 100, 1_000, 10_000, 100_000] {
+            let start = Clocks {
+                boottime: Moment(5_000_000_000),
+                raw: Moment(3_000_000_000),
+            };
+            let until = start.after(Span::secs(10));
+            let at = |boottime: Moment| {
+                let gone = u128::from(boottime.since(start.boottime).as_nanos());
+                let raw = gone * (1_000_000 + fast) / 1_000_000;
+                Clocks {
+                    boottime,
+                    raw: start.raw.after(Span::nanos(raw as u64)),
+                }
+            };
+            let (mut now, mut looks) = (start, 0);
+            while !now.has_passed(until) {
+                let next = now.next_look(until);
+                now = at(next.max(now.boottime.after(Span::micros(1))));
+                looks += 1;
+            }
+            let late = now.raw.since(until.raw);
+            assert!(late <= Span::micros(200), "{fast} ppm: {late:?} late");
+            assert!(looks < 20, "{fast} ppm: {looks} looks");
+        }
     }
 
     #[test]

@@ -244,7 +244,7 @@ impl Begin {
             held.insert(name);
         }
         let mut effects = Effects::default();
-        let engine = Supervisor::new(origin, crate::sys::clock::now(), &mut effects);
+        let engine = Supervisor::new(origin, crate::sys::clock::both(), &mut effects);
         let notify = link::watched(listeners.notify)
             .map_err(|e| format!("failed to watch the notify socket: {e}"))?;
         let bell = gates.bell().and_then(link::watched);

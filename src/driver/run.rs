@@ -304,7 +304,8 @@ impl Driver {
     /// The same, behind what the keeper must have before, and in one packet with that.
     fn step_after(&mut self, ops: Vec<Request>, event: Event) {
         let mut effects = Effects::default();
-        self.engine.step(event, self.now(), &mut effects);
+        self.engine
+            .step(event, crate::sys::clock::both(), &mut effects);
         self.perform_after(ops, effects);
     }
 

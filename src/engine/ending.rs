@@ -78,7 +78,9 @@ impl Slot {
         let (signal, to) = (stop.signal, stop.to);
         let ending = self.ending.unwrap_or(Ending::Shutdown);
         // A graceful stop may take longer than a lease, which is renewed meanwhile; one that lapses ends when it ends.
-        let end = self.lease_ends().filter(|_| self.gate.lease.is_lapsing());
+        let end = self
+            .lease_ends(desk.clocks)
+            .filter(|_| self.gate.lease.is_lapsing());
         let within = |at: Moment| end.map_or(at, |end| at.min(end));
         let kill_at = within(desk.now.after(stop.timeout));
         self.state = State::Draining {

@@ -22,7 +22,7 @@ use crate::{
         spawn::Facts,
     },
     id::{FleetName, Revision, SlotIndex, WorkerId},
-    time::{Moment, Span},
+    time::{Clocks, Moment, Span},
     wire::RowKey,
 };
 
@@ -63,6 +63,8 @@ pub(super) struct Fleet {
 /// What all fleets share during one step.
 pub(super) struct Room<'a> {
     pub(super) now: Moment,
+    /// The same on both clocks.
+    pub(super) clocks: Clocks,
     pub(super) clock: Clock,
     pub(super) facts: &'a Facts,
     pub(super) jitter: &'a mut Jitter,
@@ -204,6 +206,7 @@ impl Fleet {
         let before = slot.ending;
         let mut desk = Desk {
             now: room.now,
+            clocks: room.clocks,
             worker,
             spec: &self.spec,
             facts: room.facts,

@@ -226,18 +226,18 @@ impl Slot {
             self.gate.since = Some(desk.now);
             self.seek_gate(desk);
         }
-        self.may_lead(desk.now) || spec.warm
+        self.may_lead(desk.clocks) || spec.warm
     }
 
     /// May what needs the lock be there from now on?
-    fn may_lead(&self, now: Moment) -> bool {
+    fn may_lead(&self, now: Clocks) -> bool {
         let open = self.gate.is_open() && self.gate.release.is_none();
         open && self.lease_allows(now)
     }
 
     /// Is what is started now to wait for its lock?
     pub(super) fn is_to_stand_by(&self, desk: &Desk<'_>) -> bool {
-        desk.spec.is_warm() && !self.may_lead(desk.now)
+        desk.spec.is_warm() && !self.may_lead(desk.clocks)
     }
 
     /// A worker that stands by has its lock asked for, and is told when it is had.
@@ -247,7 +247,7 @@ impl Slot {
         let Some(page) = self
             .gate
             .page()
-            .filter(|_| there && self.may_lead(desk.now))
+            .filter(|_| there && self.may_lead(desk.clocks))
         else {
             return;
         };
@@ -435,7 +435,7 @@ impl Slot {
             self.lose_gate("its lock is of another holder".to_owned(), desk);
         }
         self.take_back_yielding();
-        self.gate.lease.adopt(kept.until);
+        self.gate.lease.adopt(kept.until, desk.clocks);
         if self.gate.lease_spec().is_some() && kept.until.is_none() && self.leads() {
             self.lose_gate("its deadline has passed".to_owned(), desk);
         }

@@ -127,7 +127,7 @@ impl Fleet {
             last_exit: slot.last_exit,
             open: slot.gate.is_open(),
             may_begin: slot.gate.is_open()
-                && slot.lease_allows(room.now)
+                && slot.lease_allows(room.clocks)
                 && slot.gate.sought() == self.spec.singleton.as_ref(),
             asks: slot.gate.sought().is_some(),
             waits: slot.gate.why_shut().map(str::to_owned),

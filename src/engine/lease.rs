@@ -53,13 +53,26 @@ pub(super) struct Lease {
     /// The latest that the keeper was asked for.
     #[serde(skip)]
     asked: Option<Clocks>,
+    /// When somebody looked whether what stands has come.
+    #[serde(skip)]
+    looked: Clocks,
+}
+
+/// What comes when time passes.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    /// It is not renewed in time.
+    Term,
+    /// It is over, and the keeper may not have killed.
+    Kill,
 }
 
 impl Lease {
     /// A lease as the keeper has it, for a supervisor that takes over.
-    pub(super) fn adopt(&mut self, stands: Option<Clocks>) {
+    pub(super) fn adopt(&mut self, stands: Option<Clocks>, now: Clocks) {
         self.stands = stands;
         self.asked = stands;
+        self.looked = now;
     }
 
     pub(super) fn is_lapsing(&self) -> bool {
@@ -72,36 +85,49 @@ impl Lease {
     }
 
     /// When its worker must begin to end, if nothing is heard before.
-    pub(super) fn term_at(&self, spec: &LeaseSpec) -> Option<Moment> {
+    fn term_at(&self, spec: &LeaseSpec) -> Option<Clocks> {
         let stands = self.stands.filter(|_| !self.lapsing)?;
-        Some(Moment(
-            stands.boottime.0.saturating_sub(spec.grace.as_nanos()),
-        ))
+        Some(stands.before(spec.grace))
     }
 
     /// Is there time enough to start somebody? Another renewal must fit before the end begins.
-    fn may_start(&self, spec: &LeaseSpec, now: Moment) -> bool {
+    fn may_start(&self, spec: &LeaseSpec, now: Clocks) -> bool {
         let term = self.term_at(spec);
-        term.is_some_and(|at| at >= now.after(spec.renew_every()))
+        term.is_some_and(|at| now.until(at) >= spec.renew_every())
     }
 }
 
 impl Slot {
     /// May it start, as far as time goes?
-    pub(super) fn lease_allows(&self, now: Moment) -> bool {
+    pub(super) fn lease_allows(&self, now: Clocks) -> bool {
         let spec = self.gate.lease_spec();
         spec.is_none_or(|spec| self.gate.lease.may_start(spec, now))
     }
 
     /// When [`Slot::tend_lease`] has something to do.
     pub(super) fn lease_deadline(&self) -> Option<Moment> {
-        let spec = self.gate.lease_spec()?;
-        self.gate.lease.term_at(spec)
+        let lease = &self.gate.lease;
+        self.lease_due().map(|(_, due)| lease.looked.next_look(due))
     }
 
-    /// SIGKILL must have been sent by then.
-    pub(super) fn lease_ends(&self) -> Option<Moment> {
-        self.gate.lease.stands.map(|stands| stands.boottime)
+    /// What is to be done to it next, and when.
+    fn lease_due(&self) -> Option<(Due, Clocks)> {
+        let spec = self.gate.lease_spec()?;
+        let lease = &self.gate.lease;
+        if let Some(term) = lease.term_at(spec) {
+            return Some((Due::Term, term));
+        }
+        let drains = self.leads() && matches!(self.state, State::Draining { .. });
+        lease
+            .stands
+            .filter(|_| drains)
+            .map(|ends| (Due::Kill, ends))
+    }
+
+    /// SIGKILL must have been sent by then, as far as can be told now.
+    pub(super) fn lease_ends(&self, now: Clocks) -> Option<Moment> {
+        let left = self.gate.lease.stands.map(|stands| now.until(stands));
+        left.map(|left| now.boottime.after(left))
     }
 
     /// For how long a leader that ended then ran on when its lease was over, if it did.
@@ -145,6 +171,7 @@ impl Slot {
             } => {
                 if !lease.lapsing {
                     lease.stands = Some(until);
+                    lease.looked = desk.clocks;
                 }
             }
             // Refused: another renewal asks again, and if that is refused too, what stands runs out.
@@ -162,11 +189,19 @@ impl Slot {
         }
     }
 
-    /// It was not renewed in time: the worker is told to end at once, and has until the deadline.
+    /// Does what its deadline wants, by whichever clock that comes first.
     pub(super) fn tend_lease(&mut self, desk: &mut Desk<'_>) {
-        if self.lease_deadline().is_none_or(|at| at > desk.now) {
-            return;
+        self.gate.lease.looked = desk.clocks;
+        match self.lease_due() {
+            Some((_, at)) if !desk.clocks.has_passed(at) => {}
+            Some((Due::Term, _)) => self.lapse(desk),
+            Some((Due::Kill, _)) => self.send_kill("its grace is over", desk),
+            None => {}
         }
+    }
+
+    /// It was not renewed in time: the worker is told to end at once, and has until the deadline.
+    fn lapse(&mut self, desk: &mut Desk<'_>) {
         self.gate.lease.lapsing = true;
         desk.record(self.generation, What::LeaseLapsed);
         if !self.leads() {

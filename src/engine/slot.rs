@@ -15,7 +15,7 @@ use crate::{
         vitals::Vitals,
     },
     id::{Generation, Revision, WorkerId},
-    time::{Moment, Span},
+    time::{Clocks, Moment, Span},
     wire::{
         Alive, Containment, ExitRecord, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind,
     },
@@ -155,6 +155,8 @@ pub(super) struct Slot {
 /// What a slot works with during one step.
 pub(super) struct Desk<'a> {
     pub(super) now: Moment,
+    /// The same on both clocks.
+    pub(super) clocks: Clocks,
     pub(super) worker: WorkerId,
     pub(super) spec: &'a FleetSpec,
     pub(super) facts: &'a Facts,

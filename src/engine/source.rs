@@ -238,7 +238,7 @@ mod tests {
         },
         engine::{Event, Facts, Intent, event::Purpose, supervisor::Origin},
         id::Revision,
-        time::{Span, Stamp},
+        time::{Clocks, Span, Stamp},
         wire::{Asked, ExitRecord, Header, Process, StopRecord},
     };
 
@@ -319,7 +319,7 @@ mod tests {
                 seed: 1,
             };
             let mut out = Effects::default();
-            let engine = Supervisor::new(origin, Moment(0), &mut out);
+            let engine = Supervisor::new(origin, Clocks::default(), &mut out);
             (Self { engine, second: 0 }, words(&out))
         }
 
@@ -328,7 +328,7 @@ mod tests {
             self.second += 1;
             let mut out = Effects::default();
             let now = Moment(Span::secs(self.second).as_nanos());
-            self.engine.step(event, now, &mut out);
+            self.engine.step(event, now.into(), &mut out);
             words(&out)
         }
 

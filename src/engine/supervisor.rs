@@ -28,7 +28,7 @@ use crate::{
     },
     exit::ExitCode,
     id::{FleetName, Generation, RequestId, SlotIndex, WorkerId},
-    time::{Moment, Stamp},
+    time::{Clocks, Moment, Stamp},
     wire::{Asked, ExitStatus, Header, Op, Process, RowKey, Stopping, TaskKind},
 };
 
@@ -88,6 +88,8 @@ pub struct Supervisor {
     pub(super) former: VecDeque<(Tick, Outcome, Stamp)>,
     pub(super) vigil: Vigil,
     pub(super) clock: Clock,
+    /// When it is, in this step.
+    clocks: Clocks,
     /// When it asked to hear of the wall clock.
     wake: Option<Stamp>,
     pub(super) jitter: Jitter,
@@ -112,7 +114,8 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Rebuilds everything from the rows and goes on where the last one was; with no rows it begins.
-    pub fn new(origin: Origin, now: Moment, out: &mut Effects) -> Self {
+    pub fn new(origin: Origin, clocks: Clocks, out: &mut Effects) -> Self {
+        let now = clocks.boottime;
         let Origin {
             config,
             previous,
@@ -163,6 +166,7 @@ impl Supervisor {
             intent,
             facts,
             clock: Clock { shown, at: now },
+            clocks,
             wake: None,
             jitter: Jitter::new(seed),
             rhythm: Rhythm::default(),
@@ -183,8 +187,10 @@ impl Supervisor {
         supervisor
     }
 
-    /// Takes one event, decides, and appends what is to be done.
-    pub fn step(&mut self, event: Event, now: Moment, out: &mut Effects) {
+    /// Takes one event, decides, and appends what is to be done. All but deadlines of leases go by BOOTTIME alone.
+    pub fn step(&mut self, event: Event, clocks: Clocks, out: &mut Effects) {
+        self.clocks = clocks;
+        let now = clocks.boottime;
         match event {
             Event::Rows(rows) => self.rows_changed(rows, now, out),
             Event::Refused { key, after } => self.refused(&key, after, now, out),
@@ -441,6 +447,7 @@ impl Supervisor {
     ) -> Option<R> {
         let mut room = Room {
             now,
+            clocks: self.clocks,
             clock: self.clock,
             facts: &self.facts,
             jitter: &mut self.jitter,

@@ -280,7 +280,7 @@ mod tests {
             };
             let mut out = Effects::default();
             let now = Moment(SECOND);
-            let engine = Supervisor::new(origin, now, &mut out);
+            let engine = Supervisor::new(origin, now.into(), &mut out);
             Self { engine, now, out }
         }
 

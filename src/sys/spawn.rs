@@ -570,7 +570,7 @@ fn child_steps(plan: &mut Plan<'_>) -> Result<(), (SpawnStep, i32)> {
     )
     .map_err(at(SpawnStep::Exec))?;
     // After this look the deadline thread knows us by our pidfd, if it does not already.
-    if order.seat.is_some_and(|seat| !seat.is_armed()) {
+    if order.seat.is_some_and(|seat| !seat.stands()) {
         return Err((SpawnStep::Deadline, libc::ETIME));
     }
     plan.executing = true;

@@ -3,7 +3,7 @@
 use leasehold::{config::spec::Takeover, time::Span};
 
 use crate::{
-    LOCKS, OLD, OLD_AND_EARLY, QUIET,
+    AT_ONCE, LOCKS, OLD, OLD_AND_EARLY, QUIET,
     node::Contended,
     rng::Rng,
     sweep_of,
@@ -49,7 +49,7 @@ fn play(name: &str, locks: &[Contended], double: fn(u64) -> Faults) {
 }
 
 macro_rules! doubles {
-    ($($locks:ident in $flavour:ident: $(#[doc = $doc:literal] $name:ident = $double:expr;)+)+) => { $($(
+    ($($locks:ident in $flavour:ident, leased for $ttl:ident: $(#[doc = $doc:literal] $name:ident = $double:expr;)+)+) => { $($(
         #[doc = $doc]
         #[test]
         fn $name() {
@@ -59,6 +59,7 @@ macro_rules! doubles {
                 stubborn: seed % 2 == 0,
                 far: seed % 5 == 0,
                 flavour: $flavour,
+                ttl: $ttl,
                 ..QUIET
             });
         }
@@ -71,8 +72,22 @@ const STRICT: [Contended; 1] = [Contended {
     ..LOCKS[2]
 }];
 
+/// With a long lease, so that clocks which run apart do so for long.
+pub(crate) const LONG: Span = Span::secs(30);
+
+pub(crate) fn unwatched(of: &mut Roles<'_>) -> Vec<(Span, Fault)> {
+    let (cut, hangs) = (of.wait(32_000, 40_000), of.wait(32_000, 40_000));
+    let after = of.wait(0, 3_000);
+    vec![
+        (Span::ZERO, Fault::CutNode(of.holder, cut)),
+        (after, Fault::KeeperHangsUnwatched(of.holder, hangs)),
+    ]
+}
+
+const SHORT: Span = Span::secs(10);
+
 doubles! {
-    LOCKS in OLD:
+    LOCKS in OLD, leased for SHORT:
 
     /// It wakes up before its deadline and asks for more time, and no answer reaches it.
     a_supervisor_that_hangs_is_cut_off_when_it_wakes = |of| {
@@ -224,7 +239,12 @@ doubles! {
         ]
     };
 
-    STRICT in OLD_AND_EARLY:
+    AT_ONCE in OLD, leased for LONG:
+
+    /// Nobody ends the supervisor's deadline but itself, by whichever clock is there first.
+    a_node_is_cut_off_and_its_keeper_hangs_unwatched = unwatched;
+
+    STRICT in OLD_AND_EARLY, leased for SHORT:
 
     /// etcd gives its lock to the next one while it knows nothing.
     a_lease_is_revoked_and_its_supervisor_hangs = |of| {

@@ -7,7 +7,7 @@ use leasehold::{
     engine::event::Note,
     id::{FleetName, Generation, WorkerId},
     keeper::core::Kernel,
-    time::{Clocks, Moment, Span, Stamp},
+    time::{Clocks, Span, Stamp},
     wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
 };
 
@@ -34,6 +34,13 @@ pub(crate) struct Proc {
     killed: bool,
 }
 
+impl Proc {
+    /// Is anything left of it but an exit status that nobody has asked for?
+    pub(crate) fn lives(&self) -> bool {
+        self.leader || self.family
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
     pub(crate) fence: u64,
@@ -52,8 +59,8 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct Host {
     rng: Rng,
-    /// On this machine's clock.
-    pub(crate) now: Moment,
+    /// On this machine's clocks, as its keeper sees them.
+    pub(crate) now: Clocks,
     pub(crate) procs: BTreeMap<i32, Proc>,
     by_key: BTreeMap<RowKey, i32>,
     pub(crate) agenda: Vec<(Span, i32, Act)>,
@@ -79,7 +86,7 @@ impl Host {
     pub(crate) fn new(rng: Rng, linger: Span) -> Self {
         Self {
             rng,
-            now: Moment(0),
+            now: Clocks::default(),
             procs: BTreeMap::new(),
             by_key: BTreeMap::new(),
             agenda: Vec::new(),
@@ -109,7 +116,8 @@ impl Host {
 
     /// Will it be killed in time?
     fn is_armed(&self, worker: &WorkerId, fence: u64) -> bool {
-        let stands = |seat: &Seat| seat.fence == fence && !seat.fired;
+        let is_past = |seat: &Seat| seat.fired || self.now.has_passed(seat.until);
+        let stands = |seat: &Seat| seat.fence == fence && !is_past(seat);
         self.is_careless || self.seats.get(worker).is_some_and(stands)
     }
 
@@ -216,7 +224,7 @@ impl Kernel for Host {
         Ok(Alive {
             pid,
             start_ticks: pid as u64,
-            since: self.now,
+            since: self.now.boottime,
             containment: Containment::Cgroup,
         })
     }

@@ -109,6 +109,7 @@ const QUIET: Faults = Faults {
     reloads: 0,
     restored: false,
     slewed: false,
+    ttl: Span::secs(10),
     stubborn: false,
     aims: false,
     endpoints: 3,
@@ -383,6 +384,19 @@ fn with_the_plain_lease_api_two_run() {
 #[test]
 fn by_one_clock_alone_two_run() {
     is_noticed(Mutant::OneClock, &AT_ONCE, mischief(NEW, 3, false));
+}
+
+/// Where the keeper hangs and nobody ends the unit, the supervisor alone is left.
+#[test]
+fn by_one_clock_alone_a_supervisor_kills_too_late() {
+    let faults = Faults {
+        double: Some(doubles::unwatched),
+        slewed: true,
+        stubborn: true,
+        ttl: doubles::LONG,
+        ..QUIET
+    };
+    is_noticed(Mutant::OneClockByHand, &AT_ONCE, faults);
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(crate) enum Mutant {
     PlainLease,
     /// Deadlines pass by BOOTTIME alone.
     OneClock,
+    /// Those that the supervisor keeps where the keeper cannot.
+    OneClockByHand,
     /// A tick is claimed whether or not somebody has.
     NoClaim,
     /// It is claimed, though somebody had it and has forgotten.

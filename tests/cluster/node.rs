@@ -26,8 +26,6 @@ use leasehold::{
 
 use crate::{etcd::slew, host::Host, mutants::Mutant, reload, rng::Rng, ticks, world::Faults};
 
-pub(crate) const TTL: Span = Span::secs(10);
-
 /// A lock that is contended, and how many may have it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Contended {
@@ -73,11 +71,11 @@ pub(crate) fn seal(mut spec: FleetSpec) -> FleetSpec {
     spec
 }
 
-pub(crate) fn lease() -> LeaseSpec {
+pub(crate) fn lease(faults: &Faults) -> LeaseSpec {
     LeaseSpec {
         epoch: 0,
         authority: Authority::Cluster("sim".to_owned()),
-        ttl: TTL,
+        ttl: faults.ttl,
         grace: Span::secs(2),
         kill_margin: Span::secs(1),
     }
@@ -86,7 +84,7 @@ pub(crate) fn lease() -> LeaseSpec {
 /// Runs under a lock, or stands by; nowhere else.
 pub(crate) const UNDER_LOCK: &str = "worker";
 
-fn spec(node: &str, lock: &Contended) -> FleetSpec {
+fn spec(node: &str, lock: &Contended, faults: &Faults) -> FleetSpec {
     let mut spec = process(UNDER_LOCK);
     spec.process.env_files = vec![EnvFile {
         path: "/etc/worker.env".to_owned(),
@@ -102,7 +100,7 @@ fn spec(node: &str, lock: &Contended) -> FleetSpec {
             spread: lock.group.map(str::to_owned),
             failback: lock.home.or(lock.group).map(|_| Span::secs(3)),
         },
-        lease: Some(lease()),
+        lease: Some(lease(faults)),
         warm: lock.is_warm,
         ..SingletonSpec::default()
     });
@@ -169,9 +167,13 @@ fn intent(faults: &Faults) -> Intent {
 fn config(node: &str, locks: &[Contended], faults: &Faults) -> Config {
     let fleets = locks
         .iter()
-        .map(|lock| (fleet(lock.name), spec(node, lock)));
+        .map(|lock| (fleet(lock.name), spec(node, lock, faults)));
     let counted = faults.counted.then(|| (fleet(COUNTED), counted()));
-    let jobs = faults.jobs.then(ticks::specs).into_iter().flatten();
+    let jobs = faults
+        .jobs
+        .then(|| ticks::specs(faults))
+        .into_iter()
+        .flatten();
     let fleets: BTreeMap<FleetName, FleetSpec> = fleets.chain(counted).chain(jobs).collect();
     let endpoints = faults.endpoints;
     Config {
@@ -191,7 +193,7 @@ fn config(node: &str, locks: &[Contended], faults: &Faults) -> Config {
                 .map(|member| format!("http://{member}"))
                 .collect(),
             cluster: "sim".to_owned(),
-            lease_ttl: TTL,
+            lease_ttl: faults.ttl,
             user: None,
             tls: None,
             epoch: 0,
@@ -347,6 +349,24 @@ impl Node {
             boottime: show(self.boot_ppm),
             raw: show(self.raw_ppm),
         }
+    }
+
+    /// What its keeper sees of them.
+    pub(crate) fn seen_by_keeper(&self, now: Moment) -> Clocks {
+        let mut clocks = self.clocks(now);
+        if self.mutant == Mutant::OneClock {
+            clocks.raw = Moment(0);
+        }
+        clocks
+    }
+
+    /// What its supervisor sees of them.
+    pub(crate) fn seen(&self, now: Moment) -> Clocks {
+        let mut clocks = self.clocks(now);
+        if matches!(self.mutant, Mutant::OneClock | Mutant::OneClockByHand) {
+            clocks.raw = Moment(0);
+        }
+        clocks
     }
 
     fn true_time(&self, shown: Moment, ppm: u64) -> Moment {

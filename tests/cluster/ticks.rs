@@ -12,6 +12,7 @@ use crate::{
     etcd::Etcd,
     jobs::BEGIN,
     node::{self, fleet, worker},
+    world::Faults,
 };
 
 /// How a story ends that should not: one run was two.
@@ -28,7 +29,7 @@ pub(crate) const LAST: Stamp = nth(3);
 /// So few runs are remembered that most are forgotten.
 const HISTORY: u32 = 3;
 
-fn job(name: &str, overlap: Overlap, attempts: u32) -> FleetSpec {
+fn job(name: &str, overlap: Overlap, attempts: u32, faults: &Faults) -> FleetSpec {
     let mut spec = node::process("job");
     spec.restart.policy = RestartPolicy::Never;
     spec.cron = Some(CronSpec {
@@ -46,16 +47,16 @@ fn job(name: &str, overlap: Overlap, attempts: u32) -> FleetSpec {
     if overlap == Overlap::Forbid {
         spec.singleton = Some(SingletonSpec {
             lock: fleet(name),
-            lease: Some(node::lease()),
+            lease: Some(node::lease(faults)),
             ..SingletonSpec::default()
         });
     }
     node::seal(spec)
 }
 
-pub(crate) fn specs() -> impl Iterator<Item = (FleetName, FleetSpec)> {
-    let free = FREE.map(|(name, overlap)| (fleet(name), job(name, overlap, 1)));
-    let locked = (fleet(LOCKED), job(LOCKED, Overlap::Forbid, 2));
+pub(crate) fn specs(faults: &Faults) -> impl Iterator<Item = (FleetName, FleetSpec)> {
+    let free = FREE.map(|(name, overlap)| (fleet(name), job(name, overlap, 1, faults)));
+    let locked = (fleet(LOCKED), job(LOCKED, Overlap::Forbid, 2, faults));
     free.into_iter().chain([locked])
 }
 
@@ -96,7 +97,7 @@ impl Ledger {
 
     /// With everything well again runs have begun, and of every one the end is written.
     pub(crate) fn check(&self, etcd: &Etcd, owed: Owed, runs: impl Fn(&str) -> bool) {
-        for (job, _) in specs() {
+        for job in NAMES.map(fleet) {
             let prefix = format!("/leasehold/v1/sim/c/{job}/");
             let known = etcd.below(&prefix);
             let began = match owed {

@@ -53,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) restored: bool,
     /// Clocks are slewed, of nodes and of members.
     pub(crate) slewed: bool,
+    /// How long a lease is good for.
+    pub(crate) ttl: Span,
     /// No worker cares for SIGTERM, and all take as long to die as they may.
     pub(crate) stubborn: bool,
     /// Supervisors are stopped just when they have asked for more time, and cut off when they have it.
@@ -141,6 +143,8 @@ pub(crate) enum Fault {
     SupervisorDies(usize),
     SupervisorHangs(usize, Span),
     KeeperHangs(usize, Span),
+    /// There is no watchdog of systemd.
+    KeeperHangsUnwatched(usize, Span),
     BothHang(usize, Span),
     KeeperDies(usize),
     MachineDies(usize),
@@ -543,7 +547,7 @@ impl World {
 
     fn happen(&mut self, item: Item) {
         for node in &mut self.nodes {
-            node.host.now = node.clocks(self.now).boottime;
+            node.host.now = node.seen_by_keeper(self.now);
         }
         match item {
             Item::Process(index, pid, act) => self.process(index, pid, &act),
@@ -709,6 +713,9 @@ impl World {
             Fault::SupervisorDies(index) => self.supervisor_dies(index),
             Fault::SupervisorHangs(index, span) => self.supervisor_hangs(index, span),
             Fault::KeeperHangs(index, span) => self.keeper_hangs(index, span),
+            Fault::KeeperHangsUnwatched(index, span) => {
+                self.nodes[index].keeper_until = now.after(span);
+            }
             Fault::BothHang(index, span) => {
                 self.supervisor_hangs(index, span);
                 self.keeper_hangs(index, span);
@@ -947,7 +954,7 @@ impl World {
         let seed = self.seed;
         let node = &mut self.nodes[index];
         node.incarnation += 1;
-        let now = node.clocks(self.now).boottime;
+        let now = node.seen(self.now);
         let origin = node.origin(seed, self.now);
         node.host.jobs.wake = None;
         let mut effects = Effects::default();
@@ -965,10 +972,10 @@ impl World {
             return;
         };
         self.totals.steps += 1;
-        let now = node.clocks(self.now).boottime;
+        let now = node.seen(self.now);
         let mut effects = Effects::default();
         engine.step(event, now, &mut effects);
-        let late = engine.deadline().filter(|at| *at <= now);
+        let late = engine.deadline().filter(|at| *at <= now.boottime);
         assert!(late.is_none(), "a deadline of {late:?} at {now:?}");
         self.nodes[index].engine = Some(engine);
         self.perform(index, effects);
@@ -1596,7 +1603,10 @@ impl World {
                 .nodes
                 .iter()
                 .enumerate()
-                .filter_map(|(index, node)| Some((index, node.host.leader(&id)?.fence)))
+                .filter_map(|(index, node)| {
+                    let leader = node.host.leader(&id).filter(|proc| proc.lives())?;
+                    Some((index, leader.fence))
+                })
                 .collect();
             let promised = |(_, fence): &(usize, u64)| {
                 let key = (name.to_owned(), *fence);

@@ -690,7 +690,7 @@ impl Rig {
             seed: self.seed,
         };
         let mut effects = Effects::default();
-        self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
+        self.engine = Some(Supervisor::new(origin, self.now.into(), &mut effects));
         self.perform(effects);
     }
 
@@ -703,7 +703,7 @@ impl Rig {
             return;
         };
         let mut effects = Effects::default();
-        engine.step(event, self.now, &mut effects);
+        engine.step(event, self.now.into(), &mut effects);
         let late = engine.deadline().filter(|at| *at <= self.now);
         assert!(
             late.is_none(),

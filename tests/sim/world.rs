@@ -961,7 +961,7 @@ impl World {
         };
         self.totals.steps += 1;
         let mut effects = Effects::default();
-        engine.step(event, self.now, &mut effects);
+        engine.step(event, self.now.into(), &mut effects);
         let late = engine.deadline().filter(|at| *at <= self.now);
         assert!(
             late.is_none(),
@@ -1281,7 +1281,7 @@ impl World {
         }
         self.host.jobs.wake = None;
         let mut effects = Effects::default();
-        self.engine = Some(Supervisor::new(origin, self.now, &mut effects));
+        self.engine = Some(Supervisor::new(origin, self.now.into(), &mut effects));
         self.perform(effects);
         if self.lease.open {
             self.at(Span::ZERO, Item::Renew(self.incarnation, self.lease.fence));
@@ -1363,15 +1363,15 @@ impl World {
         self.core = Some(core);
         let shown = self.host.jobs.shown(self.now);
         let mut ignored = Effects::default();
-        old.step(Event::Wall { shown }, self.now, &mut ignored);
-        old.step(Event::Rows(rows), self.now, &mut ignored);
-        old.step(Event::Asked(asked), self.now, &mut ignored);
+        old.step(Event::Wall { shown }, self.now.into(), &mut ignored);
+        old.step(Event::Rows(rows), self.now.into(), &mut ignored);
+        old.step(Event::Asked(asked), self.now.into(), &mut ignored);
         if let Some(event) = self.seat_news() {
-            old.step(event, self.now, &mut ignored);
+            old.step(event, self.now.into(), &mut ignored);
         }
-        let mut new = Supervisor::new(origin, self.now, &mut ignored);
+        let mut new = Supervisor::new(origin, self.now.into(), &mut ignored);
         if let Some(event) = self.seat_news() {
-            new.step(event, self.now, &mut ignored);
+            new.step(event, self.now.into(), &mut ignored);
         }
         checks::same_picture(&old.status(self.now), &new.status(self.now));
     }
