@@ -246,6 +246,22 @@ impl Holder {
     }
 }
 
+/// A keeper of which no thread goes on, until this is dropped.
+struct Stopped(i32);
+
+impl Stopped {
+    fn new(rig: &Rig) -> Self {
+        rig.signal(Signal::STOP);
+        Self(rig.keeper())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        send(self.0, Signal::CONT);
+    }
+}
+
 /// Nobody notices that the supervisor hangs, then.
 fn all_but_the_second_thread(rig: &Rig, supervisor: i32) -> Option<[Freeze; 2]> {
     let keeper = Freeze::new(rig, "freeze-one", rig.keeper())?;
@@ -367,37 +383,43 @@ fn a_hung_supervisor_is_replaced_before_its_worker_ends(rig: Rig) {
     leased.rig.drain(5_000);
 }
 
-/// So late that nobody is there in its place when the deadline comes.
-fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
-    let Some(mut leased) = Leased::new(rig, LONG) else {
-        return;
-    };
+/// It ends at the deadline that stands, whatever `fault` does to those who are to end it. A fault lasts until what it gives is dropped, and
+/// gives nothing where this machine cannot do it.
+fn it_ends_though<T>(
+    rig: Rig,
+    lease: &str,
+    fault: impl FnOnce(&Leased, Moment) -> Option<T>,
+) -> Option<Leased> {
+    let mut leased = Leased::new(rig, lease)?;
     let holder = leased.start();
     let deadline = leased.abandon(&holder);
-    let Some(frozen) = leased.freeze_supervisor_before(deadline) else {
-        return;
-    };
+    let lasting = fault(&leased, deadline)?;
     leased.ends_at(&holder, deadline);
-    drop(frozen);
+    drop(lasting);
     leased.comes_back(&holder);
-    leased.rig.drain(5_000);
+    Some(leased)
+}
+
+/// So late that nobody is there in its place when the deadline comes.
+fn it_ends_though_the_supervisor_is_frozen(rig: Rig) {
+    if let Some(mut leased) = it_ends_though(rig, LONG, Leased::freeze_supervisor_before) {
+        leased.rig.drain(5_000);
+    }
 }
 
 fn it_ends_though_supervisors_are_killed_again_and_again(rig: Rig) {
-    let Some(mut leased) = Leased::new(rig, LONG) else {
-        return;
-    };
-    let holder = leased.start();
-    let deadline = leased.abandon(&holder);
-    while clock::now() < deadline {
-        if let Ok(status) = leased.rig.try_status() {
-            send(status.supervisor(), Signal::KILL);
+    let killed = |leased: &Leased, deadline| {
+        while clock::now() < deadline {
+            if let Ok(status) = leased.rig.try_status() {
+                send(status.supervisor(), Signal::KILL);
+            }
+            pause(30);
         }
-        pause(30);
+        Some(())
+    };
+    if let Some(mut leased) = it_ends_though(rig, LONG, killed) {
+        leased.rig.drain(5_000);
     }
-    leased.ends_at(&holder, deadline);
-    leased.comes_back(&holder);
-    leased.rig.drain(5_000);
 }
 
 fn it_ends_though_the_keeper_is_frozen(rig: Rig) {
@@ -412,16 +434,10 @@ fn it_ends_in_its_namespace_though_the_keeper_is_frozen(rig: Rig) {
 
 /// The keeper could be continued at any moment, and knows nothing; its supervisor kills instead.
 fn ends_by_the_supervisor(rig: Rig, lease: &str) {
-    let Some(mut leased) = Leased::new(rig, lease) else {
-        return;
-    };
-    let holder = leased.start();
-    let deadline = leased.abandon(&holder);
-    leased.rig.signal(Signal::STOP);
-    leased.ends_at(&holder, deadline);
-    leased.rig.signal(Signal::CONT);
-    leased.comes_back(&holder);
-    leased.rig.drain(5_000);
+    let stopped = |leased: &Leased, _| Some(Stopped::new(&leased.rig));
+    if let Some(mut leased) = it_ends_though(rig, lease, stopped) {
+        leased.rig.drain(5_000);
+    }
 }
 
 /// Nobody can kill it then but the machine's watchdog. A worker that looks at its page knows; and whoever wakes up kills it.
@@ -613,20 +629,12 @@ fn it_ends_in_its_namespace_though_the_keepers_main_thread_is_frozen(rig: Rig) {
 
 /// Wherever the supervisor and the keeper's main thread are, which would replace it, the second one goes on.
 fn ends_by_the_second_thread(rig: Rig, lease: &str) {
-    let Some(mut leased) = Leased::new(rig, lease) else {
-        return;
-    };
-    let holder = leased.start();
-    let deadline = leased.abandon(&holder);
-    let Some(frozen) = leased.freeze_all_but_the_second_thread() else {
-        return;
-    };
-    leased.ends_at(&holder, deadline);
-    drop(frozen);
-    leased.comes_back(&holder);
-    let said = leased.rig.stderr();
-    assert!(said.contains("killed by the keeper"), "{said}");
-    leased.rig.drain(5_000);
+    let frozen = |leased: &Leased, _| leased.freeze_all_but_the_second_thread();
+    if let Some(mut leased) = it_ends_though(rig, lease, frozen) {
+        let said = leased.rig.stderr();
+        assert!(said.contains("killed by the keeper"), "{said}");
+        leased.rig.drain(5_000);
+    }
 }
 
 /// The lease goes from one daemon to the other, as soon as the authority's clock allows; faults come at any moment. Neither knows of
