@@ -331,6 +331,8 @@ pub struct SpawnSpec {
     pub page: Option<PageSpec>,
     /// Nothing that it starts may outlive the keeper, whatever it does: in a PID namespace, unless the keeper's own end sees to that.
     pub dies_with_keeper: bool,
+    /// A hook that is killed when the leader of its slot has ended, since the lock goes on then.
+    pub ends_with_worker: bool,
 }
 
 /// The role of who holds what its gate protects.

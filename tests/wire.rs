@@ -68,6 +68,7 @@ fn spec() -> SpawnSpec {
             timed: true,
         }),
         dies_with_keeper: true,
+        ends_with_worker: true,
     }
 }
 

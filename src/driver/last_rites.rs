@@ -10,6 +10,7 @@ use std::{
 use tokio::task::spawn_blocking;
 
 use crate::{
+    id::Generation,
     sys::{
         cgroup::{Leaf, is_of_one_command, leaf_name, leaves_below},
         clock,
@@ -91,6 +92,9 @@ impl ByHand {
     /// At once what can be named: the cgroup, or else the leader with its group. The rest of a family takes a look at every process
     /// of the machine, which a thread does for all of them together.
     pub(super) fn kill(&self, welcome: &Welcome, key: &RowKey, header: &Header) {
+        if let Process::Vacant | Process::Gone(_) = header.process {
+            return unborn(welcome, key, header.generation.next());
+        }
         if let Some(init) = init(header) {
             init.kill();
         }
@@ -132,6 +136,22 @@ impl ByHand {
         }
         Some(heads)
     }
+}
+
+/// SIGKILL to a generation that the keeper was asked for, and may have made without a word, if it is there.
+fn unborn(welcome: &Welcome, key: &RowKey, generation: Generation) {
+    if let Some(base) = &welcome.cgroup {
+        let leaf = Leaf::at(Path::new(base).join(leaf_name(key, generation)));
+        let _ = leaf.kill();
+        return;
+    }
+    let mut wanted = family::marks_of(key, generation).to_vec();
+    wanted.push(format!("LEASEHOLD_RUN={}", welcome.cookie));
+    spawn_blocking(move || {
+        for carrier in family::with_variables(&wanted, &[]) {
+            carrier.kill();
+        }
+    });
 }
 
 /// The first process of a worker's PID namespace: the kernel ends everybody else in there with it.

@@ -98,11 +98,10 @@ impl Driver {
                     margin,
                 } => self.deadlines.arm(worker, fence, until, margin),
                 Effect::Disarm { worker, fence } => self.deadlines.disarm(&worker, fence),
-                Effect::KillByHand(worker) => {
-                    let key = RowKey::Slot(worker);
-                    if let Some(header) = self.known.headers.get(&key) {
-                        self.by_hand.kill(&self.welcome, &key, header);
-                    }
+                Effect::KillByHand(key) => {
+                    let header = self.known.headers.get(&key);
+                    let header = header.cloned().unwrap_or_default();
+                    self.by_hand.kill(&self.welcome, &key, &header);
                 }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
                 Effect::Way(etcd) => self.ways.follow(etcd),

@@ -22,7 +22,7 @@ use crate::{
     },
     id::{FleetName, Generation, RequestId, WorkerId},
     time::{Clocks, Moment, Span, Stamp},
-    wire::{ExitStatus, Op},
+    wire::{ExitStatus, Op, RowKey},
 };
 
 pub use crate::engine::words::{ExitWords, Rough};
@@ -105,8 +105,8 @@ pub enum Effect {
         /// Which holder.
         fence: u64,
     },
-    /// SIGKILL to a worker without the keeper, which may be frozen.
-    KillByHand(WorkerId),
+    /// SIGKILL to a worker, or to a hook of his, without the keeper, which may be frozen.
+    KillByHand(RowKey),
     /// Read the configuration, bind what it needs.
     ReadConfig(Purpose),
     /// Questions to etcd go this way from now on.

@@ -7,7 +7,6 @@ use crate::{
         restart::Next,
         slot::{Desk, KILL_AGAIN, LastExit, Preparing, Slot, State},
     },
-    id::Generation,
     time::{Moment, Span},
     wire::{ExitRecord, ExitStatus, Op, TaskKind},
 };
@@ -21,12 +20,7 @@ impl Slot {
             }
             State::Preparing(Preparing::Environment { .. }) => self.state = State::Vacant,
             State::Preparing(Preparing::Hook) => {
-                let (key, generation) = (desk.task(TaskKind::PreStart), Generation(1));
-                desk.out.keeper(Op::Kill {
-                    key,
-                    generation,
-                    body: Vec::new(),
-                });
+                self.kill_hook(TaskKind::PreStart, desk);
                 self.state = State::Preparing(Preparing::Abandoned);
             }
             State::Preparing(Preparing::Abandoned) => {}
@@ -66,7 +60,7 @@ impl Slot {
                 self.state = State::PreStop {
                     until: desk.now.after(hook.timeout).after(Span::secs(1)),
                 };
-                desk.run_helper(TaskKind::PreStop, &hook);
+                self.run_hook(TaskKind::PreStop, &hook, desk);
             }
             None => self.signal_stop(desk),
         }
@@ -110,13 +104,8 @@ impl Slot {
 
     /// What follows gives the lock to somebody else, or has no time left: the hook must not be there then.
     pub(super) fn end_pre_stop(&self, desk: &mut Desk<'_>) {
-        if self.gate.sought().is_some() {
-            let (key, generation) = (desk.task(TaskKind::PreStop), Generation(1));
-            desk.out.keeper(Op::Kill {
-                key,
-                generation,
-                body: Vec::new(),
-            });
+        if self.gate.sought().is_some() && self.says_farewell {
+            self.kill_hook(TaskKind::PreStop, desk);
         }
     }
 
@@ -155,8 +144,7 @@ impl Slot {
         desk.record(self.generation, What::Killed { reason, drained });
         self.end_pre_stop(desk);
         if self.gate.lease_spec().is_some() {
-            let worker = desk.worker.clone();
-            desk.out.list.push(Effect::KillByHand(worker));
+            desk.out.list.push(Effect::KillByHand(desk.key()));
         }
         desk.out.keeper(Op::Kill {
             key: desk.key(),
@@ -196,7 +184,7 @@ impl Slot {
     pub(super) fn gone(&mut self, record: ExitRecord, desk: &mut Desk<'_>) {
         self.meter = Meter::default();
         let uptime = record.at.since(record.since);
-        if let Some(by) = self.outlived(record.at) {
+        if let Some(by) = self.outlived(record.at, desk.clocks) {
             desk.record(self.generation, What::Outlived { by });
         }
         self.last_exit = Some(LastExit {

@@ -521,8 +521,8 @@ impl Fleet {
         let mut lost = Vec::new();
         let mut unwanted = Vec::new();
         for (index, slot) in sought {
-            match slot.leads() {
-                true if slot.gate.is_lost => lost.push(*index),
+            match slot.needs_lock() {
+                true if slot.gate.is_lost && slot.leads() => lost.push(*index),
                 true => {}
                 false => {
                     let cause = self.shut_cause(*index, slot, stance, room.intent, room.now);

@@ -56,6 +56,9 @@ pub(super) struct Lease {
     /// When somebody looked whether what stands has come.
     #[serde(skip)]
     looked: Clocks,
+    /// Whoever may have been made, and of whom nobody told, was killed when it came.
+    #[serde(skip)]
+    struck: bool,
 }
 
 /// What comes when time passes.
@@ -117,11 +120,13 @@ impl Slot {
         if let Some(term) = lease.term_at(spec) {
             return Some((Due::Term, term));
         }
-        let drains = self.leads() && matches!(self.state, State::Draining { .. });
-        lease
-            .stands
-            .filter(|_| drains)
-            .map(|ends| (Due::Kill, ends))
+        let may_live = match self.state {
+            State::Draining { .. } => self.leads(),
+            State::Spawning => self.leads() && !lease.struck,
+            _ => false,
+        };
+        let ends = lease.stands.filter(|_| may_live)?;
+        Some((Due::Kill, ends))
     }
 
     /// SIGKILL must have been sent by then, as far as can be told now.
@@ -131,10 +136,12 @@ impl Slot {
     }
 
     /// For how long a leader that ended then ran on when its lease was over, if it did.
-    pub(super) fn outlived(&self, ended: Moment) -> Option<Span> {
+    pub(super) fn outlived(&self, ended: Moment, now: Clocks) -> Option<Span> {
         let margin = self.gate.lease_spec()?.kill_margin;
-        let over = self.gate.lease.stands?.boottime.after(margin);
-        (ended > over).then(|| ended.since(over))
+        let over = self.gate.lease.stands?.after(margin);
+        let ended = now.before(now.boottime.since(ended));
+        let by = ended.boottime.since(over.boottime);
+        Some(by.max(ended.raw.since(over.raw))).filter(|by| *by > Span::ZERO)
     }
 
     /// Something is heard of its lease.
@@ -195,6 +202,10 @@ impl Slot {
         match self.lease_due() {
             Some((_, at)) if !desk.clocks.has_passed(at) => {}
             Some((Due::Term, _)) => self.lapse(desk),
+            Some((Due::Kill, _)) if self.state == State::Spawning => {
+                self.gate.lease.struck = true;
+                desk.out.list.push(Effect::KillByHand(desk.key()));
+            }
             Some((Due::Kill, _)) => self.send_kill("its grace is over", desk),
             None => {}
         }

@@ -66,9 +66,11 @@ impl Supervisor {
         for (key, header, _) in &rows {
             if let RowKey::Slot(worker) = key {
                 let runs = |kind| headers.contains_key(&RowKey::Task(worker.clone(), kind));
-                let hook_runs = runs(TaskKind::PreStart) || runs(TaskKind::PreStop);
+                let says_farewell = runs(TaskKind::PreStop);
+                let hook_runs = runs(TaskKind::PreStart) || says_farewell;
                 let held = gates.remove(worker);
                 self.with_slot(worker, now, out, |slot, desk| {
+                    slot.says_farewell = says_farewell;
                     slot.resume_gate(held, desk);
                     slot.resume(header, hook_runs, desk);
                 });

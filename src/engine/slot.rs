@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::spec::{FleetSpec, ReadySpec},
+    config::spec::{FleetSpec, HookSpec, ReadySpec},
     engine::{
         cron::Occasion,
         effect::{Effect, Effects, Ending, Subject, What},
@@ -17,7 +17,8 @@ use crate::{
     id::{Generation, Revision, WorkerId},
     time::{Clocks, Moment, Span},
     wire::{
-        Alive, Containment, ExitRecord, ExitStatus, Header, Op, Process, RowKey, Target, TaskKind,
+        Alive, Containment, ExitRecord, ExitStatus, Header, Op, Process, RowKey, SpawnSpec, Target,
+        TaskKind,
     },
 };
 
@@ -138,6 +139,9 @@ pub(super) struct Slot {
     /// The process, while there is one.
     #[serde(skip)]
     pub(super) process: Option<Alive>,
+    /// Its `pre_stop` hook is there, whatever has become of the worker.
+    #[serde(skip)]
+    pub(super) says_farewell: bool,
     /// Probe and watchdog; they get a full period after a change of supervisor.
     #[serde(skip)]
     pub(super) vitals: Vitals,
@@ -185,20 +189,20 @@ impl Desk<'_> {
         );
     }
 
-    pub(super) fn run_helper(&mut self, kind: TaskKind, hook: &crate::config::spec::HookSpec) {
+    /// Has a probe made.
+    pub(super) fn run_probe(&mut self, kind: TaskKind, probe: &HookSpec) {
+        let spec = spawn::helper(&self.worker, self.spec, self.facts, self.occasion, probe);
+        self.run_task(kind, probe.timeout, spec);
+    }
+
+    fn run_task(&mut self, kind: TaskKind, timeout: Span, spec: SpawnSpec) {
         let op = Op::Spawn {
             key: self.task(kind),
             after: Generation::default(),
             body: Vec::new(),
             stop: spawn::stop_record(self.spec),
-            deadline: Some(hook.timeout),
-            spec: Box::new(spawn::helper(
-                &self.worker,
-                self.spec,
-                self.facts,
-                self.occasion,
-                hook,
-            )),
+            deadline: Some(timeout),
+            spec: Box::new(spec),
         };
         self.out.keeper(op);
     }
@@ -268,6 +272,37 @@ impl Slot {
         self.is_live() && (self.ending.is_some() || matches!(self.state, State::Clearing { .. }))
     }
 
+    pub(super) fn run_hook(&mut self, kind: TaskKind, hook: &HookSpec, desk: &mut Desk<'_>) {
+        let spec = spawn::hook(
+            &desk.worker,
+            desk.spec,
+            desk.facts,
+            (&self.gate, kind),
+            desk.occasion,
+            hook,
+        );
+        desk.run_task(kind, hook.timeout, spec);
+        self.says_farewell |= kind == TaskKind::PreStop;
+    }
+
+    /// SIGKILL to a hook, if it is there.
+    pub(super) fn kill_hook(&self, kind: TaskKind, desk: &mut Desk<'_>) {
+        let key = desk.task(kind);
+        if self.gate.lease_spec().is_some() {
+            desk.out.list.push(Effect::KillByHand(key.clone()));
+        }
+        desk.out.keeper(Op::Kill {
+            key,
+            generation: Generation(1),
+            body: Vec::new(),
+        });
+    }
+
+    /// Is anything there that needs its lock?
+    pub(super) fn needs_lock(&self) -> bool {
+        self.leads() || self.says_farewell
+    }
+
     /// Begins a generation from `spec`. Only from a state without a process.
     pub(super) fn start(&mut self, round: u64, desk: &mut Desk<'_>) {
         debug_assert!(
@@ -284,7 +319,7 @@ impl Slot {
         match desk.spec.process.pre_start.clone() {
             Some(hook) => {
                 self.state = State::Preparing(Preparing::Hook);
-                desk.run_helper(TaskKind::PreStart, &hook);
+                self.run_hook(TaskKind::PreStart, &hook, desk);
             }
             None => self.read_environment(desk),
         }
@@ -524,6 +559,9 @@ impl Slot {
             )),
             Err(why) => Err(format!("{}: {why}", kind.word())),
         };
+        if kind == TaskKind::PreStop {
+            self.says_farewell = false;
+        }
         match (kind, &self.state) {
             (TaskKind::PreStart, State::Preparing(Preparing::Abandoned)) => {
                 self.state = State::Vacant

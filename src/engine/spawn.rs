@@ -5,7 +5,7 @@ use crate::{
     engine::{cluster::Pin, cron::Occasion, gate::Gate},
     id::{FleetName, WorkerId},
     time::Span,
-    wire::{SpawnSpec, StopRecord},
+    wire::{SpawnSpec, StopRecord, TaskKind},
 };
 
 /// What spawns must know about this run.
@@ -131,6 +131,35 @@ pub(super) fn helper(
         stdout,
         stderr,
         ..common(spec)
+    }
+}
+
+/// What runs before a worker's start, or before its stop: for the lock that is had the first is under its deadline, and the second ends with the
+/// worker.
+pub(super) fn hook(
+    worker: &WorkerId,
+    spec: &FleetSpec,
+    facts: &Facts,
+    (gate, kind): (&Gate, TaskKind),
+    occasion: Option<Occasion>,
+    hook: &HookSpec,
+) -> SpawnSpec {
+    let helper = helper(worker, spec, facts, occasion, hook);
+    let Some(page) = gate.page() else {
+        return helper;
+    };
+    let is_first = kind == TaskKind::PreStart;
+    let mut env = helper.env;
+    env.push(format!("LEASEHOLD_FENCE={}", page.fence));
+    env.push(format!("LEASEHOLD_EPOCH={}", page.epoch));
+    if is_first {
+        env.push("LEASEHOLD_PAGE_FD=3".to_owned());
+    }
+    SpawnSpec {
+        env,
+        page: is_first.then_some(page),
+        ends_with_worker: kind == TaskKind::PreStop,
+        ..helper
     }
 }
 

@@ -264,7 +264,7 @@ impl Slot {
         self.vitals.asked = Some(desk.now);
         let fill = Fill::new(&desk.worker, spec, desk.facts);
         let target = match &probe.kind {
-            ProbeKind::Exec(hook) => return desk.run_helper(kind, hook),
+            ProbeKind::Exec(hook) => return desk.run_probe(kind, hook),
             ProbeKind::Tcp(address) => ProbeTarget::Tcp(fill.put(address)),
             ProbeKind::Http { address, path } => ProbeTarget::Http {
                 address: fill.put(address),

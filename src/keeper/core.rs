@@ -17,7 +17,7 @@ use crate::{
     time::{Moment, Span},
     wire::{
         Alive, Asked, BODY_MAX, ExitRecord, ExitStatus, Header, News, Op, PageSpec, Process,
-        RowKey, SpawnSpec, StopRecord, Stopping, Target,
+        RowKey, SpawnSpec, StopRecord, Stopping, Target, TaskKind,
     },
 };
 
@@ -49,6 +49,8 @@ struct Row {
     body: Vec<u8>,
     /// A helper's hard end.
     deadline: Option<Moment>,
+    /// A hook that is not to outlive the leader of its slot.
+    ends_with_worker: bool,
     /// Draining alone: when patience with this one ends.
     kill_at: Option<Moment>,
 }
@@ -99,6 +101,7 @@ impl Core {
                 row.header.generation = after.next();
                 row.deadline = deadline.map(|span| now.after(span));
                 row.kill_at = None;
+                row.ends_with_worker = spec.ends_with_worker;
                 row.header.process = match kernel.spawn(&key, after.next(), &spec) {
                     Ok(alive) => Process::Alive(alive),
                     Err(status) => Process::Gone(ExitRecord {
@@ -201,6 +204,19 @@ impl Core {
             });
             self.dirty.insert(key.clone());
             kernel.kill(key);
+            self.end_farewell(key, kernel);
+        }
+    }
+
+    /// Kills the hook that ran before a worker's end, if that is not to run after it.
+    fn end_farewell(&self, key: &RowKey, kernel: &mut impl Kernel) {
+        let RowKey::Slot(worker) = key else { return };
+        let hook = RowKey::Task(worker.clone(), TaskKind::PreStop);
+        let row = self.rows.get(&hook);
+        if row.is_some_and(|row| {
+            row.ends_with_worker && matches!(row.header.process, Process::Alive(_))
+        }) {
+            kernel.kill(&hook);
         }
     }
 

@@ -561,7 +561,7 @@ impl Linux {
         Ok(Some(leaf))
     }
 
-    /// The page that a gated worker gets, and its place among the deadlines.
+    /// The page that a gated worker gets, or the hook before it, and its place among the deadlines.
     fn make_lease(
         &self,
         key: &RowKey,
@@ -572,7 +572,8 @@ impl Linux {
     ) -> Result<(Lease, OwnedFd), SpawnFailed> {
         let page = |e: io::Error| SpawnFailed(SpawnStep::Page, errno(&e));
         let contents = contents(&spec, generation);
-        let RowKey::Slot(worker) = key else {
+        // A hook has the place that its worker will have.
+        let (RowKey::Slot(worker) | RowKey::Task(worker, _)) = key else {
             return Err(SpawnFailed(SpawnStep::Page, libc::EINVAL));
         };
         if !spec.timed {

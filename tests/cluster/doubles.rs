@@ -57,6 +57,7 @@ macro_rules! doubles {
                 double: Some($double),
                 slewed: seed % 4 != 3,
                 stubborn: seed % 2 == 0,
+                hooks: seed % 3 == 1,
                 far: seed % 5 == 0,
                 flavour: $flavour,
                 ttl: $ttl,

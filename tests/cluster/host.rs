@@ -8,7 +8,10 @@ use leasehold::{
     id::{FleetName, Generation, WorkerId},
     keeper::core::Kernel,
     time::{Clocks, Span, Stamp},
-    wire::{self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
+    wire::{
+        self, Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target,
+        TaskKind,
+    },
 };
 
 use crate::{jobs::Jobs, node::UNDER_LOCK, reload::BROKEN, rng::Rng};
@@ -56,6 +59,11 @@ pub(crate) enum Change {
     Ready(RowKey, Generation),
 }
 
+const TOO_LATE: ExitStatus = ExitStatus::SpawnFailed {
+    step: SpawnStep::Deadline,
+    errno: 62,
+};
+
 #[derive(Debug)]
 pub(crate) struct Host {
     rng: Rng,
@@ -71,6 +79,8 @@ pub(crate) struct Host {
     pub(crate) stubborn: bool,
     /// What was killed is gone by then.
     pub(crate) linger: Span,
+    /// A hook begins, behind which a worker is to lead.
+    pub(crate) prepares: bool,
     /// Who leads from now on, and whether he stood by before.
     pub(crate) began: Vec<(WorkerId, Token, bool)>,
     /// The wall clock, and the jobs that follow it.
@@ -95,6 +105,7 @@ impl Host {
             tempers: true,
             stubborn: false,
             linger,
+            prepares: false,
             began: Vec::new(),
             jobs: Jobs::default(),
             keeper_deaths: 0,
@@ -125,6 +136,77 @@ impl Host {
     pub(crate) fn count(&self, fleet: &FleetName) -> usize {
         let is_its = |proc: &&Proc| matches!(&proc.key, RowKey::Slot(id) if id.fleet == *fleet);
         self.procs.values().filter(is_its).count()
+    }
+
+    /// By which fence something of its lock lives here: its leader, or a hook of his.
+    pub(crate) fn holds(&self, worker: &WorkerId) -> Option<u64> {
+        let is_its = |key: &RowKey| match key {
+            RowKey::Slot(id) | RowKey::Task(id, _) => id == worker,
+            RowKey::Node | RowKey::Fleet(_) => false,
+        };
+        let mut all = self.procs.values();
+        let one = all.find(|proc| is_its(&proc.key) && proc.fence != 0 && proc.lives());
+        one.map(|proc| proc.fence)
+    }
+
+    fn add(&mut self, key: RowKey, generation: Generation, fence: u64) -> i32 {
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        let proc = Proc {
+            key: key.clone(),
+            generation,
+            leader: true,
+            family: self.rng.chance(30),
+            fence,
+            killed: false,
+        };
+        self.procs.insert(pid, proc);
+        self.by_key.insert(key, pid);
+        pid
+    }
+
+    fn alive(&self, pid: i32) -> Alive {
+        Alive {
+            pid,
+            start_ticks: pid as u64,
+            since: self.now.boottime,
+            containment: Containment::Cgroup,
+        }
+    }
+
+    /// What runs before or after a worker, under his lock.
+    fn hook(
+        &mut self,
+        (worker, kind): (&WorkerId, TaskKind),
+        generation: Generation,
+        spec: &SpawnSpec,
+    ) -> Result<Alive, ExitStatus> {
+        let fence = self.seats.get(worker).map_or(0, |seat| seat.fence);
+        assert_eq!(spec.page.is_some(), kind == TaskKind::PreStart);
+        assert_eq!(spec.ends_with_worker, kind == TaskKind::PreStop);
+        if let Some(page) = &spec.page
+            && !self.is_armed(worker, page.fence)
+        {
+            return Err(TOO_LATE);
+        }
+        let key = RowKey::Task(worker.clone(), kind);
+        let pid = self.add(key, generation, fence);
+        let most = *self.rng.pick(&[1_000, 6_000, 14_000]);
+        let end = self.rng.span(1, most);
+        let fails = self.tempers && self.rng.chance(10);
+        let status = ExitStatus::Code(i32::from(fails));
+        self.agenda.push((end, pid, Act::Exit(status)));
+        self.prepares |= kind == TaskKind::PreStart;
+        Ok(self.alive(pid))
+    }
+
+    /// A deadline has come: whoever is in its seat is killed.
+    pub(crate) fn strike(&mut self, worker: &WorkerId) {
+        // Who stands by has no deadline.
+        if self.leader(worker).is_some() {
+            self.kill(&RowKey::Slot(worker.clone()));
+        }
+        self.kill(&RowKey::Task(worker.clone(), TaskKind::PreStart));
     }
 
     pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {
@@ -169,8 +251,10 @@ impl Kernel for Host {
         spec: &SpawnSpec,
     ) -> Result<Alive, ExitStatus> {
         assert!(!self.by_key.contains_key(key), "{key} spawned twice");
-        let RowKey::Slot(worker) = key else {
-            panic!("nothing but workers is started here: {key}");
+        let worker = match key {
+            RowKey::Slot(worker) => worker,
+            RowKey::Task(worker, kind) => return self.hook((worker, *kind), generation, spec),
+            RowKey::Node | RowKey::Fleet(_) => panic!("{key} has no process"),
         };
         // Whoever needs no lock has none.
         let needs_lock = spec.argv.first().is_some_and(|name| name == UNDER_LOCK);
@@ -180,10 +264,7 @@ impl Kernel for Host {
             let stands_by = page.role == wire::STANDBY;
             assert_eq!(stands_by, fence == 0, "{page:?}");
             if !stands_by && !self.is_armed(worker, fence) {
-                return Err(ExitStatus::SpawnFailed {
-                    step: SpawnStep::Deadline,
-                    errno: 62,
-                });
+                return Err(TOO_LATE);
             }
             if !stands_by {
                 self.began
@@ -193,18 +274,7 @@ impl Kernel for Host {
         let run = self.jobs.started(key, spec, self.keeper_deaths);
         let is_run = run.is_some();
         self.runs.extend(run);
-        let pid = self.next_pid;
-        self.next_pid += 1;
-        let proc = Proc {
-            key: key.clone(),
-            generation,
-            leader: true,
-            family: self.rng.chance(30),
-            fence,
-            killed: false,
-        };
-        self.procs.insert(pid, proc);
-        self.by_key.insert(key.clone(), pid);
+        let pid = self.add(key.clone(), generation, fence);
         if is_run {
             let end = self.rng.span(100, 20_000);
             let fails = self.tempers && self.rng.chance(30);
@@ -221,12 +291,7 @@ impl Kernel for Host {
             let end = self.rng.span(0, 20_000);
             self.agenda.push((end, pid, Act::Exit(ExitStatus::Code(1))));
         }
-        Ok(Alive {
-            pid,
-            start_ticks: pid as u64,
-            since: self.now.boottime,
-            containment: Containment::Cgroup,
-        })
+        Ok(self.alive(pid))
     }
 
     fn promote(&mut self, key: &RowKey, page: &PageSpec) -> bool {

@@ -116,6 +116,7 @@ const QUIET: Faults = Faults {
     far: false,
     counted: false,
     jobs: false,
+    hooks: false,
     double: None,
     flavour: NEW,
 };
@@ -249,6 +250,23 @@ fn preferred() {
         slewed: seed % 2 == 0,
         far: seed % 5 == 0,
         flavour: OLD,
+        ..QUIET
+    });
+}
+
+/// What runs before and after a worker does so under the same lock.
+#[test]
+fn hooks() {
+    sweep("hooks", &LOCKS, |seed| Faults {
+        troubles: 8,
+        moves: 6,
+        slewed: seed % 2 == 0,
+        stubborn: seed % 7 == 0,
+        aims: seed % 3 == 0,
+        endpoints: if seed % 4 == 1 { 1 } else { 3 },
+        far: seed % 5 == 0,
+        hooks: true,
+        flavour: if seed % 3 == 0 { NEW } else { OLD },
         ..QUIET
     });
 }

@@ -6,8 +6,8 @@ use leasehold::{
     config::{
         Config,
         spec::{
-            Authority, EnvFile, EtcdSpec, FleetSpec, HttpSpec, LeaseSpec, NodeSpec, Preference,
-            PublishMode, PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, ScaleSpec,
+            Authority, EnvFile, EtcdSpec, FleetSpec, HookSpec, HttpSpec, LeaseSpec, NodeSpec,
+            Preference, PublishMode, PublishSpec, ReadySpec, RecordsSpec, RestartPolicy, ScaleSpec,
             SingletonSpec, Sink, Takeover, TraefikProtocol, TraefikSpec, TraefikVersion,
         },
     },
@@ -105,7 +105,21 @@ fn spec(node: &str, lock: &Contended, faults: &Faults) -> FleetSpec {
         ..SingletonSpec::default()
     });
     spec.publish = Some(published(lock.name));
+    if faults.hooks {
+        spec.process.pre_start = Some(hook());
+        spec.process.pre_stop = Some(hook());
+    }
     seal(spec)
+}
+
+/// It runs under the lock, too, and may take longer than its lease is good for.
+fn hook() -> HookSpec {
+    HookSpec {
+        program: "/bin/hook".to_owned(),
+        argv: vec!["hook".to_owned()],
+        timeout: Span::secs(15),
+        abort: true,
+    }
 }
 
 /// Whoever has the lock is found in etcd, too.
@@ -225,6 +239,8 @@ pub(crate) struct Node {
     pub(crate) host: Host,
     pub(crate) core: Option<Core>,
     pub(crate) engine: Option<Supervisor>,
+    /// When it has something to do, as of its last step.
+    pub(crate) engine_due: Option<Moment>,
     pub(crate) incarnation: u64,
     pub(crate) pin: Option<Pin>,
     pub(crate) intent: Intent,
@@ -284,6 +300,7 @@ impl Node {
             host,
             core: None,
             engine: None,
+            engine_due: None,
             incarnation: 0,
             pin: None,
             intent: intent(faults),

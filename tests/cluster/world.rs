@@ -67,6 +67,8 @@ pub(crate) struct Faults {
     pub(crate) counted: bool,
     /// There are jobs, too.
     pub(crate) jobs: bool,
+    /// Workers have hooks.
+    pub(crate) hooks: bool,
     /// What befalls whoever has a lock, again and again.
     pub(crate) double: Option<Double>,
     pub(crate) flavour: Flavour,
@@ -495,7 +497,7 @@ impl World {
             let queued = self.queue.peek().map(|due| due.0);
             let mut next = queued.map(|at| (at, Turn::Queue));
             for (index, node) in self.nodes.iter().enumerate() {
-                let engine = node.engine.as_ref().and_then(Supervisor::deadline);
+                let engine = node.engine.as_ref().and(node.engine_due);
                 let engine = engine.map(|at| node.when(at).max(node.supervisor_until));
                 let keeper = node.core.as_ref().and_then(|core| core.deadline());
                 let keeper = keeper.map(|at| node.when(at).max(node.keeper_until));
@@ -958,7 +960,9 @@ impl World {
         let origin = node.origin(seed, self.now);
         node.host.jobs.wake = None;
         let mut effects = Effects::default();
-        node.engine = Some(Supervisor::new(origin, now, &mut effects));
+        let engine = Supervisor::new(origin, now, &mut effects);
+        node.engine_due = engine.deadline();
+        node.engine = Some(engine);
         self.perform(index, effects);
         let seats: Vec<WorkerId> = self.nodes[index].host.seats.keys().cloned().collect();
         for worker in seats {
@@ -975,8 +979,10 @@ impl World {
         let now = node.seen(self.now);
         let mut effects = Effects::default();
         engine.step(event, now, &mut effects);
-        let late = engine.deadline().filter(|at| *at <= now.boottime);
+        let due = engine.deadline();
+        let late = due.filter(|at| *at <= now.boottime);
         assert!(late.is_none(), "a deadline of {late:?} at {now:?}");
+        self.nodes[index].engine_due = due;
         self.nodes[index].engine = Some(engine);
         self.perform(index, effects);
     }
@@ -1053,8 +1059,8 @@ impl World {
                     let after = self.rng.span(0, 3);
                     self.at(after, Item::Disarm(index, incarnation, worker, fence));
                 }
-                Effect::KillByHand(worker) => {
-                    self.nodes[index].host.kill(&RowKey::Slot(worker));
+                Effect::KillByHand(key) => {
+                    self.nodes[index].host.kill(&key);
                     self.after_keeper(index);
                 }
                 Effect::Reply {
@@ -1196,12 +1202,15 @@ impl World {
         }
     }
 
+    fn may_aim(&self) -> bool {
+        self.faults.aims && self.now.after(Span::secs(40)) < self.quiet_from
+    }
+
     /// The worst moment to be stopped at.
     fn aim(&mut self, index: usize) {
         let mut procs = self.nodes[index].host.procs.values();
         let holds = procs.any(|proc| proc.fence != 0);
-        let long_before = self.now.after(Span::secs(40)) < self.quiet_from;
-        if self.faults.aims && holds && long_before && self.rng.chance(6) {
+        if self.may_aim() && holds && self.rng.chance(6) {
             let first = Fault::SupervisorHangs(index, self.rng.span(1_000, 5_500));
             self.fault(first);
             self.second(self.now, first);
@@ -1437,10 +1446,7 @@ impl World {
             seat.fired = true;
         }
         self.totals.deadlines += 1;
-        // Who stands by has no deadline.
-        if node.host.leader(worker).is_some() {
-            node.host.kill(&RowKey::Slot(worker.clone()));
-        }
+        node.host.strike(worker);
         self.say(|| format!("node{index} {worker} deadline"));
         self.after_keeper(index);
         self.report(index, worker);
@@ -1522,6 +1528,11 @@ impl World {
             self.at(after, Item::Process(index, pid, act));
         }
         self.look_at_spawns(index);
+        let prepares = std::mem::take(&mut self.nodes[index].host.prepares);
+        if prepares && self.may_aim() && self.rng.chance(20) {
+            let span = self.rng.span(9_000, 20_000);
+            self.fault(Fault::SupervisorHangs(index, span));
+        }
         let now = self.now;
         let node = &mut self.nodes[index];
         if node.engine.is_none() || node.keeper_until > now {
@@ -1603,11 +1614,11 @@ impl World {
                 .nodes
                 .iter()
                 .enumerate()
-                .filter_map(|(index, node)| {
-                    let leader = node.host.leader(&id).filter(|proc| proc.lives())?;
-                    Some((index, leader.fence))
-                })
+                .filter_map(|(index, node)| Some((index, node.host.holds(&id)?)))
                 .collect();
+            if running.len() < 2 {
+                continue;
+            }
             let promised = |(_, fence): &(usize, u64)| {
                 let key = (name.to_owned(), *fence);
                 self.promised.get(&key).copied()

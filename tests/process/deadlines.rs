@@ -42,6 +42,8 @@ both_ways!(
     it_ends_though_the_keepers_main_thread_is_frozen,
     one_holder_at_a_time_from_lease_to_lease,
     many_leases_at_once,
+    its_hook_ends_though_the_supervisor_is_frozen,
+    its_hook_ends_though_the_keeper_is_frozen,
     it_ends_in_its_namespace_when_it_is_not_renewed,
     it_ends_in_its_namespace_though_the_keeper_is_frozen,
     it_ends_in_its_namespace_though_the_keepers_main_thread_is_frozen,
@@ -438,6 +440,41 @@ fn ends_by_the_supervisor(rig: Rig, lease: &str) {
     if let Some(mut leased) = it_ends_though(rig, lease, stopped) {
         leased.rig.drain(5_000);
     }
+}
+
+/// What prepares a worker does so under the same deadline, and by the same page.
+fn its_hook_ends_though<T>(
+    rig: Rig,
+    fault: impl FnOnce(&Leased, Moment) -> Option<T>,
+) -> Option<(Moment, Moment)> {
+    let (dir, hook) = (rig.path("").display().to_string(), rig.path("hook"));
+    let prepares = r#"hooks.pre_start = { run = ["/bin/sh", "-c", "echo $$$$ > {dir}/new; mv {dir}/new {dir}/hook; exec sleep 1000"], timeout = "60s" }"#;
+    let mut leased = Leased::with(rig, "a", Path::new(&dir), LONG, prepares)?;
+    leased.owner(leased.node);
+    leased.rig.start();
+    until_true("it prepares", 10_000, || hook.exists());
+    let pid = fs::read_to_string(&hook).unwrap().trim().parse();
+    let holder = Holder::new(pid.unwrap());
+    let deadline = leased.abandon(&holder);
+    let lasting = fault(&leased, deadline)?;
+    let end = holder.ended_by(deadline.after(KILL_MARGIN));
+    let end = end.expect("it lives on after its lease");
+    drop(lasting);
+    let status = leased.rig.status();
+    assert_eq!(status.worker("job/0").map_or(0, |worker| worker.pid), 0);
+    leased.rig.drain(5_000);
+    Some((deadline, end))
+}
+
+fn its_hook_ends_though_the_supervisor_is_frozen(rig: Rig) {
+    let ends = its_hook_ends_though(rig, Leased::freeze_supervisor_before);
+    if let Some((deadline, end)) = ends {
+        assert!(deadline <= end, "{end:?} is before {deadline:?}");
+    }
+}
+
+fn its_hook_ends_though_the_keeper_is_frozen(rig: Rig) {
+    its_hook_ends_though(rig, |leased, _| Some(Stopped::new(&leased.rig)));
 }
 
 /// Nobody can kill it then but the machine's watchdog. A worker that looks at its page knows; and whoever wakes up kills it.

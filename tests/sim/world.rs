@@ -1040,8 +1040,8 @@ impl World {
                     let after = self.rng.span(0, 3);
                     self.at(after, Item::Disarm(fence));
                 }
-                Effect::KillByHand(worker) => {
-                    self.host.kill(&RowKey::Slot(worker));
+                Effect::KillByHand(key) => {
+                    self.host.kill(&key);
                     self.after_keeper();
                 }
                 Effect::YieldGate { worker, .. } if worker == lease::worker() => {}
