@@ -91,10 +91,18 @@ pub(super) struct ByHand {
 impl ByHand {
     /// At once what can be named: the cgroup, or else the leader with its group. The rest of a family takes a look at every process
     /// of the machine, which a thread does for all of them together.
-    pub(super) fn kill(&self, welcome: &Welcome, key: &RowKey, header: &Header) {
-        if let Process::Vacant | Process::Gone(_) = header.process {
-            return unborn(welcome, key, header.generation.next());
-        }
+    pub(super) fn kill(
+        &self,
+        welcome: &Welcome,
+        key: &RowKey,
+        generation: Generation,
+        header: Option<&Header>,
+    ) {
+        let lives =
+            |header: &&Header| matches!(header.process, Process::Alive(_) | Process::Clearing(_));
+        let Some(header) = header.filter(lives) else {
+            return unheard(welcome, key, generation);
+        };
         if let Some(init) = init(header) {
             init.kill();
         }
@@ -139,7 +147,7 @@ impl ByHand {
 }
 
 /// SIGKILL to a generation that the keeper was asked for, and may have made without a word, if it is there.
-fn unborn(welcome: &Welcome, key: &RowKey, generation: Generation) {
+fn unheard(welcome: &Welcome, key: &RowKey, generation: Generation) {
     if let Some(base) = &welcome.cgroup {
         let leaf = Leaf::at(Path::new(base).join(leaf_name(key, generation)));
         let _ = leaf.kill();

@@ -98,10 +98,10 @@ impl Driver {
                     margin,
                 } => self.deadlines.arm(worker, fence, until, margin),
                 Effect::Disarm { worker, fence } => self.deadlines.disarm(&worker, fence),
-                Effect::KillByHand(key) => {
+                Effect::KillByHand(key, generation) => {
                     let header = self.known.headers.get(&key);
-                    let header = header.cloned().unwrap_or_default();
-                    self.by_hand.kill(&self.welcome, &key, &header);
+                    let header = header.filter(|header| header.generation == generation);
+                    self.by_hand.kill(&self.welcome, &key, generation, header);
                 }
                 Effect::ReadConfig(purpose) => self.read_config(purpose),
                 Effect::Way(etcd) => self.ways.follow(etcd),

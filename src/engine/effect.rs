@@ -106,7 +106,7 @@ pub enum Effect {
         fence: u64,
     },
     /// SIGKILL to a worker, or to a hook of his, without the keeper, which may be frozen.
-    KillByHand(RowKey),
+    KillByHand(RowKey, Generation),
     /// Read the configuration, bind what it needs.
     ReadConfig(Purpose),
     /// Questions to etcd go this way from now on.

@@ -144,7 +144,9 @@ impl Slot {
         desk.record(self.generation, What::Killed { reason, drained });
         self.end_pre_stop(desk);
         if self.gate.lease_spec().is_some() {
-            desk.out.list.push(Effect::KillByHand(desk.key()));
+            desk.out
+                .list
+                .push(Effect::KillByHand(desk.key(), self.generation));
         }
         desk.out.keeper(Op::Kill {
             key: desk.key(),

@@ -181,7 +181,8 @@ impl Fleet {
 
     /// Is nothing left of it, and does everybody know?
     pub(super) fn is_gone(&self, now: Moment) -> bool {
-        let idle = self.live() == 0 && !self.inquiry.runs_program();
+        let locked = self.slots.values().any(|slot| slot.says_farewell);
+        let idle = self.live() == 0 && !locked && !self.inquiry.runs_program();
         idle && !self.is_writing(now) && !self.is_saying_farewell(now)
     }
 
@@ -370,6 +371,10 @@ impl Fleet {
         let may_begin = stance == Stance::Keep;
         let now = room.now;
         let due = |slot: &Slot| {
+            // Whoever is next under this lock begins when nothing of the last one is left.
+            if slot.says_farewell {
+                return false;
+            }
             (may_begin && slot.state == State::Vacant)
                 || slot.start_at().is_some_and(|at| at <= now)
         };

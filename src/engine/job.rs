@@ -121,7 +121,7 @@ impl Fleet {
         let cron = self.body.cron.as_mut()?;
         let slot = self.slots.entry(SLOT).or_default();
         let seen = Seen {
-            live: slot.is_live(),
+            live: slot.is_live() || slot.says_farewell,
             since: slot.process.map(|process| process.since),
             ending: slot.ending,
             last_exit: slot.last_exit,

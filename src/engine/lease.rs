@@ -204,7 +204,8 @@ impl Slot {
             Some((Due::Term, _)) => self.lapse(desk),
             Some((Due::Kill, _)) if self.state == State::Spawning => {
                 self.gate.lease.struck = true;
-                desk.out.list.push(Effect::KillByHand(desk.key()));
+                let unheard = self.generation.next();
+                desk.out.list.push(Effect::KillByHand(desk.key(), unheard));
             }
             Some((Due::Kill, _)) => self.send_kill("its grace is over", desk),
             None => {}

@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// A hook has a row of its own each time.
+const FIRST: Generation = Generation(1);
+
 /// SIGKILL was sent and something is still there: said again, and said to people, this often.
 pub(super) const KILL_AGAIN: Span = Span::secs(5);
 /// Reading environment files may take so long.
@@ -139,7 +142,7 @@ pub(super) struct Slot {
     /// The process, while there is one.
     #[serde(skip)]
     pub(super) process: Option<Alive>,
-    /// Its `pre_stop` hook is there, whatever has become of the worker.
+    /// Its `pre_stop` hook is there, and needs its lock, whatever has become of the worker.
     #[serde(skip)]
     pub(super) says_farewell: bool,
     /// Probe and watchdog; they get a full period after a change of supervisor.
@@ -282,18 +285,18 @@ impl Slot {
             hook,
         );
         desk.run_task(kind, hook.timeout, spec);
-        self.says_farewell |= kind == TaskKind::PreStop;
+        self.says_farewell |= kind == TaskKind::PreStop && self.gate.sought().is_some();
     }
 
     /// SIGKILL to a hook, if it is there.
     pub(super) fn kill_hook(&self, kind: TaskKind, desk: &mut Desk<'_>) {
         let key = desk.task(kind);
         if self.gate.lease_spec().is_some() {
-            desk.out.list.push(Effect::KillByHand(key.clone()));
+            desk.out.list.push(Effect::KillByHand(key.clone(), FIRST));
         }
         desk.out.keeper(Op::Kill {
             key,
-            generation: Generation(1),
+            generation: FIRST,
             body: Vec::new(),
         });
     }

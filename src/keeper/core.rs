@@ -91,7 +91,8 @@ impl Core {
                 deadline,
                 spec,
             } => {
-                if !self.is_vacant_after(&key, after) {
+                let too_late = spec.ends_with_worker && !self.has_leader(&key);
+                if too_late || !self.is_vacant_after(&key, after) {
                     self.refuse(key, after);
                     return;
                 }
@@ -206,6 +207,15 @@ impl Core {
             kernel.kill(key);
             self.end_farewell(key, kernel);
         }
+    }
+
+    /// Does the worker live whose hook this is?
+    fn has_leader(&self, hook: &RowKey) -> bool {
+        let RowKey::Task(worker, _) = hook else {
+            return false;
+        };
+        let row = self.rows.get(&RowKey::Slot(worker.clone()));
+        row.is_some_and(|row| matches!(row.header.process, Process::Alive(_)))
     }
 
     /// Kills the hook that ran before a worker's end, if that is not to run after it.
@@ -643,6 +653,47 @@ mod tests {
         core.ask(Request::Drain, None, Moment(400_000_000));
         assert_eq!(core.asked().stopping, Stopping::Kill);
         assert_eq!(core.asked().since, Moment(1));
+    }
+
+    /// Whoever decides may be hung.
+    #[test]
+    fn a_hook_that_ends_with_its_worker_does_not_begin_after_it() {
+        let (mut core, mut kernel) = (Core::new(), Diary::default());
+        let worker = WorkerId::new("web".parse().unwrap(), 0);
+        let (slot, hook) = (
+            RowKey::Slot(worker.clone()),
+            RowKey::Task(worker, TaskKind::PreStop),
+        );
+        let farewell = || {
+            let mut op = spawn(&hook, 0, 0);
+            if let Op::Spawn { spec, .. } = &mut op {
+                spec.ends_with_worker = true;
+            }
+            op
+        };
+        core.apply(farewell(), Moment(0), &mut kernel);
+        core.apply(spawn(&slot, 0, 0), Moment(0), &mut kernel);
+        core.apply(farewell(), Moment(0), &mut kernel);
+        core.leader_ended(&slot, ExitStatus::Code(0), Moment(1), &mut kernel);
+        core.leader_ended(&hook, ExitStatus::Code(0), Moment(1), &mut kernel);
+        core.containment_empty(&hook, &mut kernel);
+        let key = hook.clone();
+        let op = Op::Forget {
+            key,
+            generation: Generation(1),
+            body: Vec::new(),
+        };
+        core.apply(op, Moment(2), &mut kernel);
+        core.apply(farewell(), Moment(2), &mut kernel);
+        let expected = [
+            "spawn web/0.1",
+            "spawn web/0:pre-stop.1",
+            "kill web/0",
+            "kill web/0:pre-stop",
+            "kill web/0:pre-stop",
+            "release web/0:pre-stop",
+        ];
+        assert_eq!(kernel.0, expected);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use ticks::TWICE;
 use world::{FELL, Faults, TWO, Totals, World};
 
 /// So many seeds in CI for each sweep.
-const SEEDS: u64 = 345;
+const SEEDS: u64 = 320;
 
 const AFTER_A_SECOND: Takeover = Takeover::After(Span::secs(1));
 
@@ -260,6 +260,7 @@ fn hooks() {
     sweep("hooks", &LOCKS, |seed| Faults {
         troubles: 8,
         moves: 6,
+        reloads: if seed % 2 == 1 { 8 } else { 0 },
         slewed: seed % 2 == 0,
         stubborn: seed % 7 == 0,
         aims: seed % 3 == 0,

@@ -33,9 +33,11 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
         let Some(lock) = spec.singleton.as_mut().filter(|_| spec.cron.is_none()) else {
             return true;
         };
+        // Nothing prepares beside whoever leads (E278).
+        let may_be_warm = spec.process.pre_start.is_none();
         match rng.below(8) {
             0 => return false,
-            1 if rng.chance(50) => {
+            1 if may_be_warm && rng.chance(50) => {
                 spec.process.argv.push(BROKEN.to_owned());
                 // Who waits without a worker is replaced at once, and nobody has failed.
                 lock.warm = true;
@@ -44,7 +46,7 @@ pub(crate) fn edited(base: &Config, rng: &mut Rng) -> Config {
             2 => spec.stop.timeout = Span::secs(1 + rng.below(6)),
             3 => times(lock, rng),
             4 => lock.takeover = longer(lock.takeover, rng),
-            5 => lock.warm = !lock.warm,
+            5 if may_be_warm => lock.warm = !lock.warm,
             6 => lock.slots = 1,
             _ => {}
         }

@@ -1059,7 +1059,7 @@ impl World {
                     let after = self.rng.span(0, 3);
                     self.at(after, Item::Disarm(index, incarnation, worker, fence));
                 }
-                Effect::KillByHand(key) => {
+                Effect::KillByHand(key, _) => {
                     self.nodes[index].host.kill(&key);
                     self.after_keeper(index);
                 }

@@ -1040,7 +1040,7 @@ impl World {
                     let after = self.rng.span(0, 3);
                     self.at(after, Item::Disarm(fence));
                 }
-                Effect::KillByHand(key) => {
+                Effect::KillByHand(key, _) => {
                     self.host.kill(&key);
                     self.after_keeper();
                 }
