@@ -242,7 +242,7 @@ impl Driver {
         let (Op::Spawn { key, .. } | Op::Promote { key, .. }) = op else {
             return false;
         };
-        let RowKey::Slot(worker) = key else {
+        let (RowKey::Slot(worker) | RowKey::Task(worker, TaskKind::PreStart)) = key else {
             return false;
         };
         let Err(why) = self.gates.still_ours(worker) else {

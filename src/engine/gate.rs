@@ -308,7 +308,7 @@ impl Slot {
                 let fence = ticket.fence.unsigned_abs();
                 self.release_gate(fence, &who, desk);
             }
-            (Said::Passed, Some(_)) if self.leads() => {}
+            (Said::Passed, Some(_)) if self.needs_lock() => {}
             (Said::Passed, Some(_)) => self.shut_gate(Cause::Passed, desk),
             (Said::Renewed { sent, ttl }, Some(ticket)) => {
                 let fence = ticket.fence.unsigned_abs();
@@ -408,12 +408,13 @@ impl Slot {
             }
             (Some(_), Some(kept)) => self.reopen(kept, desk),
             // Its row was lost, its process was not.
-            (None, Some(kept)) if self.leads() => {
+            (None, Some(kept)) if self.needs_lock() => {
                 self.gate.sought = Some(desk.spec.singleton.clone().unwrap_or_default());
                 self.gate.since = Some(desk.now);
                 self.reopen(kept, desk);
                 // Whether it was told that it holds it is not known: to hear it twice does no harm.
-                if let Some(page) = self.gate.page().filter(|_| desk.spec.is_warm()) {
+                let stood_by = desk.spec.is_warm() && self.leads();
+                if let Some(page) = self.gate.page().filter(|_| stood_by) {
                     self.promote(page, desk);
                 }
             }

@@ -394,7 +394,7 @@ impl Supervisor {
                 waits: gate.why_shut().map(str::to_owned),
                 is_open: gate.pass().is_some(),
                 is_released: gate.release.is_some(),
-                has_begun: slot.leads() || gate.lease.stands().is_some(),
+                has_begun: slot.needs_lock() || gate.lease.stands().is_some(),
                 is_lapsing: gate.lease.is_lapsing() || gate.is_lost(),
             })
         });

@@ -15,7 +15,7 @@ use crate::{
     },
     id::WorkerId,
     time::Moment,
-    wire::{BODY_MAX, Header, Op, RowKey, TaskKind},
+    wire::{BODY_MAX, Header, Op, Process, RowKey, TaskKind},
 };
 
 /// Version of the bodies; a body begins with it.
@@ -49,6 +49,10 @@ impl Supervisor {
                 RowKey::Slot(worker) => {
                     self.take_over_slot(worker, header, body, recover, now, out)
                 }
+                // Its end was taken note of, and no more.
+                RowKey::Task(..) if header.process == Process::Vacant => {
+                    out.keeper(Op::Drop { key: key.clone() });
+                }
                 RowKey::Task(..) => {}
             }
         }
@@ -65,12 +69,16 @@ impl Supervisor {
             rows.iter().map(|(key, header, _)| (key, header)).collect();
         for (key, header, _) in &rows {
             if let RowKey::Slot(worker) = key {
-                let runs = |kind| headers.contains_key(&RowKey::Task(worker.clone(), kind));
-                let says_farewell = runs(TaskKind::PreStop);
-                let hook_runs = runs(TaskKind::PreStart) || says_farewell;
+                let runs = |kind| {
+                    let header = headers.get(&RowKey::Task(worker.clone(), kind));
+                    header.is_some_and(|header| header.process != Process::Vacant)
+                };
+                let (prepares, leaves) = (runs(TaskKind::PreStart), runs(TaskKind::PreStop));
+                let hook_runs = prepares || leaves;
                 let held = gates.remove(worker);
                 self.with_slot(worker, now, out, |slot, desk| {
-                    slot.says_farewell = says_farewell;
+                    let has_lock = slot.gate.sought().is_some() || held.is_some();
+                    slot.says_farewell = leaves && has_lock;
                     slot.resume_gate(held, desk);
                     slot.resume(header, hook_runs, desk);
                 });

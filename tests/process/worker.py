@@ -24,8 +24,12 @@ def notify(text):
 
 
 def forever():
+    # pause(2) would sleep on after a signal that came just before it; this byte is there to be read.
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
     while True:
-        signal.pause()
+        os.read(heard, 64)
 
 
 def on_term(what):
