@@ -24,7 +24,7 @@ use crate::{
     sys::{
         child::{self, Child},
         host,
-        seats::Seat,
+        seats::Place,
         spawn::{self, Birthplace, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
     },
     wire::{ExitStatus, SpawnStep},
@@ -83,7 +83,7 @@ impl Errand {
         pass: &[BorrowedFd<'_>],
         cgroup: Option<BorrowedFd<'_>>,
         rlimits: &[(u32, u64, u64)],
-        (seat, birthplace): (Option<&Seat>, Birthplace<'_>),
+        (seat, birthplace): (Option<Place>, Birthplace<'_>),
     ) -> Result<Child, SpawnFailure> {
         let first_pass = self.free_numbers(pass.len());
         let env: Vec<CString> = inherited(&env)

@@ -21,7 +21,7 @@ use crate::{
         page::{Contents, Page},
         pipe,
         poll::{EventFlags, Poll},
-        seats::{Hold, Leader, Seat as TimedSeat, Seats},
+        seats::{Claim, Hold, Leader, Place, Seats},
         spawn::{Birthplace, FIRST_PASS, Order, Program, SpawnFailure, Spawner},
     },
     time::{Clocks, Moment, Span},
@@ -48,19 +48,23 @@ pub(super) enum SeatNews {
     Empty(RowKey),
 }
 
-/// The lease page of a generation, zero once this is dropped.
+/// The lease of a generation; its page is zero once this is dropped.
 enum Lease {
     /// Without a deadline; none: it is under one since.
     Open(Option<Page>),
     /// Under a deadline.
     Timed(Hold),
+    /// Under that of its worker, before whose end it runs.
+    Farewell(Claim),
 }
 
 impl Lease {
-    fn timed_seat(&self) -> Option<&TimedSeat> {
+    /// Where it is named for the deadline thread.
+    fn place(&self) -> Option<Place> {
         match self {
             Self::Open(_) => None,
-            Self::Timed(hold) => Some(hold.seat()),
+            Self::Timed(hold) => Some(hold.place()),
+            Self::Farewell(claim) => Some(claim.place()),
         }
     }
 }
@@ -74,7 +78,7 @@ impl Drop for Lease {
                 }
             }
             // The other thread's hands are taken off first.
-            Self::Timed(_) => {}
+            Self::Timed(_) | Self::Farewell(_) => {}
         }
     }
 }
@@ -118,8 +122,8 @@ impl Seat {
         !self.needs_no_zombie()
     }
 
-    fn timed_seat(&self) -> Option<&TimedSeat> {
-        self.lease.as_ref().and_then(Lease::timed_seat)
+    fn place(&self) -> Option<Place> {
+        self.lease.as_ref().and_then(Lease::place)
     }
 }
 
@@ -322,8 +326,8 @@ impl Linux {
         // With a leaf nothing needs the zombie any more, and unreaped it would hide orphans behind it from waitid, or keep its
         // namespace from its end; of a family it keeps the number of the group.
         if seat.needs_no_zombie() {
-            if let Some(timed) = seat.timed_seat() {
-                timed.forget_process();
+            if let Some(place) = seat.place() {
+                place.forget_process();
             }
             let _ = seat.child.reap();
             seat.reaped = true;
@@ -347,8 +351,8 @@ impl Linux {
         let Enclosure::Open(init, token) = &seat.enclosure else {
             return None;
         };
-        if let Some(timed) = seat.timed_seat() {
-            timed.forget_init();
+        if let Some(place) = seat.place() {
+            place.forget_init();
         }
         if !init.reap().is_ok_and(|end| end.is_some()) {
             self.look_later(key);
@@ -586,9 +590,31 @@ impl Linux {
             .map_err(page)?
             .ok_or(SpawnFailed(SpawnStep::Deadline, libc::ETIME))?;
         if let Some(init) = init {
-            hold.seat().set_init(init.pid());
+            hold.place().set_init(init.pid());
         }
         Ok((Lease::Timed(hold), fd))
+    }
+
+    /// The place of a hook beside the worker before whose end it runs, if his end has a deadline.
+    fn make_farewell(
+        &self,
+        key: &RowKey,
+        leaf: Option<&Leaf>,
+        init: Option<&Child>,
+    ) -> Result<Option<Lease>, SpawnFailed> {
+        let RowKey::Task(worker, _) = key else {
+            return Ok(None);
+        };
+        let slot = self.seats.get(&RowKey::Slot(worker.clone()));
+        let Some(Lease::Timed(hold)) = slot.and_then(|seat| seat.lease.as_ref()) else {
+            return Ok(None);
+        };
+        let claim = hold.farewell(leaf.and_then(Leaf::killer));
+        let claim = claim.ok_or(SpawnFailed(SpawnStep::Deadline, libc::ETIME))?;
+        if let Some(init) = init {
+            claim.place().set_init(init.pid());
+        }
+        Ok(Some(Lease::Farewell(claim)))
     }
 
     /// A namespace for it, if nothing of it may outlive us and our end alone does not see to that.
@@ -661,15 +687,21 @@ impl Linux {
         egg: Option<&Egg>,
     ) -> Result<(Child, Option<Lease>), SpawnFailed> {
         let init = egg.map(|egg| &egg.init);
-        let lease = spec
-            .page
-            .map(|page| self.make_lease(key, generation, page, leaf, init))
-            .transpose()?;
+        let (lease, page) = match spec.page {
+            Some(page) => {
+                let (lease, page) = self.make_lease(key, generation, page, leaf, init)?;
+                (Some(lease), Some(page))
+            }
+            None if spec.ends_with_worker => (self.make_farewell(key, leaf, init)?, None),
+            None => (None, None),
+        };
         let birthplace = egg.map_or(Birthplace::Here, |egg| {
             Birthplace::Namespace(egg.namespace.as_fd())
         });
-        let child = self.start(key, generation, spec, leaf, lease.as_ref(), birthplace)?;
-        Ok((child, lease.map(|(lease, _)| lease)))
+        let place = lease.as_ref().and_then(Lease::place);
+        let page = page.as_ref().map(AsFd::as_fd);
+        let child = self.start(key, generation, spec, leaf, (place, page), birthplace)?;
+        Ok((child, lease))
     }
 
     fn start(
@@ -678,7 +710,7 @@ impl Linux {
         generation: Generation,
         spec: &SpawnSpec,
         leaf: Option<&Leaf>,
-        lease: Option<&(Lease, OwnedFd)>,
+        (place, page): (Option<Place>, Option<BorrowedFd<'_>>),
         birthplace: Birthplace<'_>,
     ) -> Result<Child, SpawnFailed> {
         let prepare = |_| SpawnFailed(SpawnStep::Prepare, libc::EINVAL);
@@ -716,7 +748,7 @@ impl Linux {
             .map(|name| self.held.get(name).map(AsFd::as_fd))
             .collect();
         let mut pass = pass.ok_or(SpawnFailed(SpawnStep::Prepare, libc::EBADF))?;
-        pass.extend(lease.map(|(_, page)| page.as_fd()));
+        pass.extend(page);
         let cgroup = leaf
             .map(Leaf::open)
             .transpose()
@@ -728,7 +760,6 @@ impl Linux {
         {
             rlimits.push((libc::RLIMIT_NOFILE, self.nofile.0, self.nofile.1));
         }
-        let seat = lease.and_then(|(lease, _)| lease.timed_seat());
         if spec.program.is_empty() {
             let errand = self.errand.as_ref();
             let errand = errand.ok_or(SpawnFailed(SpawnStep::Prepare, libc::ENOENT))?;
@@ -740,7 +771,7 @@ impl Linux {
                     &pass,
                     cgroup,
                     &rlimits,
-                    (seat, birthplace),
+                    (place, birthplace),
                 )
                 .map_err(|failure| SpawnFailed(failure.step, failure.errno));
         }
@@ -767,7 +798,7 @@ impl Linux {
             no_new_privs: spec.no_new_privs,
             reset_oom_score: self.reset_oom_score,
             die_with_parent: true,
-            seat,
+            seat: place,
             foreground: false,
             ignored: 0,
         };
@@ -859,7 +890,7 @@ impl Kernel for Linux {
             }
             // Told twice, by a supervisor that died in between and by its successor.
             Some(Lease::Timed(hold)) => return hold.fence() == spec.fence,
-            None => None,
+            Some(Lease::Farewell(_)) | None => None,
         };
         let Some(page) = page else {
             return false;

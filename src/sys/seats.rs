@@ -10,7 +10,7 @@
 //!
 //! Only the deadline thread changes a seat's state. The main thread publishes descriptors in it before a process is made, and takes
 //! them out again before it closes them or reaps the process: out of the seat first, then a look whether the other one still has
-//! its hands on it ([`Hold::drop`]). So the deadline thread signals nothing that is not, at that moment, the gated worker.
+//! its hands on it ([`Claim::drop`]). So the deadline thread signals nothing that is not, at that moment, the gated worker.
 #![expect(
     unsafe_code,
     reason = "signals by number, a scheduling class, and a page by address have no safe wrapper"
@@ -50,16 +50,9 @@ const FIRED: u32 = 4;
 /// "No descriptor."
 const NONE: i32 = -1;
 
-/// One deadline, and the process that ends with it.
+/// Whom a deadline ends, by all the names that he has.
 #[derive(Debug)]
-pub struct Seat {
-    state: AtomicU32,
-    key: AtomicU64,
-    fence: AtomicU64,
-    boottime: AtomicU64,
-    raw: AtomicU64,
-    /// How late it was killed, in ns.
-    late: AtomicU64,
+struct Names {
     /// `cgroup.kill` of its leaf.
     leaf: AtomicI32,
     /// Its leader; written by the kernel while that is made.
@@ -68,124 +61,34 @@ pub struct Seat {
     group: AtomicI32,
     /// The first process of its PID namespace, if it has one of its own; 0 if not.
     init: AtomicI32,
-    page: AtomicPtr<Words>,
 }
 
-impl Seat {
+impl Names {
     const fn new() -> Self {
         Self {
-            state: AtomicU32::new(FREE),
-            key: AtomicU64::new(0),
-            fence: AtomicU64::new(0),
-            boottime: AtomicU64::new(0),
-            raw: AtomicU64::new(0),
-            late: AtomicU64::new(0),
             leaf: AtomicI32::new(NONE),
             pidfd: AtomicI32::new(NONE),
             group: AtomicI32::new(0),
             init: AtomicI32::new(0),
-            page: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
-    /// Does a deadline stand that nobody has said to have come?
-    fn is_armed(&self) -> bool {
-        matches!(self.state.load(SeqCst), ARMED | TOUCHED)
+    fn is_nobody(&self) -> bool {
+        self.leaf.load(SeqCst) == NONE
+            && self.pidfd.load(SeqCst) == NONE
+            && self.group.load(SeqCst) == 0
+            && self.init.load(SeqCst) == 0
     }
 
-    /// Has its deadline not come yet? What the child asks as its last step before it executes. When we were stopped or the machine slept, the
-    /// other thread may not have looked yet.
-    pub(super) fn stands(&self) -> bool {
-        self.is_armed() && !clock::both().has_passed(self.until())
-    }
-
-    /// Where the kernel writes the pidfd of the leader.
-    pub(super) fn pidfd(&self) -> &AtomicI32 {
-        &self.pidfd
-    }
-
-    /// The leader, in its own words.
-    pub(super) fn set_group(&self, pid: i32) {
-        self.group.store(pid, SeqCst);
-    }
-
-    /// With this process, a child of the main thread's, everything in the leader's PID namespace ends.
-    pub fn set_init(&self, pid: i32) {
-        self.init.store(pid, SeqCst);
-    }
-
-    /// That process is about to be reaped: nothing here names it any more when this returns.
-    pub fn forget_init(&self) {
-        self.init.store(0, SeqCst);
-        self.wait_while_busy();
-    }
-
-    /// The process is about to be reaped and its pidfd closed: nothing here names it any more when this returns.
-    pub fn forget_process(&self) {
+    fn clear(&self) {
+        self.leaf.store(NONE, SeqCst);
         self.pidfd.store(NONE, SeqCst);
         self.group.store(0, SeqCst);
-        self.wait_while_busy();
+        self.init.store(0, SeqCst);
     }
 
-    fn until(&self) -> Clocks {
-        Clocks {
-            boottime: Moment(self.boottime.load(SeqCst)),
-            raw: Moment(self.raw.load(SeqCst)),
-        }
-    }
-
-    fn set_until(&self, until: Clocks) {
-        self.boottime.store(until.boottime.0, SeqCst);
-        self.raw.store(until.raw.0, SeqCst);
-    }
-
-    /// Only ever as long as the other thread makes a few system calls.
-    fn wait_while_busy(&self) {
-        while matches!(self.state.load(SeqCst), TOUCHED | KILLING) {
-            thread::yield_now();
-        }
-    }
-
-    fn is_occupied(&self) -> bool {
-        self.leaf.load(SeqCst) != NONE
-            || self.pidfd.load(SeqCst) != NONE
-            || self.group.load(SeqCst) != 0
-            || self.init.load(SeqCst) != 0
-            || !self.page.load(SeqCst).is_null()
-    }
-
-    fn report(&self) -> SeatReport {
-        let state = match self.state.load(SeqCst) {
-            FREE => SeatState::Free,
-            FIRED => SeatState::Fired {
-                late: Span::nanos(self.late.load(SeqCst)),
-            },
-            _ => SeatState::Armed,
-        };
-        SeatReport {
-            key: self.key.load(SeqCst),
-            fence: self.fence.load(SeqCst),
-            until: self.until(),
-            state,
-        }
-    }
-
-    fn extend(&self, until: Clocks) {
-        self.state.store(TOUCHED, SeqCst);
-        self.set_until(until);
-        let page = self.page.load(SeqCst);
-        if !page.is_null() {
-            // SAFETY: the main thread takes the address out of the seat and waits until its state is not TOUCHED before it
-            // unmaps the page, so it is mapped; it writes there itself only while the address is not in the seat.
-            unsafe { &*page }.extend(until);
-        }
-        self.state.store(ARMED, SeqCst);
-    }
-
-    /// SIGKILL to the leader, its group, and all of its namespace. Its cgroup is for [`Seat::finish`]: that write waits for whoever changes any cgroup.
-    fn strike(&self, now: Clocks) {
-        let until = self.until();
-        self.state.store(KILLING, SeqCst);
+    /// SIGKILL to the leader, its group, and all of its namespace.
+    fn strike(&self) {
         let pidfd = self.pidfd.load(SeqCst);
         let group = self.group.load(SeqCst);
         let init = self.init.load(SeqCst);
@@ -218,9 +121,6 @@ impl Seat {
                 libc::sched_setscheduler(init, class, &raw const first);
             }
         }
-        let by_boottime = now.boottime.since(until.boottime);
-        let late = by_boottime.max(now.raw.since(until.raw));
-        self.late.store(late.as_nanos(), SeqCst);
     }
 
     /// SIGKILL to everything else of it.
@@ -230,6 +130,117 @@ impl Seat {
             // SAFETY: the constant is valid for the call; as for the number, see above.
             unsafe { libc::write(leaf, c"1".as_ptr().cast(), 1) };
         }
+    }
+}
+
+/// One deadline, and who ends with it.
+#[derive(Debug)]
+pub struct Seat {
+    state: AtomicU32,
+    key: AtomicU64,
+    fence: AtomicU64,
+    boottime: AtomicU64,
+    raw: AtomicU64,
+    /// How late it was killed, in ns.
+    late: AtomicU64,
+    /// The worker, or the hook before him.
+    holder: Names,
+    /// The hook that runs before his end, and perhaps for a moment longer than he does.
+    farewell: Names,
+    page: AtomicPtr<Words>,
+}
+
+impl Seat {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(FREE),
+            key: AtomicU64::new(0),
+            fence: AtomicU64::new(0),
+            boottime: AtomicU64::new(0),
+            raw: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            holder: Names::new(),
+            farewell: Names::new(),
+            page: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Does a deadline stand that nobody has said to have come?
+    fn is_armed(&self) -> bool {
+        matches!(self.state.load(SeqCst), ARMED | TOUCHED)
+    }
+
+    /// Has its deadline not come yet? When we were stopped or the machine slept, the other thread may not have looked yet.
+    fn stands(&self) -> bool {
+        self.is_armed() && !clock::both().has_passed(self.until())
+    }
+
+    fn until(&self) -> Clocks {
+        Clocks {
+            boottime: Moment(self.boottime.load(SeqCst)),
+            raw: Moment(self.raw.load(SeqCst)),
+        }
+    }
+
+    fn set_until(&self, until: Clocks) {
+        self.boottime.store(until.boottime.0, SeqCst);
+        self.raw.store(until.raw.0, SeqCst);
+    }
+
+    /// Only ever as long as the other thread makes a few system calls.
+    fn wait_while_busy(&self) {
+        while matches!(self.state.load(SeqCst), TOUCHED | KILLING) {
+            thread::yield_now();
+        }
+    }
+
+    fn is_occupied(&self) -> bool {
+        let is_nobody = self.holder.is_nobody() && self.farewell.is_nobody();
+        !is_nobody || !self.page.load(SeqCst).is_null()
+    }
+
+    fn report(&self) -> SeatReport {
+        let state = match self.state.load(SeqCst) {
+            FREE => SeatState::Free,
+            FIRED => SeatState::Fired {
+                late: Span::nanos(self.late.load(SeqCst)),
+            },
+            _ => SeatState::Armed,
+        };
+        SeatReport {
+            key: self.key.load(SeqCst),
+            fence: self.fence.load(SeqCst),
+            until: self.until(),
+            state,
+        }
+    }
+
+    fn extend(&self, until: Clocks) {
+        self.state.store(TOUCHED, SeqCst);
+        self.set_until(until);
+        let page = self.page.load(SeqCst);
+        if !page.is_null() {
+            // SAFETY: the main thread takes the address out of the seat and waits until its state is not TOUCHED before it
+            // unmaps the page, so it is mapped; it writes there itself only while the address is not in the seat.
+            unsafe { &*page }.extend(until);
+        }
+        self.state.store(ARMED, SeqCst);
+    }
+
+    /// SIGKILL to who is named. Their cgroups are for [`Seat::finish`]: that write waits for whoever changes any cgroup.
+    fn strike(&self, now: Clocks) {
+        let until = self.until();
+        self.state.store(KILLING, SeqCst);
+        self.holder.strike();
+        self.farewell.strike();
+        let by_boottime = now.boottime.since(until.boottime);
+        let late = by_boottime.max(now.raw.since(until.raw));
+        self.late.store(late.as_nanos(), SeqCst);
+    }
+
+    fn finish(&self) {
+        self.holder.finish();
+        self.farewell.finish();
         self.state.store(FIRED, SeqCst);
     }
 }
@@ -381,7 +392,7 @@ impl Seats {
 /// A process that is there already.
 #[derive(Clone, Copy, Debug)]
 pub struct Leader {
-    /// Its pidfd, which stays open until [`Seat::forget_process`].
+    /// Its pidfd, which stays open until [`Place::forget_process`].
     pub pidfd: i32,
     /// Its process group.
     pub group: i32,
@@ -389,11 +400,82 @@ pub struct Leader {
     pub init: Option<i32>,
 }
 
-/// A gated process's place in the table. When it is dropped, nothing in the table names the process any more and its page is zero.
+/// One of the two whom a deadline ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    seat: &'static Seat,
+    names: &'static Names,
+}
+
+impl Place {
+    /// Has its deadline not come yet? What the child asks as its last step before it executes.
+    pub(super) fn stands(self) -> bool {
+        self.seat.stands()
+    }
+
+    /// Where the kernel writes the pidfd of the leader.
+    pub(super) fn pidfd(self) -> &'static AtomicI32 {
+        &self.names.pidfd
+    }
+
+    /// The leader, in its own words.
+    pub(super) fn set_group(self, pid: i32) {
+        self.names.group.store(pid, SeqCst);
+    }
+
+    /// With this process, a child of the main thread's, everything in the leader's PID namespace ends.
+    pub fn set_init(self, pid: i32) {
+        self.names.init.store(pid, SeqCst);
+    }
+
+    /// That process is about to be reaped: nothing here names it any more when this returns.
+    pub fn forget_init(self) {
+        self.names.init.store(0, SeqCst);
+        self.seat.wait_while_busy();
+    }
+
+    /// The process is about to be reaped and its pidfd closed: nothing here names it any more when this returns.
+    pub fn forget_process(self) {
+        self.names.pidfd.store(NONE, SeqCst);
+        self.names.group.store(0, SeqCst);
+        self.seat.wait_while_busy();
+    }
+}
+
+/// A process's claim to its place. When it is dropped, nothing in the table names the process any more.
+#[derive(Debug)]
+pub struct Claim {
+    place: Place,
+    leaf: Option<OwnedFd>,
+}
+
+impl Claim {
+    fn new(seat: &'static Seat, names: &'static Names, leaf: Option<OwnedFd>) -> Self {
+        let place = Place { seat, names };
+        let claim = Self { place, leaf };
+        if let Some(leaf) = &claim.leaf {
+            names.leaf.store(leaf.as_raw_fd(), SeqCst);
+        }
+        claim
+    }
+
+    /// For the making of the process.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.place.names.clear();
+        self.place.seat.wait_while_busy();
+    }
+}
+
+/// A gated process's place in the table, and its page. When it is dropped, nothing in the table names the process any more and its page is zero.
 #[derive(Debug)]
 pub struct Hold {
-    seat: &'static Seat,
-    leaf: Option<OwnedFd>,
+    claim: Claim,
     page: Page,
 }
 
@@ -405,15 +487,13 @@ impl Hold {
         page: Page,
         who: Option<Leader>,
     ) -> Option<Self> {
-        let hold = Self { seat, leaf, page };
-        if let Some(leaf) = &hold.leaf {
-            seat.leaf.store(leaf.as_raw_fd(), SeqCst);
-        }
+        let claim = Claim::new(seat, &seat.holder, leaf);
+        let hold = Self { claim, page };
         let stands = || seat.stands() && seat.fence.load(SeqCst) == contents.fence;
         if let Some(Leader { pidfd, group, init }) = who {
-            seat.pidfd.store(pidfd, SeqCst);
-            seat.group.store(group, SeqCst);
-            seat.init.store(init.unwrap_or(0), SeqCst);
+            seat.holder.pidfd.store(pidfd, SeqCst);
+            seat.holder.group.store(group, SeqCst);
+            seat.holder.init.store(init.unwrap_or(0), SeqCst);
             // It learns that it leads when nothing can come between it and its deadline any more: whoever strikes says so first, and
             // looks then whom.
             if !stands() {
@@ -426,26 +506,36 @@ impl Hold {
         stands().then_some(hold)
     }
 
-    /// Its seat, for the making of the process.
-    pub fn seat(&self) -> &'static Seat {
-        self.seat
+    fn seat(&self) -> &'static Seat {
+        self.claim.place.seat
+    }
+
+    /// Its place, for the making of the process.
+    pub fn place(&self) -> Place {
+        self.claim.place
+    }
+
+    /// The place beside it, for the hook before its end. None if the deadline has come, or somebody is there.
+    pub fn farewell(&self, leaf: Option<OwnedFd>) -> Option<Claim> {
+        let seat = self.seat();
+        let is_free = seat.stands() && seat.farewell.is_nobody();
+        is_free.then(|| Claim::new(seat, &seat.farewell, leaf))
     }
 
     /// Names the holder.
     pub fn fence(&self) -> u64 {
-        self.seat.fence.load(SeqCst)
+        self.seat().fence.load(SeqCst)
     }
 
     /// Shows the page the deadline that stands, and leaves it to the other thread, unless the deadline moved meanwhile.
     fn publish_page(&self) {
         let words = self.page.words();
         loop {
-            let until = self.seat.until();
+            let seat = self.seat();
+            let until = seat.until();
             words.extend(until);
-            self.seat
-                .page
-                .store(ptr::from_ref(words).cast_mut(), SeqCst);
-            if self.seat.until() == until {
+            seat.page.store(ptr::from_ref(words).cast_mut(), SeqCst);
+            if seat.until() == until {
                 return;
             }
             self.take_page();
@@ -453,17 +543,13 @@ impl Hold {
     }
 
     fn take_page(&self) {
-        self.seat.page.store(ptr::null_mut(), SeqCst);
-        self.seat.wait_while_busy();
+        self.seat().page.store(ptr::null_mut(), SeqCst);
+        self.seat().wait_while_busy();
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.seat.leaf.store(NONE, SeqCst);
-        self.seat.pidfd.store(NONE, SeqCst);
-        self.seat.group.store(0, SeqCst);
-        self.seat.init.store(0, SeqCst);
         self.take_page();
         self.page.words().write(&Contents::OVER);
     }
@@ -509,7 +595,7 @@ mod tests {
             let pid = Pid::from_raw(child.id() as i32).unwrap();
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
             let (hold, page) = seats.hold(1, None, &CONTENTS).unwrap().unwrap();
-            hold.seat().pidfd.store(pidfd.as_raw_fd(), SeqCst);
+            hold.place().pidfd().store(pidfd.as_raw_fd(), SeqCst);
             Self {
                 child,
                 pidfd,
@@ -578,7 +664,7 @@ mod tests {
         assert_eq!(reports[0].state, SeatState::Fired { late });
         worker.child.wait().unwrap();
         assert_eq!(fired(seats, until), [], "it fires once");
-        assert!(!worker.hold.as_ref().unwrap().seat().is_armed());
+        assert!(!worker.hold.as_ref().unwrap().place().stands());
         assert_eq!(seats.disarm(1, 7).state, reports[0].state, "occupied");
         worker.hold = None;
         assert_eq!(worker.page(), Contents::OVER);
@@ -597,6 +683,40 @@ mod tests {
         assert_eq!(seats.arm(1, 7, now.after(Span::secs(15))).until, later);
         assert_eq!(worker.page().until, later);
         assert_eq!(fired(seats, now.after(Span::secs(19))), []);
+    }
+
+    /// A hook that runs before a worker's end is under his deadline, also where he has gone before it.
+    #[test]
+    fn a_deadline_ends_a_farewell_too_and_none_begins_after_it() {
+        let (seats, now) = (Seats::new(), clock::both());
+        let until = now.after(Span::secs(10));
+        seats.arm(1, 7, until);
+        let mut worker = Worker::new(seats);
+        let mut hook = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_raw(hook.id() as i32).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let beside = worker.hold.as_ref().unwrap().farewell(None).unwrap();
+        beside.place().pidfd().store(pidfd.as_raw_fd(), SeqCst);
+        let again = worker.hold.as_ref().unwrap().farewell(None);
+        assert!(again.is_none(), "it is there");
+        worker.hold = None;
+        assert_eq!(seats.disarm(1, 7).state, SeatState::Armed, "occupied");
+        let next = seats.arm(1, 8, until.after(Span::secs(1)));
+        assert_eq!(next.state, SeatState::Free, "refused");
+        assert!(beside.place().stands());
+        assert_eq!(fired(seats, until).len(), 1);
+        hook.wait().unwrap();
+        assert!(!worker.has_ended());
+        assert!(!beside.place().stands());
+        drop(beside);
+        assert_eq!(seats.disarm(1, 7).state, SeatState::Free);
+        seats.arm(1, 7, clock::both().after(Span::millis(30)));
+        let worker = Worker::new(seats);
+        while worker.hold.as_ref().unwrap().place().stands() {
+            thread::yield_now();
+        }
+        let late = worker.hold.as_ref().unwrap().farewell(None);
+        assert!(late.is_none(), "the other thread has not looked yet");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
         clock,
         clone::Cloner,
         family::Stat,
-        seats::Seat,
+        seats::Place,
     },
     time::Moment,
     wire::{Credentials, PASS_MAX, SpawnStep},
@@ -105,7 +105,7 @@ pub struct Order<'a> {
     /// Die with the thread that spawns.
     pub die_with_parent: bool,
     /// Its deadline: it can be killed there from its first instant on, and does not execute after it.
-    pub seat: Option<&'a Seat>,
+    pub seat: Option<Place>,
     /// Its group becomes the foreground of the terminal that is its stdin, before its first instruction could read from there.
     pub foreground: bool,
     /// Signals that stay ignored, signal n in bit n - 1: somebody's nohup(1).
@@ -284,7 +284,10 @@ impl Spawner {
         let leaf = plan.order.cgroup.filter(|_| self.cloner.can_enter_cgroup());
         plan.join_cgroup = leaf.is_none();
         let nowhere = AtomicI32::new(-1);
-        let pidfd = plan.order.seat.map_or(&nowhere, Seat::pidfd);
+        let pidfd = match plan.order.seat {
+            Some(place) => place.pidfd(),
+            None => &nowhere,
+        };
         let first = matches!(plan.order.birthplace, Birthplace::NewNamespace);
         let argument = ptr::from_mut(plan).cast::<c_void>();
         // SAFETY: `run` makes raw system calls only and ends in _exit; it takes a Plan, which is exclusively its own until it is gone.

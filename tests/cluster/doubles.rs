@@ -240,6 +240,20 @@ doubles! {
         ]
     };
 
+    AT_ONCE in OLD, leased for SHORT:
+
+    /// It is told to run a hook while it sleeps, and hears of it when the worker is dead and its lock another's.
+    a_node_is_cut_off_and_stops_its_worker_by_a_keeper_that_hangs = |of| {
+        let (cut, hangs) = (of.wait(12_000, 20_000), of.wait(10_000, 18_000));
+        let after = of.wait(0, 3_000);
+        let stopped = after.plus(of.wait(0, 4_000));
+        vec![
+            (Span::ZERO, Fault::CutNode(of.holder, cut)),
+            (after, Fault::KeeperHangsUnwatched(of.holder, hangs)),
+            (stopped, Fault::Restarted(of.holder)),
+        ]
+    };
+
     AT_ONCE in OLD, leased for LONG:
 
     /// Nobody ends the supervisor's deadline but itself, by whichever clock is there first.

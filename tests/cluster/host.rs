@@ -184,9 +184,8 @@ impl Host {
         let fence = self.seats.get(worker).map_or(0, |seat| seat.fence);
         assert_eq!(spec.page.is_some(), kind == TaskKind::PreStart);
         assert_eq!(spec.ends_with_worker, kind == TaskKind::PreStop);
-        if let Some(page) = &spec.page
-            && !self.is_armed(worker, page.fence)
-        {
+        assert!(spec.page.is_none_or(|page| page.fence == fence));
+        if !self.is_armed(worker, fence) {
             return Err(TOO_LATE);
         }
         let key = RowKey::Task(worker.clone(), kind);
@@ -206,7 +205,9 @@ impl Host {
         if self.leader(worker).is_some() {
             self.kill(&RowKey::Slot(worker.clone()));
         }
-        self.kill(&RowKey::Task(worker.clone(), TaskKind::PreStart));
+        for hook in [TaskKind::PreStart, TaskKind::PreStop] {
+            self.kill(&RowKey::Task(worker.clone(), hook));
+        }
     }
 
     pub(crate) fn happen(&mut self, pid: i32, act: &Act) -> Option<Change> {

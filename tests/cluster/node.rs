@@ -417,7 +417,7 @@ impl Node {
         self.core = Some(Core::new());
     }
 
-    pub(crate) fn origin(&mut self, seed: u64, now: Moment) -> Origin {
+    pub(crate) fn origin(&mut self, seed: u64, recover: bool, now: Moment) -> Origin {
         let core = self.core.as_mut().expect("a keeper");
         let rows = core.tell_all().into_iter().filter_map(|news| match news {
             News::Row { key, header, body } => Some((key, header, body.unwrap_or_default())),
@@ -455,7 +455,7 @@ impl Node {
             rows,
             gates: gates.collect(),
             shown: self.host.jobs.shown(now),
-            recover: false,
+            recover,
             seed,
         }
     }

@@ -160,6 +160,7 @@ pub(crate) enum Fault {
     Lags(usize, Span),
     StreamBreaks,
     Moved(usize, usize),
+    Restarted(usize),
     Drained(usize, bool),
     BackedUp,
     Restored,
@@ -809,6 +810,7 @@ impl World {
                 self.reload(index);
             }
             Fault::Moved(index, to) => self.ask_to_move(index, to),
+            Fault::Restarted(index) => self.restart(index),
             Fault::Drained(index, empty) => self.drain(index, empty),
             Fault::NoSpace => self.etcd.has_space = !self.etcd.has_space,
             Fault::LeaseRevoked => {
@@ -858,6 +860,16 @@ impl World {
             by: By::default(),
         };
         let request = RequestId(self.requests);
+        if self.nodes[index].supervisor_until <= self.now {
+            self.step(index, Event::Command { request, command });
+        }
+    }
+
+    /// An operator wants all workers of a node replaced.
+    fn restart(&mut self, index: usize) {
+        self.requests += 1;
+        let (request, names) = (RequestId(self.requests), vec!["*".to_owned()]);
+        let command = Command::Restart { names };
         if self.nodes[index].supervisor_until <= self.now {
             self.step(index, Event::Command { request, command });
         }
@@ -954,10 +966,12 @@ impl World {
 
     fn start_supervisor(&mut self, index: usize) {
         let seed = self.seed;
+        // As after five deaths in a row: it believes no row.
+        let recover = self.faults.hooks && self.rng.chance(10);
         let node = &mut self.nodes[index];
         node.incarnation += 1;
         let now = node.seen(self.now);
-        let origin = node.origin(seed, self.now);
+        let origin = node.origin(seed, recover, self.now);
         node.host.jobs.wake = None;
         let mut effects = Effects::default();
         let engine = Supervisor::new(origin, now, &mut effects);

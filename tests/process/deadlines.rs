@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -44,6 +44,7 @@ both_ways!(
     many_leases_at_once,
     its_hook_ends_though_the_supervisor_is_frozen,
     its_hook_ends_though_the_keeper_is_frozen,
+    its_farewell_ends_though_all_but_the_second_thread_is_frozen,
     it_ends_in_its_namespace_when_it_is_not_renewed,
     it_ends_in_its_namespace_though_the_keeper_is_frozen,
     it_ends_in_its_namespace_though_the_keepers_main_thread_is_frozen,
@@ -202,7 +203,7 @@ impl Leased {
 struct Holder {
     pid: i32,
     fence: u64,
-    pidfd: std::os::fd::OwnedFd,
+    pidfd: OwnedFd,
     page: fs::File,
 }
 
@@ -237,15 +238,20 @@ impl Holder {
 
     /// When it ended; waits for that until then.
     fn ended_by(&self, bound: Moment) -> Option<Moment> {
-        let left = clock::now().until(bound).as_nanos();
-        let left = rustix::event::Timespec {
-            tv_sec: (left / 1_000_000_000) as i64,
-            tv_nsec: (left % 1_000_000_000) as i64,
-        };
-        let mut ready = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
-        let ready = poll(&mut ready, Some(&left)).unwrap();
-        (ready == 1).then(clock::now)
+        ended_by(&self.pidfd, bound)
     }
+}
+
+/// When it ended; waits for that until then.
+fn ended_by(pidfd: &OwnedFd, bound: Moment) -> Option<Moment> {
+    let left = clock::now().until(bound).as_nanos();
+    let left = rustix::event::Timespec {
+        tv_sec: (left / 1_000_000_000) as i64,
+        tv_nsec: (left % 1_000_000_000) as i64,
+    };
+    let mut ready = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+    let ready = poll(&mut ready, Some(&left)).unwrap();
+    (ready == 1).then(clock::now)
 }
 
 /// A keeper of which no thread goes on, until this is dropped.
@@ -442,14 +448,17 @@ fn ends_by_the_supervisor(rig: Rig, lease: &str) {
     }
 }
 
+/// Says that it has begun, and does not end by itself.
+const LONG_HOOK: &str = r#"{ run = ["/bin/sh", "-c", "echo $$$$ > {dir}/new; mv {dir}/new {dir}/hook; exec sleep 1000"], timeout = "60s" }"#;
+
 /// What prepares a worker does so under the same deadline, and by the same page.
 fn its_hook_ends_though<T>(
     rig: Rig,
     fault: impl FnOnce(&Leased, Moment) -> Option<T>,
 ) -> Option<(Moment, Moment)> {
     let (dir, hook) = (rig.path("").display().to_string(), rig.path("hook"));
-    let prepares = r#"hooks.pre_start = { run = ["/bin/sh", "-c", "echo $$$$ > {dir}/new; mv {dir}/new {dir}/hook; exec sleep 1000"], timeout = "60s" }"#;
-    let mut leased = Leased::with(rig, "a", Path::new(&dir), LONG, prepares)?;
+    let prepares = format!("hooks.pre_start = {LONG_HOOK}");
+    let mut leased = Leased::with(rig, "a", Path::new(&dir), LONG, &prepares)?;
     leased.owner(leased.node);
     leased.rig.start();
     until_true("it prepares", 10_000, || hook.exists());
@@ -475,6 +484,32 @@ fn its_hook_ends_though_the_supervisor_is_frozen(rig: Rig) {
 
 fn its_hook_ends_though_the_keeper_is_frozen(rig: Rig) {
     its_hook_ends_though(rig, |leased, _| Some(Stopped::new(&leased.rig)));
+}
+
+/// Of the keeper nobody hears that the worker has ended.
+fn its_farewell_ends_though_all_but_the_second_thread_is_frozen(rig: Rig) {
+    let (dir, hook) = (rig.path("").display().to_string(), rig.path("hook"));
+    let farewell = format!("hooks.pre_stop = {LONG_HOOK}");
+    let leased = Leased::with(rig, "a", Path::new(&dir), LONG, &farewell);
+    let Some(mut leased) = leased else {
+        return;
+    };
+    let holder = leased.start();
+    leased.rig.ok(&["stop", "job", "--no-wait"]);
+    until_true("it says farewell", 10_000, || hook.exists());
+    let pid = fs::read_to_string(&hook).unwrap().trim().parse();
+    let pid = Pid::from_raw(pid.unwrap()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let deadline = leased.abandon(&holder);
+    let Some(frozen) = leased.freeze_all_but_the_second_thread() else {
+        return;
+    };
+    let end = ended_by(&pidfd, deadline.after(KILL_MARGIN));
+    let end = end.expect("it lives on after its worker's lease");
+    assert!(deadline <= end, "{end:?} is before {deadline:?}");
+    drop(frozen);
+    leased.rig.drain(5_000);
+    leased.rig.assert_nothing_left();
 }
 
 /// Nobody can kill it then but the machine's watchdog. A worker that looks at its page knows; and whoever wakes up kills it.
