@@ -73,15 +73,14 @@ impl Supervisor {
                     let header = headers.get(&RowKey::Task(worker.clone(), kind));
                     header.is_some_and(|header| header.process != Process::Vacant)
                 };
-                let (prepares, leaves) = (runs(TaskKind::PreStart), runs(TaskKind::PreStop));
-                let hook_runs = prepares || leaves;
+                let hooks = (runs(TaskKind::PreStart), runs(TaskKind::PreStop));
                 let held = gates.remove(worker);
                 self.with_slot(worker, now, out, |slot, desk| {
-                    let has_lock = slot.gate.sought().is_some() || held.is_some();
-                    slot.says_farewell = leaves && has_lock;
-                    slot.resume_gate(held, desk);
-                    slot.resume(header, hook_runs, desk);
+                    slot.take_back(header, hooks, held, desk);
                 });
+            }
+            if header.process == Process::Vacant {
+                continue;
             }
             if let RowKey::Task(file, TaskKind::PublishCheck | TaskKind::PublishReload) = key
                 && let Some(fleet) = self.fleets.get_mut(&file.fleet)
@@ -228,4 +227,115 @@ fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Option<T> {
         .ok()
         .filter(|(_, left)| left.is_empty())
         .map(|(value, _)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::spec::{HookSpec, SingletonSpec},
+        engine::{Event, gate::Pass, supervisor::Origin},
+        id::Generation,
+        time::{Clocks, Span},
+        wire::{Alive, Containment, ExitRecord, ExitStatus, StopRecord},
+    };
+
+    fn header(generation: u64, process: Process) -> Header {
+        Header {
+            generation: Generation(generation),
+            process,
+            stop: StopRecord::default(),
+        }
+    }
+
+    fn alive() -> Process {
+        Process::Alive(Alive {
+            pid: 100,
+            start_ticks: 1,
+            since: Moment(0),
+            containment: Containment::Group,
+        })
+    }
+
+    fn gone() -> Process {
+        Process::Gone(ExitRecord {
+            pid: 100,
+            status: ExitStatus::Code(0),
+            since: Moment(0),
+            at: Moment(0),
+        })
+    }
+
+    fn kills(out: &Effects) -> usize {
+        let kill = |effect: &&Effect| matches!(effect, Effect::Keeper(Op::Kill { .. }));
+        out.list.iter().filter(kill).count()
+    }
+
+    fn gives_back(out: &Effects) -> bool {
+        let gives_back = |effect: &Effect| matches!(effect, Effect::ShutGate(_));
+        out.list.iter().any(gives_back)
+    }
+
+    /// The row of a singleton says nothing of the hook before it, since it was lost, or was on its way when the last supervisor died.
+    #[test]
+    fn a_hook_that_no_row_knows_of_is_ended_before_its_lock_goes() {
+        let worker = WorkerId::new("web".parse().unwrap(), 0);
+        let hook = RowKey::Task(worker.clone(), TaskKind::PreStart);
+        let mut spec = FleetSpec::unknown(&StopRecord::default());
+        spec.singleton = Some(SingletonSpec::default());
+        spec.process.pre_start = Some(HookSpec {
+            program: "prepare".to_owned(),
+            argv: Vec::new(),
+            timeout: Span::secs(60),
+            abort: true,
+        });
+        let pass = Pass {
+            path: "/run/lock/web".to_owned(),
+            fence: 7,
+        };
+        let kept = Kept {
+            pass,
+            lost: None,
+            until: None,
+        };
+        for recover in [false, true] {
+            // Nobody is wanted in it: with nothing there its lock is given back at once.
+            let origin = Origin {
+                rows: vec![
+                    (
+                        RowKey::Slot(worker.clone()),
+                        header(1, Process::Vacant),
+                        encode(&Slot::default()),
+                    ),
+                    (hook.clone(), header(1, alive()), Vec::new()),
+                ],
+                gates: BTreeMap::from([(worker.clone(), kept.clone())]),
+                recover,
+                ..Origin::of([("web", spec.clone())])
+            };
+            let mut out = Effects::default();
+            let mut engine = Supervisor::new(origin, Clocks::default(), &mut out);
+            assert_eq!((kills(&out), gives_back(&out)), (1, false), "{recover}");
+            let mut out = Effects::default();
+            let ended = Event::Rows(vec![(hook.clone(), header(1, gone()))]);
+            engine.step(ended, Moment(1).into(), &mut out);
+            assert!(gives_back(&out), "{recover}");
+        }
+    }
+
+    /// Its end was taken note of by the last supervisor, which died before it could drop the row.
+    #[test]
+    fn a_command_that_has_ended_is_not_waited_for() {
+        let worker = WorkerId::new("web".parse().unwrap(), 0);
+        let source = RowKey::Task(worker, TaskKind::ScaleSource);
+        let mut out = Effects::default();
+        let origin = Origin {
+            rows: vec![(source, header(1, Process::Vacant), Vec::new())],
+            ..Origin::of([("web", FleetSpec::unknown(&StopRecord::default()))])
+        };
+        let engine = Supervisor::new(origin, Clocks::default(), &mut out);
+        let waits = |fleet: &Fleet| fleet.inquiry.runs_program();
+        assert!(!engine.fleets.values().any(waits));
+        assert_eq!(kills(&out), 0);
+    }
 }

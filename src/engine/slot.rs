@@ -7,7 +7,7 @@ use crate::{
     engine::{
         cron::Occasion,
         effect::{Effect, Effects, Ending, Subject, What},
-        gate::Gate,
+        gate::{Gate, Kept},
         jitter::Jitter,
         meter::Meter,
         restart::Restart,
@@ -405,8 +405,29 @@ impl Slot {
         self.decide_next(status, false, Span::ZERO, desk);
     }
 
-    /// After a supervisor's death: asks again for what only the dead one was waiting for. Headers come as events.
-    pub(super) fn resume(&mut self, header: &Header, hook_runs: bool, desk: &mut Desk<'_>) {
+    /// After a supervisor's death: its lock, if the keeper has it, and the hooks that run before and after it. Headers come as events.
+    pub(super) fn take_back(
+        &mut self,
+        header: &Header,
+        (prepares, leaves): (bool, bool),
+        held: Option<Kept>,
+        desk: &mut Desk<'_>,
+    ) {
+        self.says_farewell = leaves && (self.gate.sought().is_some() || held.is_some());
+        // The dead one had begun a start of which the row does not say, or is not believed: it is called off, and needs its lock until then.
+        let strays = prepares && !self.is_live();
+        if strays {
+            self.state = State::Preparing(Preparing::Abandoned);
+        }
+        self.resume_gate(held, desk);
+        self.resume(header, prepares || leaves, desk);
+        if strays {
+            self.kill_hook(TaskKind::PreStart, desk);
+        }
+    }
+
+    /// Asks again for what only the dead supervisor was waiting for.
+    fn resume(&mut self, header: &Header, hook_runs: bool, desk: &mut Desk<'_>) {
         match self.state {
             State::Preparing(Preparing::Hook) if !hook_runs => self.restart_preparation(desk),
             State::Preparing(Preparing::Environment { .. }) => self.read_environment(desk),

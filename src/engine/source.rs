@@ -228,18 +228,15 @@ impl Fleet {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::{
         config::{
             Config,
-            spec::{HttpSpec, NodeSpec, ScaleSpec, Signal},
+            spec::{ScaleSpec, Signal},
         },
-        engine::{Event, Facts, Intent, event::Purpose, supervisor::Origin},
-        id::Revision,
-        time::{Clocks, Span, Stamp},
-        wire::{Asked, ExitRecord, Header, Process, StopRecord},
+        engine::{Event, event::Purpose, supervisor::Origin},
+        time::{Clocks, Span},
+        wire::{ExitRecord, Header, Process, StopRecord},
     };
 
     fn server(path: &str) -> Option<SourceKind> {
@@ -270,28 +267,7 @@ mod tests {
             }),
             ..ScaleSpec::between(0, 4)
         });
-        Config {
-            fleets: BTreeMap::from([("web".parse().unwrap(), spec)]),
-            ..nothing()
-        }
-    }
-
-    fn nothing() -> Config {
-        Config {
-            revision: Revision(1),
-            path: "c.toml".to_owned(),
-            base: String::new(),
-            node: NodeSpec {
-                name: "n".to_owned(),
-                restart_rate: 1,
-                restart_burst: 1,
-                cpu_reserve: 0,
-                memory_reserve: 0,
-            },
-            http: HttpSpec::default(),
-            etcd: None,
-            fleets: BTreeMap::new(),
-        }
+        Origin::of([("web", spec)]).config
     }
 
     /// A supervisor and the second that it is at.
@@ -305,18 +281,8 @@ mod tests {
         fn begin(config: Config, rows: Vec<(RowKey, Header, Vec<u8>)>) -> (Self, Vec<String>) {
             let origin = Origin {
                 config,
-                previous: BTreeMap::new(),
-                intent: Intent::default(),
-                facts: Facts {
-                    node: "n".to_owned(),
-                    ..Facts::default()
-                },
-                asked: Asked::default(),
                 rows,
-                gates: BTreeMap::new(),
-                shown: Stamp(0),
-                recover: false,
-                seed: 1,
+                ..Origin::of([])
             };
             let mut out = Effects::default();
             let engine = Supervisor::new(origin, Clocks::default(), &mut out);
@@ -434,7 +400,7 @@ mod tests {
     fn who_was_asked_for_a_fleet_that_went_says_nothing_of_one_that_came() {
         for kind in [server("/a"), program("/bin/a")] {
             let (mut story, asked) = Story::begin(config(kind.clone()), Vec::new());
-            story.reload(nothing());
+            story.reload(Origin::of([]).config);
             story.reload(config(kind.clone()));
             let mut done = match kind {
                 Some(SourceKind::Exec(_)) => story.ends(over(ExitStatus::Code(0))),

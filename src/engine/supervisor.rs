@@ -73,6 +73,47 @@ pub struct Origin {
     pub seed: u64,
 }
 
+#[cfg(test)]
+impl Origin {
+    /// A daemon that begins, with these fleets.
+    pub(super) fn of<const N: usize>(fleets: [(&str, FleetSpec); N]) -> Self {
+        use crate::{
+            config::spec::{HttpSpec, NodeSpec},
+            id::Revision,
+        };
+        let fleets = fleets.map(|(name, spec)| (name.parse().expect("a name"), spec));
+        Self {
+            config: Config {
+                revision: Revision(1),
+                path: "c.toml".to_owned(),
+                base: String::new(),
+                node: NodeSpec {
+                    name: "n".to_owned(),
+                    restart_rate: 1,
+                    restart_burst: 1,
+                    cpu_reserve: 0,
+                    memory_reserve: 0,
+                },
+                http: HttpSpec::default(),
+                etcd: None,
+                fleets: fleets.into(),
+            },
+            previous: BTreeMap::new(),
+            intent: Intent::default(),
+            facts: Facts {
+                node: "n".to_owned(),
+                ..Facts::default()
+            },
+            asked: Asked::default(),
+            rows: Vec::new(),
+            gates: BTreeMap::new(),
+            shown: Stamp(0),
+            recover: false,
+            seed: 1,
+        }
+    }
+}
+
 /// The engine.
 #[derive(Clone, Debug)]
 pub struct Supervisor {

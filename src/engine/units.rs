@@ -224,14 +224,10 @@ impl Fleet {
 mod tests {
     use super::*;
     use crate::{
-        config::{
-            Config,
-            spec::{FleetSpec, HttpSpec, NodeSpec},
-        },
-        engine::{Facts, Intent, supervisor::Origin},
-        id::{Revision, WorkerId},
-        time::Stamp,
-        wire::{Asked, StopRecord, Stopping},
+        config::spec::FleetSpec,
+        engine::supervisor::Origin,
+        id::WorkerId,
+        wire::{StopRecord, Stopping},
     };
 
     const SECOND: u64 = 1_000_000_000;
@@ -250,34 +246,7 @@ mod tests {
                 cluster_max: Some(4),
                 ..ScaleSpec::between(1, 8)
             });
-            let node = NodeSpec {
-                name: "n".to_owned(),
-                restart_rate: 1,
-                restart_burst: 1,
-                cpu_reserve: 0,
-                memory_reserve: 0,
-            };
-            let config = Config {
-                revision: Revision(1),
-                path: "c.toml".to_owned(),
-                base: String::new(),
-                node,
-                http: HttpSpec::default(),
-                etcd: None,
-                fleets: BTreeMap::from([(name(), spec)]),
-            };
-            let origin = Origin {
-                config,
-                previous: BTreeMap::new(),
-                intent: Intent::default(),
-                facts: Facts::default(),
-                asked: Asked::default(),
-                rows: Vec::new(),
-                gates: BTreeMap::new(),
-                shown: Stamp(0),
-                recover: false,
-                seed: 1,
-            };
+            let origin = Origin::of([("web", spec)]);
             let mut out = Effects::default();
             let now = Moment(SECOND);
             let engine = Supervisor::new(origin, now.into(), &mut out);

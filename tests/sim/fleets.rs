@@ -180,6 +180,8 @@ pub(crate) fn first() -> Config {
     let mut lone = base("lone", 1);
     lone.ready = ReadySpec::Notify;
     lone.singleton = Some(lock("lone"));
+    lone.process.pre_start = Some(hook("prepare"));
+    lone.process.pre_stop = Some(hook("say-farewell"));
     let mut timed = base("timed", 1);
     timed.ready = ReadySpec::Notify;
     timed.stop.deregister_delay = Span::secs(1);

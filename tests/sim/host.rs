@@ -7,7 +7,9 @@ use leasehold::{
     id::Generation,
     keeper::core::Kernel,
     time::{Clocks, Moment, Span},
-    wire::{Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target},
+    wire::{
+        Alive, Containment, ExitStatus, PageSpec, RowKey, SpawnSpec, SpawnStep, Target, TaskKind,
+    },
 };
 
 use crate::{jobs::Jobs, rng::Rng};
@@ -78,6 +80,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Who lives of those that run under the lock of that name: a worker, or a hook of his.
+    pub(crate) fn under(&self, lock: &str) -> Option<&RowKey> {
+        let is_under = |key: &&RowKey| match key {
+            RowKey::Slot(worker) | RowKey::Task(worker, TaskKind::PreStart | TaskKind::PreStop) => {
+                leasehold::engine::lock_name(worker) == lock
+            }
+            RowKey::Task(..) | RowKey::Node | RowKey::Fleet(_) => false,
+        };
+        self.by_key.keys().find(is_under)
+    }
+
     pub(crate) fn new(rng: Rng, tempers: bool) -> Self {
         Self {
             rng,

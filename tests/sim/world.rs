@@ -901,6 +901,8 @@ impl World {
                     if let Some(lock) = self.lock_named(&name) {
                         lock.remove(Owner::Keeper);
                     }
+                    let left = self.host.under(&name);
+                    assert!(left.is_none(), "{name} is given back under {left:?}");
                 }
                 Op::Notify { text } => self.promised(&text),
                 Op::Release { .. } | Op::Pong { .. } | Op::Echo { .. } => {}
@@ -1189,7 +1191,18 @@ impl World {
         }
     }
 
-    fn send(&mut self, ops: Vec<Op>) {
+    /// In one packet, or in two, as where it would be too long.
+    fn send(&mut self, mut ops: Vec<Op>) {
+        if ops.len() > 1 && self.rng.chance(20) {
+            let at = 1 + self.rng.below(ops.len() as u64 - 1) as usize;
+            let rest = ops.split_off(at);
+            self.send_packet(ops);
+            return self.send_packet(rest);
+        }
+        self.send_packet(ops);
+    }
+
+    fn send_packet(&mut self, ops: Vec<Op>) {
         if !ops.is_empty() {
             let when = self.now.after(self.rng.span(0, 3)).max(self.last_to_keeper);
             self.last_to_keeper = when;
