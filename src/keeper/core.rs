@@ -23,6 +23,8 @@ use crate::{
 
 /// Requests to drain that come within this are one.
 const SAME_REQUEST: Span = Span::millis(300);
+/// A helper of which something is left is killed again this often; of workers the supervisor sees to that, and says so.
+const KILL_AGAIN: Span = Span::secs(5);
 
 /// What the keeper asks of the kernel. `sys` answers in the real program, a fake host in the simulation.
 pub trait Kernel {
@@ -37,7 +39,7 @@ pub trait Kernel {
     fn promote(&mut self, key: &RowKey, page: &PageSpec) -> bool;
     /// Signals a leader that has not been reaped, or its group.
     fn signal(&mut self, key: &RowKey, number: i32, to: Target);
-    /// SIGKILL to the whole containment, repeated by the kernel side until it is empty.
+    /// SIGKILL to the whole containment. Who is born meanwhile may be missed where the kernel has no cgroup.kill, and is for the next one.
     fn kill(&mut self, key: &RowKey);
     /// The containment is empty: reap the leader, remove the leaf, close what was open.
     fn release(&mut self, key: &RowKey);
@@ -47,7 +49,7 @@ pub trait Kernel {
 struct Row {
     header: Header,
     body: Vec<u8>,
-    /// A helper's hard end.
+    /// A helper's hard end; when it is killed the next time, once that was done.
     deadline: Option<Moment>,
     /// A hook that is not to outlive the leader of its slot.
     ends_with_worker: bool,
@@ -136,7 +138,7 @@ impl Core {
                     self.store(&key, body);
                 }
                 if self.lives(&key, generation) {
-                    kernel.kill(&key);
+                    self.kill(&key, now, kernel);
                 }
             }
             Op::Forget {
@@ -204,8 +206,15 @@ impl Core {
                 at: now,
             });
             self.dirty.insert(key.clone());
-            kernel.kill(key);
-            self.end_farewell(key, kernel);
+            self.kill(key, now, kernel);
+            self.end_farewell(key, now, kernel);
+        }
+    }
+
+    fn kill(&mut self, key: &RowKey, now: Moment, kernel: &mut impl Kernel) {
+        kernel.kill(key);
+        if let (RowKey::Task(..), Some(row)) = (key, self.rows.get_mut(key)) {
+            row.deadline = Some(now.after(KILL_AGAIN));
         }
     }
 
@@ -219,14 +228,14 @@ impl Core {
     }
 
     /// Kills the hook that ran before a worker's end, if that is not to run after it.
-    fn end_farewell(&self, key: &RowKey, kernel: &mut impl Kernel) {
+    fn end_farewell(&mut self, key: &RowKey, now: Moment, kernel: &mut impl Kernel) {
         let RowKey::Slot(worker) = key else { return };
         let hook = RowKey::Task(worker.clone(), TaskKind::PreStop);
         let row = self.rows.get(&hook);
         if row.is_some_and(|row| {
             row.ends_with_worker && matches!(row.header.process, Process::Alive(_))
         }) {
-            kernel.kill(&hook);
+            self.kill(&hook, now, kernel);
         }
     }
 
@@ -334,25 +343,25 @@ impl Core {
     /// The next moment at which [`Core::tick`] has something to do.
     pub fn deadline(&self) -> Option<Moment> {
         let alone = self.alone;
-        let waits = self
-            .rows
-            .values()
-            .filter(|row| matches!(row.header.process, Process::Alive(_)));
-        waits
-            .flat_map(|row| [row.deadline, row.kill_at.filter(|_| alone)])
-            .flatten()
-            .min()
+        let waits = self.rows.values().flat_map(|row| {
+            let lives = matches!(row.header.process, Process::Alive(_));
+            let is_there = lives || matches!(row.header.process, Process::Clearing(_));
+            let deadline = row.deadline.filter(|_| is_there);
+            [deadline, row.kill_at.filter(|_| alone && lives)]
+        });
+        waits.flatten().min()
     }
 
     /// Ends what has outlived its deadline.
     pub fn tick(&mut self, now: Moment, kernel: &mut impl Kernel) {
         for (key, row) in &mut self.rows {
-            if !matches!(row.header.process, Process::Alive(_)) {
-                continue;
-            }
+            let lives = matches!(row.header.process, Process::Alive(_));
             let late = |at: Option<Moment>| at.is_some_and(|at| at <= now);
-            if late(row.deadline) || (self.alone && late(row.kill_at)) {
-                row.deadline = None;
+            let is_there = lives || matches!(row.header.process, Process::Clearing(_));
+            if is_there && late(row.deadline) {
+                row.deadline = Some(now.after(KILL_AGAIN));
+                kernel.kill(key);
+            } else if lives && self.alone && late(row.kill_at) {
                 row.kill_at = None;
                 kernel.kill(key);
             }
@@ -697,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_past_its_deadline_is_killed_once() {
+    fn a_helper_past_its_deadline_is_killed_until_nothing_of_it_is_left() {
         let (mut core, mut kernel) = (Core::new(), Diary::default());
         let key = RowKey::Task(
             WorkerId::new("web".parse().unwrap(), 0),
@@ -727,5 +736,16 @@ mod tests {
         core.tick(Moment(1_000_000_000), &mut kernel);
         core.tick(Moment(2_000_000_000), &mut kernel);
         assert_eq!(kernel.0, ["spawn web/0:pre-stop.1", "kill web/0:pre-stop"]);
+        kernel.0.clear();
+        let ended = Moment(3_000_000_000);
+        core.leader_ended(&key, ExitStatus::Code(0), ended, &mut kernel);
+        let again = Moment(8_000_000_000);
+        assert_eq!(core.deadline(), Some(again));
+        core.tick(again, &mut kernel);
+        core.containment_empty(&key, &mut kernel);
+        core.tick(Moment(20_000_000_000), &mut kernel);
+        assert_eq!(core.deadline(), None);
+        let kill = "kill web/0:pre-stop";
+        assert_eq!(kernel.0, [kill, kill, "release web/0:pre-stop"]);
     }
 }
