@@ -326,7 +326,7 @@ def anchors() -> str:
 
 def main() -> None:
     version = subprocess.run(["etcd", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    where = f"{version}; kernel {os.uname().release}; {os.cpu_count()} processors; {time.strftime('%Y-%m-%d')}."
+    where = f"{version}; kernel {os.uname().release.split('-')[0]}; {os.cpu_count()} processors; {time.strftime('%Y-%m-%d')}."
     beside = anchors()
     PAGE.write_text(HEAD.format(where=where) + rows() + ANCHOR.format(ttl=TTL) + beside)
 

@@ -26,11 +26,13 @@ need() { # command or file, package
   if command -v "$1" >/dev/null 2>&1 || [ -e "$1" ]; then
     return
   fi
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    [ -n "${updated:-}" ] || apt-get update -qq
+  local root=()
+  [ "$(id -u)" = 0 ] || root=(sudo)
+  if command -v apt-get >/dev/null 2>&1 && "${root[@]}" true 2>/dev/null; then
+    [ -n "${updated:-}" ] || "${root[@]}" apt-get update -qq
     updated=1
     # RUNLEVEL: a daemon that comes with it is not started.
-    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    "${root[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
   else
     echo "tests/all.sh: '$1' is missing; install the package '$2'" >&2
     exit 1

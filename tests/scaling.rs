@@ -1,4 +1,4 @@
-//! Scaling by load: the real engine and the real keeper core in a simulated plant, the scenarios of the design with their bounds, and
+//! Scaling by load: the real engine and the real keeper core in a simulated plant: scenarios with their bounds, and
 //! laws that hold under any load.
 //!
 //! One seed, one story. `SCALING_SEED=7` replays one seed of the named tests with its trace; `SCALING_SEEDS=1000` widens them.
