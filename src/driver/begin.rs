@@ -272,6 +272,7 @@ impl Begin {
             ways,
             deadlines,
             by_hand: ByHand::default(),
+            pins: Arc::default(),
             alarm,
             files: Files::default(),
             agents,

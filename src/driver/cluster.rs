@@ -1,7 +1,11 @@
 //! The way to etcd: built from `[etcd]` and the files that it names, and again when one of them changes. Where it cannot be built every
 //! question is answered with why.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::mpsc;
 
@@ -151,11 +155,58 @@ pub(super) fn pinned(state_dir: &Path) -> Option<Pin> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Writes it down.
-pub(super) fn pin(state_dir: &Path, pin: Pin) -> Result<(), String> {
-    let text = serde_json::to_vec(&pin).map_err(|e| e.to_string())?;
-    let kept = super::state::keep(state_dir, PIN, &text);
-    kept.map_err(|e| format!("cannot write {}/{PIN}: {e}", state_dir.display()))
+const PIN: &str = "cluster.json";
+
+/// What is to be written down of that: by one thread at a time, so that the latest stays.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    wanted: Mutex<Option<Pin>>,
+    writing: Mutex<()>,
 }
 
-const PIN: &str = "cluster.json";
+impl Pins {
+    /// It is what whoever writes next writes.
+    pub(super) fn want(&self, pin: Pin) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
+    }
+
+    /// Writes what is wanted, unless somebody has meanwhile.
+    pub(super) fn write(&self, state_dir: &Path) -> Result<(), String> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pin) = wanted.take() else {
+            return Ok(());
+        };
+        drop(wanted);
+        let text = serde_json::to_vec(&pin).map_err(|e| e.to_string())?;
+        let kept = super::state::keep(state_dir, PIN, &text);
+        kept.map_err(|e| format!("cannot write {}/{PIN}: {e}", state_dir.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// A slow disk, and a pin that changes before the last one is written.
+    #[test]
+    fn the_latest_pin_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::default();
+        let pin = |revision| Pin {
+            cluster: 1,
+            epoch: 0,
+            revision,
+            forgot: false,
+        };
+        thread::scope(|scope| {
+            for revision in 1..=200 {
+                pins.want(pin(revision));
+                scope.spawn(|| pins.write(dir.path()).unwrap());
+            }
+        });
+        assert_eq!(pinned(dir.path()), Some(pin(200)));
+    }
+}

@@ -482,9 +482,10 @@ impl Driver {
     /// Which cluster we belong to is written down. Where it cannot be, the next start believes whoever answers.
     fn pin(&self, pin: Pin) {
         let state = self.settings.directories.state.clone();
-        let console = self.console.clone();
+        let (console, pins) = (self.console.clone(), self.pins.clone());
+        pins.want(pin);
         tokio::task::spawn_blocking(move || {
-            if let Err(why) = cluster::pin(&state, pin) {
+            if let Err(why) = pins.write(&state) {
                 console.say(format!("leasehold: {why}"));
             }
         });

@@ -19,7 +19,7 @@ use crate::{
         alarm::Alarm,
         begin::begin,
         boot::{self, Request},
-        cluster::Ways,
+        cluster::{Pins, Ways},
         console::Console,
         deadlines::Deadlines,
         gates::Gates,
@@ -78,6 +78,8 @@ pub(super) struct Driver {
     pub(super) ways: Ways,
     pub(super) deadlines: Deadlines,
     pub(super) by_hand: ByHand,
+    /// What is seen of the cluster, on its way to disk.
+    pub(super) pins: Arc<Pins>,
     pub(super) alarm: Alarm,
     pub(super) files: Files,
     pub(super) agents: Agents,
