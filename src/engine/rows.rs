@@ -233,7 +233,7 @@ fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Option<T> {
 mod tests {
     use super::*;
     use crate::{
-        config::spec::{HookSpec, SingletonSpec},
+        config::spec::{CronSpec, HookSpec, SingletonSpec},
         engine::{Event, gate::Pass, supervisor::Origin},
         id::Generation,
         time::{Clocks, Span},
@@ -321,6 +321,28 @@ mod tests {
             engine.step(ended, Moment(1).into(), &mut out);
             assert!(gives_back(&out), "{recover}");
         }
+    }
+
+    /// A job accounts for runs, and what is there of it counts as one.
+    #[test]
+    fn a_hook_without_a_row_is_no_run_of_a_job() {
+        let mut spec = FleetSpec::unknown(&StopRecord::default());
+        spec.cron = Some(CronSpec::of("@daily"));
+        let worker = WorkerId::new("web".parse().unwrap(), 0);
+        let hook = RowKey::Task(worker.clone(), TaskKind::PreStart);
+        let slot = (
+            RowKey::Slot(worker),
+            header(1, Process::Vacant),
+            encode(&Slot::default()),
+        );
+        let origin = Origin {
+            rows: vec![slot, (hook, header(1, alive()), Vec::new())],
+            ..Origin::of([("web", spec)])
+        };
+        let mut out = Effects::default();
+        let engine = Supervisor::new(origin, Clocks::default(), &mut out);
+        assert_eq!(kills(&out), 1);
+        assert!(engine.fleets.values().all(|fleet| fleet.live() == 0));
     }
 
     /// Its end was taken note of by the last supervisor, which died before it could drop the row.

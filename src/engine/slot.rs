@@ -415,29 +415,29 @@ impl Slot {
     ) {
         self.says_farewell = leaves && (self.gate.sought().is_some() || held.is_some());
         // The dead one had begun a start of which the row does not say, or is not believed: it is called off, and needs its lock until then.
-        let strays = prepares && !self.is_live();
-        if strays {
-            self.state = State::Preparing(Preparing::Abandoned);
+        if prepares && !self.is_live() {
+            self.kill_hook(TaskKind::PreStart, desk);
+            // Of a job it is no run, and what is there counts as one.
+            if desk.spec.cron.is_none() {
+                self.state = State::Preparing(Preparing::Abandoned);
+            }
         }
         self.resume_gate(held, desk);
-        self.resume(header, prepares || leaves, desk);
-        if strays {
-            self.kill_hook(TaskKind::PreStart, desk);
-        }
+        self.resume(header, (prepares, leaves), desk);
     }
 
     /// Asks again for what only the dead supervisor was waiting for.
-    fn resume(&mut self, header: &Header, hook_runs: bool, desk: &mut Desk<'_>) {
+    fn resume(&mut self, header: &Header, (prepares, leaves): (bool, bool), desk: &mut Desk<'_>) {
         match self.state {
-            State::Preparing(Preparing::Hook) if !hook_runs => self.restart_preparation(desk),
+            State::Preparing(Preparing::Hook) if !prepares => self.restart_preparation(desk),
             State::Preparing(Preparing::Environment { .. }) => self.read_environment(desk),
-            State::Preparing(Preparing::Abandoned) if !hook_runs => self.state = State::Vacant,
+            State::Preparing(Preparing::Abandoned) if !prepares => self.state = State::Vacant,
             State::Spawning
                 if header.process == Process::Vacant && header.generation == self.generation =>
             {
                 self.read_environment(desk);
             }
-            State::PreStop { .. } if !hook_runs => self.signal_stop(desk),
+            State::PreStop { .. } if !leaves => self.signal_stop(desk),
             State::Starting { .. } | State::Running { .. } => {
                 if let Process::Alive(alive) = header.process {
                     self.process = Some(alive);
