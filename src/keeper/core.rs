@@ -57,6 +57,18 @@ struct Row {
     kill_at: Option<Moment>,
 }
 
+impl Row {
+    /// Is its leader there, as far as is known?
+    fn lives(&self) -> bool {
+        matches!(self.header.process, Process::Alive(_))
+    }
+
+    /// Is anything of it there?
+    fn is_busy(&self) -> bool {
+        self.lives() || matches!(self.header.process, Process::Clearing(_))
+    }
+}
+
 /// All rows, and what of them the supervisor has not been told yet.
 #[derive(Clone, Debug, Default)]
 pub struct Core {
@@ -224,7 +236,7 @@ impl Core {
             return false;
         };
         let row = self.rows.get(&RowKey::Slot(worker.clone()));
-        row.is_some_and(|row| matches!(row.header.process, Process::Alive(_)))
+        row.is_some_and(Row::lives)
     }
 
     /// Kills the hook that ran before a worker's end, if that is not to run after it.
@@ -232,9 +244,7 @@ impl Core {
         let RowKey::Slot(worker) = key else { return };
         let hook = RowKey::Task(worker.clone(), TaskKind::PreStop);
         let row = self.rows.get(&hook);
-        if row.is_some_and(|row| {
-            row.ends_with_worker && matches!(row.header.process, Process::Alive(_))
-        }) {
+        if row.is_some_and(|row| row.ends_with_worker && row.lives()) {
             self.kill(&hook, now, kernel);
         }
     }
@@ -332,11 +342,9 @@ impl Core {
 
     /// Rows with a process, for people and for the end.
     pub fn occupied(&self) -> impl Iterator<Item = (&RowKey, &Header)> {
-        let busy =
-            |row: &&Row| matches!(row.header.process, Process::Alive(_) | Process::Clearing(_));
         self.rows
             .iter()
-            .filter(move |(_, row)| busy(row))
+            .filter(|(_, row)| row.is_busy())
             .map(|(key, row)| (key, &row.header))
     }
 
@@ -344,10 +352,8 @@ impl Core {
     pub fn deadline(&self) -> Option<Moment> {
         let alone = self.alone;
         let waits = self.rows.values().flat_map(|row| {
-            let lives = matches!(row.header.process, Process::Alive(_));
-            let is_there = lives || matches!(row.header.process, Process::Clearing(_));
-            let deadline = row.deadline.filter(|_| is_there);
-            [deadline, row.kill_at.filter(|_| alone && lives)]
+            let deadline = row.deadline.filter(|_| row.is_busy());
+            [deadline, row.kill_at.filter(|_| alone && row.lives())]
         });
         waits.flatten().min()
     }
@@ -355,13 +361,11 @@ impl Core {
     /// Ends what has outlived its deadline.
     pub fn tick(&mut self, now: Moment, kernel: &mut impl Kernel) {
         for (key, row) in &mut self.rows {
-            let lives = matches!(row.header.process, Process::Alive(_));
             let late = |at: Option<Moment>| at.is_some_and(|at| at <= now);
-            let is_there = lives || matches!(row.header.process, Process::Clearing(_));
-            if is_there && late(row.deadline) {
+            if row.is_busy() && late(row.deadline) {
                 row.deadline = Some(now.after(KILL_AGAIN));
                 kernel.kill(key);
-            } else if lives && self.alone && late(row.kill_at) {
+            } else if row.lives() && self.alone && late(row.kill_at) {
                 row.kill_at = None;
                 kernel.kill(key);
             }
@@ -380,12 +384,10 @@ impl Core {
             return;
         }
         self.alone = true;
-        let busy =
-            |row: &Row| matches!(row.header.process, Process::Alive(_) | Process::Clearing(_));
         let Some(rank) = self
             .rows
             .values()
-            .filter(|row| busy(row))
+            .filter(|row| row.is_busy())
             .map(|row| row.header.stop.rank)
             .max()
         else {
@@ -393,7 +395,7 @@ impl Core {
         };
         let kill = self.asked.stopping == Stopping::Kill;
         for (key, row) in &mut self.rows {
-            if !matches!(row.header.process, Process::Alive(_)) {
+            if !row.lives() {
                 continue;
             }
             let StopRecord {
@@ -424,10 +426,7 @@ impl Core {
     }
 
     fn drop_row(&mut self, key: &RowKey) {
-        let busy = self.rows.get(key).is_some_and(|row| {
-            matches!(row.header.process, Process::Alive(_) | Process::Clearing(_))
-        });
-        if !busy {
+        if !self.rows.get(key).is_some_and(Row::is_busy) {
             self.rows.remove(key);
             self.dirty.remove(key);
         }
@@ -442,16 +441,13 @@ impl Core {
     }
 
     fn leads(&self, key: &RowKey, generation: Generation) -> bool {
-        self.rows.get(key).is_some_and(|row| {
-            row.header.generation == generation && matches!(row.header.process, Process::Alive(_))
-        })
+        let row = self.rows.get(key);
+        row.is_some_and(|row| row.header.generation == generation && row.lives())
     }
 
     fn lives(&self, key: &RowKey, generation: Generation) -> bool {
-        self.rows.get(key).is_some_and(|row| {
-            row.header.generation == generation
-                && matches!(row.header.process, Process::Alive(_) | Process::Clearing(_))
-        })
+        let row = self.rows.get(key);
+        row.is_some_and(|row| row.header.generation == generation && row.is_busy())
     }
 }
 

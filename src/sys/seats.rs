@@ -664,7 +664,7 @@ mod tests {
         assert_eq!(reports[0].state, SeatState::Fired { late });
         worker.child.wait().unwrap();
         assert_eq!(fired(seats, until), [], "it fires once");
-        assert!(!worker.hold.as_ref().unwrap().place().stands());
+        assert!(!worker.hold.as_ref().unwrap().seat().is_armed());
         assert_eq!(seats.disarm(1, 7).state, reports[0].state, "occupied");
         worker.hold = None;
         assert_eq!(worker.page(), Contents::OVER);
